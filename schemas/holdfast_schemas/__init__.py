@@ -1,0 +1,48 @@
+"""The wire contract of Holdfast: what is in each topic, in Redis and in the headers."""
+
+from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime, utc_now
+from holdfast_schemas.control import (
+    Action,
+    AuditRecord,
+    Command,
+    ControlRecord,
+    Outcome,
+    Tally,
+    parse_control,
+)
+from holdfast_schemas.incident import Incident, IncidentAction, IncidentSeverity, IncidentStatus, Sample
+from holdfast_schemas.prediction import Prediction
+from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
+from holdfast_schemas.topics import TOPICS, Topic
+from holdfast_schemas.verdict import Finding, Header, Severity, Verdict
+
+__all__ = [
+    "TOPICS",
+    "Action",
+    "AuditRecord",
+    "Command",
+    "Contract",
+    "ControlRecord",
+    "Finding",
+    "Header",
+    "Incident",
+    "IncidentAction",
+    "IncidentSeverity",
+    "IncidentStatus",
+    "Name",
+    "NonEmpty",
+    "Outcome",
+    "Prediction",
+    "Route",
+    "RouteState",
+    "Sample",
+    "Severity",
+    "Tally",
+    "Topic",
+    "UtcTime",
+    "Verdict",
+    "parse_control",
+    "redis_route_key",
+    "redis_state_key",
+    "utc_now",
+]

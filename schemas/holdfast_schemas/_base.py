@@ -1,0 +1,29 @@
+"""What all contract models share: frozen, strict, and RFC 3339 UTC on the wire."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
+
+
+class Contract(BaseModel):
+    """A frozen, strict value; a key that the contract does not name is refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def to_json(self) -> bytes:
+        """The record's bytes: UTF-8 JSON, optional members left out when absent."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+"""An aware time, normalised to UTC; `2026-11-24T10:00:00Z` on the wire."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$")]
+"""A model or version name: it becomes part of Redis keys and metric labels, so braces and spaces are out."""
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,111 @@
+"""What `holdfast.control` and `holdfast.audit` carry: tallies, commands, and the outcome of each decision."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime
+from holdfast_schemas.incident import Sample
+
+Count = Annotated[int, Field(ge=0)]
+MAX_TALLY_ENTITIES = 32
+
+
+class Tally(Contract):
+    """What one guard saw of one model version in one batch; written in the transaction of its verdicts."""
+
+    type: Literal["tally"] = "tally"
+    model: Name
+    model_version: Name
+    policy: str
+    """`pricing@<12 hex digits of the policy's content>`"""
+    at: UtcTime
+    """The guard's clock when it judged the batch."""
+    worker: str
+    partition: Count
+    """The partition of the predictions."""
+    first_offset: Count
+    last_offset: Count
+    seen: Count
+    approved: Count
+    blocked: Count
+    failed: Count
+    """Predictions blocked by an enforced check of severity `error` or `critical`: what the breaker counts.
+    Outputs blocked because of a fence or a hold are in `blocked` only."""
+    critical: Count = 0
+    """Of `failed`, those that a `critical` check failed."""
+    blocked_by_check: dict[str, int] = {}
+    shadow_by_check: dict[str, int] = {}
+    """Failures that did not block, because of shadow mode or severity."""
+    unknown_by_check: dict[str, int] = {}
+    entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
+    """Distinct entities among `failed`, at most 32."""
+    first_blocked_at: UtcTime | None = None
+    """Kafka timestamp of the first blocked prediction."""
+    samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
+
+
+class Action(StrEnum):
+    PROMOTE = "promote"
+    PIN = "pin"
+    UNPIN = "unpin"
+    ROLLBACK = "rollback"
+    HOLD = "hold"
+    RESUME = "resume"
+    FENCE = "fence"
+    UNFENCE = "unfence"
+    ACKNOWLEDGE = "acknowledge"
+    RESOLVE = "resolve"
+
+
+class Command(Contract):
+    """What a person or a pipeline asks for; `actor` and `reason` are never empty."""
+
+    type: Literal["command"] = "command"
+    command_id: NonEmpty
+    model: Name
+    action: Action
+    version: Name | None = None
+    incident_id: str | None = None
+    """For `acknowledge` and `resolve`; without it the open incident of `version` is meant."""
+    actor: NonEmpty
+    reason: NonEmpty
+    expires_at: UtcTime | None = None
+    """When a pin, a hold or an unfence ends by itself."""
+
+
+ControlRecord = Annotated[Tally | Command, Field(discriminator="type")]
+_CONTROL: TypeAdapter[Tally | Command] = TypeAdapter(ControlRecord)
+
+
+def parse_control(value: bytes) -> Tally | Command:
+    """Parse one record of `holdfast.control`. Raises pydantic.ValidationError."""
+    return _CONTROL.validate_json(value)
+
+
+class Outcome(StrEnum):
+    APPLIED = "applied"
+    REFUSED = "refused"
+
+
+class AuditRecord(Contract):
+    """A record of `holdfast.audit`, keyed by model: one command's outcome, or one automatic decision."""
+
+    audit_id: str
+    at: UtcTime
+    model: Name
+    actor: str
+    """The person or pipeline; `holdfast` for automatic decisions."""
+    action: str
+    """A command's action, or `trip`, `earned_good`, `expired`, `incident_opened`."""
+    version: str | None = None
+    outcome: Outcome
+    reason: str
+    """Why it was asked for; for an automatic decision, what caused it."""
+    detail: str
+    """What happened, or why it was refused and what to do instead."""
+    command_id: str | None = None
+    incident_id: str | None = None
+    epoch: int
+    """The model's epoch after the decision."""

@@ -1,0 +1,69 @@
+"""An incident: a version was found bad, and what was done about it."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from holdfast_schemas._base import Contract, Name, UtcTime
+from holdfast_schemas.verdict import Finding
+
+
+class IncidentStatus(StrEnum):
+    TRIGGERED = "triggered"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+class IncidentSeverity(StrEnum):
+    CRITICAL = "critical"
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+class IncidentAction(StrEnum):
+    SWITCHED = "switched"
+    """The bad version was active; the route moved to `routed_to`."""
+    FENCED = "fenced"
+    """The bad version was not active; the route stayed."""
+    HELD = "held"
+    """No version may serve."""
+
+
+class Sample(Contract):
+    """One blocked prediction, kept as evidence."""
+
+    source: str
+    """`topic/partition/offset` of the prediction."""
+    prediction: Any
+    """The prediction as it came; text where it is not JSON."""
+    findings: tuple[Finding, ...]
+
+
+class Incident(Contract):
+    """A record of `holdfast.incidents`, keyed by `incident_id`; each update is a full record."""
+
+    incident_id: str
+    dedup_key: str
+    """`holdfast/<model>/<version>`"""
+    status: IncidentStatus
+    severity: IncidentSeverity
+    model: Name
+    bad_version: Name
+    routed_to: Name | None = None
+    action: IncidentAction
+    opened_at: UtcTime
+    first_blocked_at: UtcTime | None = None
+    """When the first blocked prediction was written to Kafka."""
+    switched_at: UtcTime | None = None
+    acknowledged_at: UtcTime | None = None
+    acknowledged_by: str | None = None
+    resolved_at: UtcTime | None = None
+    resolved_by: str | None = None
+    seen: Annotated[int, Field(ge=0)]
+    blocked: Annotated[int, Field(ge=0)]
+    blocked_by_check: dict[str, int]
+    samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
+    policy: str
+    runbook_url: str

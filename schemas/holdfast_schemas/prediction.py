@@ -1,0 +1,35 @@
+"""A prediction: one output of a model for one entity."""
+
+from typing import Any, Self
+
+from pydantic import ConfigDict, model_validator
+
+from holdfast_schemas._base import Contract, NonEmpty, UtcTime
+
+
+class Prediction(Contract):
+    """A record of the topic `predictions`; the record's key is `entity_id`.
+
+    Members that are not named here pass through Holdfast untouched.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+    prediction_id: NonEmpty
+    model: NonEmpty
+    model_version: NonEmpty
+    entity_id: NonEmpty
+    value: float | None = None
+    """The output, in the unit of the model (a price in `currency`, a score, …)."""
+    outputs: dict[str, float | list[float]] | None = None
+    """Several outputs: name to number, or to a list of numbers such as a probability vector."""
+    currency: str | None = None
+    predicted_at: UtcTime | None = None
+    segment: str | None = None
+    features: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_an_output(self) -> Self:
+        if self.value is None and self.outputs is None:
+            raise ValueError("a prediction needs `value` or `outputs`")
+        return self

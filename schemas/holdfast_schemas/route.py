@@ -1,0 +1,53 @@
+"""The route of a model: which version serves."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from holdfast_schemas._base import Contract, Name, UtcTime
+
+
+class RouteState(StrEnum):
+    AUTO = "auto"
+    PINNED = "pinned"
+    """A person chose the version; automatic switching is off."""
+    HELD = "held"
+    """No version may serve: everything is blocked."""
+
+
+class Route(Contract):
+    """A record of the compacted topic `holdfast.routes`, keyed by model: the truth about one model's route."""
+
+    model: Name
+    version: Name | None = None
+    """The active version; absent while held, and until a first version is promoted."""
+    epoch: Annotated[int, Field(ge=0)]
+    """The fencing token: it rises with every record of this model."""
+    state: RouteState
+    last_good: Name | None = None
+    """Where a trip of the active version would move the route now."""
+    reason: str
+    incident_id: str | None = None
+    actor: str
+    since: UtcTime
+    fenced: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _held_routes_have_no_version(self) -> Self:
+        if self.state is RouteState.HELD and self.version is not None:
+            raise ValueError("a held route has no version")
+        return self
+
+
+def redis_route_key(model: str) -> str:
+    """The string with the active version; the braces keep a model's keys in one slot of Redis Cluster."""
+    return f"holdfast:{{{model}}}:route"
+
+
+def redis_state_key(model: str) -> str:
+    """The hash with `version, epoch, state, last_good, reason, incident_id, actor, since`."""
+    return f"holdfast:{{{model}}}:state"
+
+
+REDIS_CHANNEL = "holdfast:routes"

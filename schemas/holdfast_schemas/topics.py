@@ -1,0 +1,121 @@
+"""The table of topics: who writes what to whom, and with which settings they are created."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from holdfast_schemas._base import Contract
+from holdfast_schemas.control import AuditRecord, Command, Tally
+from holdfast_schemas.incident import Incident
+from holdfast_schemas.prediction import Prediction
+from holdfast_schemas.route import Route
+
+MIB = 1024 * 1024
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. `like_predictions` ones have as many partitions as `predictions`: order per key survives."""
+
+    role: str
+    default_name: str
+    key: str
+    messages: tuple[type[Contract], ...]
+    producer: str
+    consumer: str
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention_ms: int = 7 * 24 * HOUR_MS
+    partitions: Literal["predictions", "control"] | int = "predictions"
+    max_message_bytes: int = 4 * MIB
+    """Above the 1 MiB of predictions, so that a record still fits with our headers."""
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The topic's configuration, as Kafka names it.
+
+        `compression.type=uncompressed` makes the broker unpack what producers send: a batch that unpacks to
+        more than `max.message.bytes` is refused there, and never reaches a worker's memory.
+        """
+        retention = {} if self.cleanup == "compact" else {"retention.ms": str(self.retention_ms)}
+        return {
+            "cleanup.policy": self.cleanup,
+            "compression.type": "uncompressed",
+            "max.message.bytes": str(self.max_message_bytes),
+            **retention,
+            **self.extra,
+        }
+
+
+_COMPACTED = {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(HOUR_MS)}
+
+TOPICS: dict[str, Topic] = {
+    topic.role: topic
+    for topic in (
+        Topic(
+            "predictions",
+            "predictions",
+            "entity_id",
+            (Prediction,),
+            "model servers",
+            "guard",
+            max_message_bytes=MIB,
+        ),
+        Topic(
+            "approved", "predictions.approved", "entity_id", (Prediction,), "guard", "downstream consumers"
+        ),
+        Topic("blocked", "predictions.blocked", "entity_id", (Prediction,), "guard", "people, release"),
+        Topic("malformed", "predictions.malformed", "as it came", (), "guard", "people"),
+        Topic(
+            "control",
+            "holdfast.control",
+            "model",
+            (Tally, Command),
+            "guard, api, command line",
+            "switch",
+            partitions="control",
+        ),
+        Topic(
+            "state",
+            "holdfast.state",
+            "model",
+            (),
+            "switch",
+            "switch",
+            cleanup="compact",
+            partitions="control",
+            extra=_COMPACTED,
+        ),
+        Topic(
+            "routes",
+            "holdfast.routes",
+            "model",
+            (Route,),
+            "switch",
+            "guard, api",
+            cleanup="compact",
+            partitions=1,
+            extra=_COMPACTED,
+        ),
+        Topic(
+            "incidents",
+            "holdfast.incidents",
+            "incident_id",
+            (Incident,),
+            "switch",
+            "notify, api",
+            retention_ms=90 * 24 * HOUR_MS,
+            partitions=1,
+        ),
+        Topic(
+            "audit",
+            "holdfast.audit",
+            "model",
+            (AuditRecord,),
+            "switch",
+            "api, command line",
+            retention_ms=365 * 24 * HOUR_MS,
+            partitions=1,
+        ),
+    )
+}
