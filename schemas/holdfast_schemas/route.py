@@ -17,7 +17,7 @@ class RouteState(StrEnum):
 
 
 class Route(Contract):
-    """A record of the compacted topic `holdfast.routes`, keyed by model: the truth about one model's route."""
+    """A record of the compacted topic `holdfast.routes`, keyed by model: the truth about its route."""
 
     model: Name
     version: Name | None = None

@@ -61,9 +61,7 @@ TOPICS: dict[str, Topic] = {
             "guard",
             max_message_bytes=MIB,
         ),
-        Topic(
-            "approved", "predictions.approved", "entity_id", (Prediction,), "guard", "downstream consumers"
-        ),
+        Topic("approved", "predictions.approved", "entity_id", (Prediction,), "guard", "downstream consumers"),
         Topic("blocked", "predictions.blocked", "entity_id", (Prediction,), "guard", "people, release"),
         Topic("malformed", "predictions.malformed", "as it came", (), "guard", "people"),
         Topic(

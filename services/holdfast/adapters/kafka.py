@@ -1,0 +1,545 @@
+"""The transactional loop: consume, process, produce and commit offsets, all or nothing, by partition.
+
+Each assigned partition has a lane of its own: one task, one producer. The producer's transactional id is made
+of the group and the partition, so that whoever is assigned the partition next fences the one before: aiokafka
+sends no group generation with the offsets, hence the group alone would not.
+
+A lane opens by (1) starting its producer, which ends whatever transaction its predecessor left, (2) reading
+the committed offset, only now, and seeking there, (3) letting its work restore what it remembers. Then, batch
+by batch: fetch, process, write, await every acknowledgement, offsets, commit. On any error the producer is
+thrown away, since the outcome of its transaction may be unknown, and the lane opens again from the committed
+offset.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.structs import ConsumerRecord
+
+from holdfast.settings import KafkaSettings, Settings
+from holdfast_schemas import TOPICS
+
+log = structlog.get_logger("holdfast.kafka")
+
+Headers = list[tuple[str, bytes]]
+MAX_BATCH_BYTES = 900_000
+"""Under the 1 MiB that brokers accept by default."""
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+STOP_WITHIN = 7.0
+"""Seconds that a lane gets to end its batch; supervisors kill after ten."""
+
+
+class KafkaUnavailable(Exception):  # noqa: N818  it reads as the state it reports
+    """Kafka cannot be used as configured; the message says why, and what to do."""
+
+
+Out = tuple[int | None, bytes | None, bytes | None, Headers]
+"""One record to write: timestamp (ms since the epoch; None: now), key, value, headers."""
+
+
+class Write(NamedTuple):
+    topic: str
+    partition: int
+    records: Sequence[Out]
+
+
+class Work(Protocol):
+    """What a lane does with its partition."""
+
+    async def restore(self) -> None:
+        """Called before the first batch, and again whenever the lane opens anew."""
+
+    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+        """Decide what to write for these records; called with none on a tick. Changes nothing for good."""
+
+    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+        """What to write for a record that `process` failed on three times."""
+
+    async def committed(self) -> None:
+        """The last `process` stands: take over what it changed."""
+
+    def closed(self) -> None:
+        """The partition is no longer this worker's."""
+
+
+class ReopenLane(Exception):  # noqa: N818  a request, not a failure
+    """Raised by `process` when the work must be restored before it can go on."""
+
+
+class _Lane:
+    def __init__(self, loop: "TransactionalLoop", tp: TopicPartition) -> None:
+        self.loop, self.tp = loop, tp
+        self.state = "opening"  # then `running`, or `failing` until it opens again
+        self.work = loop.open_work(tp.partition)
+        self.producer: AIOKafkaProducer | None = None
+        self.stopping = False
+        self.waiting = False
+        self.offset = 0
+        self.task = asyncio.create_task(self._run(), name=f"lane-{tp.topic}-{tp.partition}")
+
+    async def stop(self, within: float) -> None:
+        """End after the batch in flight; cut it off after `within` seconds, which aborts its transaction."""
+        self.stopping = True
+        if self.waiting:
+            self.task.cancel()
+        done, _ = await asyncio.wait([self.task], timeout=within)
+        if not done:
+            self.task.cancel()
+            await asyncio.wait([self.task], timeout=1)
+
+    async def _run(self) -> None:
+        failing_since: float | None = None
+        delay = 0.1
+        try:
+            while not self.stopping:
+                try:
+                    await self._open()
+                    while not self.stopping:
+                        self.state = "running"
+                        await self._turn()
+                        failing_since, delay = None, 0.1
+                except ReopenLane:
+                    await self._discard_producer()
+                    continue
+                except ProducerFenced:
+                    # Another worker has the partition: its rebalance will reach this one too.
+                    log.warning("partition taken over by another worker", partition=self.tp.partition)
+                except OffsetOutOfRangeError:
+                    raise KafkaUnavailable(
+                        f"Records of {self.tp.topic}/{self.tp.partition} from offset {self.offset} on were "
+                        "removed before they were checked. Lengthen the topic's retention, and set the offset "
+                        f"of group {self.loop.group} to where checking shall go on."
+                    ) from None
+                except Exception as error:
+                    now = time.monotonic()
+                    failing_since = failing_since or now
+                    log.warning(
+                        "partition failed, nothing of its batch was published",
+                        partition=self.tp.partition,
+                        error=describe(error),
+                        retry_in_s=delay,
+                    )
+                    if now - failing_since > self.loop.give_up_after.total_seconds():
+                        raise
+                if self.stopping:
+                    break
+                self.state = "failing"
+                await self._discard_producer()
+                self.waiting = True
+                await asyncio.sleep(delay)
+                self.waiting = False
+                delay = min(delay * 2, 5.0)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            self.state = "failing"
+            self.loop.fail(error)
+        finally:
+            self.work.closed()
+            await self._discard_producer()
+
+    async def _open(self) -> None:
+        self.state = "opening"
+        self.waiting = True
+        self.producer = self.loop.make_producer(self.tp)
+        await self.producer.start()
+        consumer = self.loop.consumer
+        committed = await consumer.committed(self.tp)
+        if committed is None:
+            await consumer.seek_to_beginning(self.tp)
+            self.offset = await consumer.position(self.tp)
+        else:
+            consumer.seek(self.tp, committed)
+            self.offset = committed
+        await self.work.restore()
+
+    async def _turn(self) -> None:
+        self.waiting = True
+        if self.stopping:
+            return
+        fetched = await self.loop.consumer.getmany(
+            self.tp, timeout_ms=self.loop.poll_ms, max_records=self.loop.max_records
+        )
+        self.waiting = False
+        records: list[ConsumerRecord] = fetched.get(self.tp, [])
+        if records:
+            self.offset = records[0].offset
+        try:
+            writes = self.work.process(records)
+        except ReopenLane:
+            raise
+        except Exception as error:
+            log.exception("processing failed, going record by record", partition=self.tp.partition)
+            await self._one_by_one(records, error)
+            return
+        if records or writes:
+            await self._publish(writes, records[-1].offset + 1 if records else None)
+            await self.work.committed()
+
+    async def _one_by_one(self, records: Sequence[ConsumerRecord], error: Exception) -> None:
+        """Find the record that cannot be processed, and put it aside after three attempts."""
+        if not records:
+            raise error
+        for record in records:
+            writes = None
+            for _ in range(3):
+                try:
+                    writes = self.work.process([record])
+                    break
+                except Exception as failure:
+                    error = failure
+            if writes is None:
+                writes = self.work.poison(record, error)
+                await self._publish(writes, record.offset + 1)
+            else:
+                await self._publish(writes, record.offset + 1)
+                await self.work.committed()
+            if self.stopping:
+                return
+
+    async def _publish(self, writes: Iterable[Write], next_offset: int | None) -> None:
+        producer = self.producer
+        assert producer is not None  # noqa: S101  _open ran
+        offsets = {} if next_offset is None else {self.tp: next_offset}
+        if self.loop.exactly_once:
+            await producer.begin_transaction()
+            await send_all(producer, writes)
+            if offsets:
+                await producer.send_offsets_to_transaction(offsets, self.loop.group)
+            await producer.commit_transaction()
+        else:
+            await send_all(producer, writes)
+            if offsets:
+                await self.loop.consumer.commit(offsets)
+        if next_offset is not None:
+            self.offset = next_offset
+
+    async def _discard_producer(self) -> None:
+        producer, self.producer = self.producer, None
+        if producer is None:
+            return
+        with contextlib.suppress(Exception):
+            # Only where the transaction is known to be open and healthy; else the next init ends it.
+            if self.loop.exactly_once and producer._txn_manager.is_in_transaction():
+                await asyncio.wait_for(producer.abort_transaction(), 1.0)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(producer.stop(), 1.0)
+
+
+async def send_all(producer: AIOKafkaProducer, writes: Iterable[Write]) -> None:
+    """Write all records and wait until the broker has every one. Raises what the first failed one raised."""
+    futures: list[asyncio.Future[Any]] = []
+    for topic, partition, records in writes:
+        batch = producer.create_batch()
+        for timestamp, key, value, headers in records:
+            if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+                batch.close()
+                futures.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = producer.create_batch()
+                batch.append(timestamp=timestamp, key=key, value=value, headers=headers)
+        if batch.record_count():
+            batch.close()
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+    # commit_transaction() would return normally although a batch failed.
+    if futures:
+        done, _ = await asyncio.wait(futures)
+        for future in done:
+            future.result()
+
+
+class TransactionalLoop:
+    """Runs `open_work(partition)` for each partition of `topic` that the group assigns to this process."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        topic: str,
+        group: str,
+        worker: str,
+        open_work: Callable[[int], Work],
+        exactly_once: bool = True,
+        poll_ms: int = 200,
+        max_records: int = 5000,
+        give_up_after: timedelta = timedelta(minutes=5),
+        on_assigned: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.kafka, self.topic, self.group, self.worker = kafka, topic, group, worker
+        self.open_work, self.exactly_once = open_work, exactly_once
+        self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
+        self.lanes: dict[TopicPartition, _Lane] = {}
+        self.error: Exception | None = None
+        self.joined = False
+        self._ended = asyncio.Event()
+        self._on_assigned = on_assigned
+        self.consumer = AIOKafkaConsumer(
+            group_id=group,
+            client_id=worker,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=2 * 1024 * 1024,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=1_000,
+            # The lanes poll on their own; a slow batch must not throw the worker out of the group.
+            max_poll_interval_ms=600_000,
+            metadata_max_age_ms=30_000,
+            **kafka.client_options(),
+        )
+
+    def make_producer(self, tp: TopicPartition) -> AIOKafkaProducer:
+        options: dict[str, Any] = {"enable_idempotence": True}
+        if self.exactly_once:
+            options = {
+                "transactional_id": f"{self.group}-{tp.topic}-{tp.partition}",
+                "transaction_timeout_ms": 60_000,
+            }
+        return AIOKafkaProducer(
+            client_id=f"{self.worker}-{tp.partition}",
+            max_batch_size=MAX_BATCH_BYTES,
+            max_request_size=MAX_REQUEST_BYTES,
+            linger_ms=0,
+            acks="all",
+            **options,
+            **self.kafka.client_options(),
+        )
+
+    async def start(self) -> None:
+        """Join the group. Raises KafkaUnavailable."""
+        try:
+            await self.consumer.start()
+        except KafkaError as error:
+            raise KafkaUnavailable(unreachable(self.kafka, error)) from None
+        self.consumer.subscribe([self.topic], listener=_Listener(self))
+        self._watch = asyncio.create_task(self._watch_assignment())
+
+    async def _watch_assignment(self) -> None:
+        # Errors of the group (no access, a deleted topic) surface only through a fetch.
+        while not self._ended.is_set():
+            await asyncio.sleep(1.0)
+            coordination = getattr(self.consumer._coordinator, "_coordination_task", None)
+            if coordination is not None and coordination.done() and not coordination.cancelled():
+                failure = coordination.exception()
+                if failure is not None:
+                    self.fail(failure if isinstance(failure, Exception) else RuntimeError(str(failure)))
+
+    async def run(self) -> None:
+        """Return after stop(); raise the error that stopped a lane for good."""
+        await self._ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    def fail(self, error: Exception) -> None:
+        log.error("stopped on an error", error=describe(error))
+        self.error = self.error or error
+        self._ended.set()
+
+    def not_ready(self) -> str | None:
+        """Why this worker does not do its work, or None when it does."""
+        if self.error is not None:
+            return f"stopped on an error: {describe(self.error)}"
+        if not self.joined:
+            return "waiting for the group to assign partitions"
+        idle = sorted((tp.partition, lane.state) for tp, lane in self.lanes.items() if lane.state != "running")
+        return f"partitions not running: {', '.join(f'{p} {state}' for p, state in idle)}" if idle else None
+
+    async def stop(self) -> None:
+        """Finish the batches in flight and leave the group."""
+        self._ended.set()
+        watch = getattr(self, "_watch", None)
+        if watch is not None:
+            watch.cancel()
+        await self.close_lanes(list(self.lanes), STOP_WITHIN)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.consumer.stop(), 1.5)
+
+    async def close_lanes(self, partitions: Iterable[TopicPartition], within: float) -> None:
+        closing = [lane for tp in partitions if (lane := self.lanes.pop(tp, None)) is not None]
+        if closing:
+            await asyncio.gather(*(lane.stop(within) for lane in closing))
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, loop: TransactionalLoop) -> None:
+        self._loop = loop
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._loop.joined = False
+        await self._loop.close_lanes(list(self._loop.lanes), STOP_WITHIN)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        if self._loop._ended.is_set():
+            return
+        for tp in assigned:
+            self._loop.lanes[tp] = _Lane(self._loop, tp)
+        self._loop.joined = True
+        log.info("partitions assigned", topic=self._loop.topic, partitions=sorted(tp.partition for tp in assigned))
+
+
+def partition_for(key: str, partitions: int) -> int:
+    """The partition that every Kafka client's default partitioner (murmur2) gives `key`."""
+    everyone = list(range(partitions))
+    return int(DefaultPartitioner()(key.encode(), everyone, everyone))
+
+
+async def read_to_end(
+    kafka: KafkaSettings,
+    partitions: Sequence[TopicPartition],
+    on_records: Callable[[Sequence[ConsumerRecord]], None],
+    *,
+    tail: int | None = None,
+) -> dict[TopicPartition, int]:
+    """Read committed records up to the end as it is now; return the offset after it, per partition.
+
+    `tail` bounds how many offsets are read of each partition, from its end.
+    """
+    consumer = reader(kafka)
+    await consumer.start()
+    try:
+        consumer.assign(list(partitions))
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
+        left = set()
+        for tp in partitions:
+            start = starts[tp] if tail is None else max(starts[tp], ends[tp] - tail)
+            consumer.seek(tp, start)
+            if start < ends[tp]:
+                left.add(tp)
+        while left:
+            batches = await consumer.getmany(*left, timeout_ms=200)
+            for records in batches.values():
+                on_records(records)
+            # A transaction's markers take offsets too, and may be the last thing in the partition.
+            left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+        return ends
+    finally:
+        await consumer.stop()
+
+
+def reader(kafka: KafkaSettings, **options: Any) -> AIOKafkaConsumer:
+    """A consumer outside of any group that sees only committed records."""
+    return AIOKafkaConsumer(
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=4 * 1024 * 1024,
+        **{**kafka.client_options(), **options},
+    )
+
+
+async def partitions_of(kafka: KafkaSettings, topic: str) -> int:
+    """How many partitions a topic has. Raises KafkaUnavailable."""
+    return (await describe_topics(kafka, [topic]))[topic]
+
+
+async def describe_topics(kafka: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """Partition count by topic. Raises KafkaUnavailable when Kafka cannot be reached or a topic is missing."""
+    admin = AIOKafkaAdminClient(request_timeout_ms=10_000, **kafka.client_options())
+    try:
+        await admin.start()
+        found = {t["topic"]: t for t in await admin.describe_topics(list(topics))}
+    except (KafkaError, OSError) as error:
+        raise KafkaUnavailable(unreachable(kafka, error)) from None
+    finally:
+        await admin.close()
+    counts: dict[str, int] = {}
+    for topic in topics:
+        entry = found.get(topic)
+        if entry is None or entry["error_code"]:
+            missing = entry is None or entry["error_code"] == UnknownTopicOrPartitionError.errno
+            reason = "does not exist" if missing else f"answers {for_code(entry['error_code']).__name__}"
+            raise KafkaUnavailable(f"The topic {topic} {reason}. Create the topics with: holdfast topics create")
+        counts[topic] = len(entry["partitions"])
+    return counts
+
+
+async def check_topics(settings: Settings, roles: Iterable[str]) -> dict[str, int]:
+    """Partition count by role, once every needed topic is there and the counts fit. Raises KafkaUnavailable."""
+    names = {role: getattr(settings.topics, role) for role in roles}
+    counts = await describe_topics(settings.kafka, list(names.values()))
+    by_role = {role: counts[name] for role, name in names.items()}
+    for role in names:
+        base = TOPICS[role].partitions
+        if isinstance(base, str) and base in by_role and by_role[role] != by_role[base]:
+            raise KafkaUnavailable(
+                f"The topic {names[role]} has {by_role[role]} partitions and {names[base]} has {by_role[base]}. "
+                f"Give {names[role]} {by_role[base]} too: order per key depends on equal numbers."
+            )
+    return by_role
+
+
+async def create_topics(settings: Settings) -> dict[str, str]:
+    """Create what is missing, with the settings of the table. Returns `created` or `exists` by topic name."""
+    admin = AIOKafkaAdminClient(request_timeout_ms=30_000, **settings.kafka.client_options())
+    result: dict[str, str] = {}
+    try:
+        await admin.start()
+        sizes = {
+            "predictions": settings.topic_settings.partitions,
+            "control": settings.topic_settings.control_partitions,
+        }
+        existing = set(await admin.list_topics())
+        if settings.topics.predictions in existing:
+            described = await admin.describe_topics([settings.topics.predictions])
+            sizes["predictions"] = len(described[0]["partitions"])
+        for role, topic in TOPICS.items():
+            name = getattr(settings.topics, role)
+            if name in existing:
+                result[name] = "exists"
+                continue
+            size = sizes[topic.partitions] if isinstance(topic.partitions, str) else topic.partitions
+            new = NewTopic(name, size, settings.topic_settings.replication_factor, topic_configs=topic.settings)
+            try:
+                await create_topic(admin, new)
+                result[name] = "created"
+            except TopicAlreadyExistsError:
+                result[name] = "exists"
+    except (KafkaError, OSError) as error:
+        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+    finally:
+        await admin.close()
+    return result
+
+
+async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
+    """Create one topic, and wait until its leader is known. Raises the broker's error."""
+    response = await admin.create_topics([new])
+    for error in response.topic_errors:
+        if error[1]:
+            raise for_code(error[1])(*error[2:])
+
+
+def unreachable(kafka: KafkaSettings, error: Exception) -> str:
+    if isinstance(error, KafkaConnectionError | OSError):
+        return (
+            f"No Kafka broker answers at {kafka.bootstrap_servers}. Start it, or set kafka.bootstrap_servers "
+            "(HOLDFAST_KAFKA__BOOTSTRAP_SERVERS)."
+        )
+    return f"Kafka at {kafka.bootstrap_servers} refused: {describe(error)}. Check its log and the ACLs."
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

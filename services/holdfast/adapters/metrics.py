@@ -1,0 +1,56 @@
+"""The catalogue of metrics. No label ever carries an entity, a version or a prediction."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+PREDICTIONS = Counter(
+    "holdfast_predictions_total", "Predictions judged, by verdict.", ["model", "verdict"], registry=REGISTRY
+)
+FINDINGS = Counter(
+    "holdfast_findings_total",
+    "Failed checks; enforced ones blocked.",
+    ["model", "check", "enforced"],
+    registry=REGISTRY,
+)
+UNKNOWN = Counter(
+    "holdfast_unknown_total", "Checks that had not enough to tell.", ["model", "check"], registry=REGISTRY
+)
+MALFORMED = Counter("holdfast_malformed_total", "Records that could not be decoded.", registry=REGISTRY)
+POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
+BATCH_SECONDS = Histogram(
+    "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY
+)
+DELAY_SECONDS = Histogram(
+    "holdfast_verdict_delay_seconds",
+    "From the oldest prediction of a batch being written to its verdict being committed.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+LAG = Gauge("holdfast_guard_lag_records", "Predictions not yet judged.", ["partition"], registry=REGISTRY)
+REMEMBERED = Gauge(
+    "holdfast_remembered_entities",
+    "Entities whose last approved value is known.",
+    ["partition"],
+    registry=REGISTRY,
+)
+POLICIES_REFUSED = Counter(
+    "holdfast_policies_refused_total", "Changed policy files that did not load.", registry=REGISTRY
+)
+READY = Gauge("holdfast_ready", "1 while this process does its work.", ["service"], registry=REGISTRY)
+TRIPS = Counter("holdfast_trips_total", "Versions found bad.", ["model"], registry=REGISTRY)
+SWITCHES = Counter("holdfast_route_changes_total", "Records of a model's route.", ["model"], registry=REGISTRY)
+ROUTE_HELD = Gauge("holdfast_route_held", "1 while no version may serve.", ["model"], registry=REGISTRY)
+ROUTE_EPOCH = Gauge("holdfast_route_epoch", "The model's epoch.", ["model"], registry=REGISTRY)
+OPEN_INCIDENTS = Gauge("holdfast_open_incidents", "Incidents not resolved.", ["model"], registry=REGISTRY)
+COMMANDS = Counter("holdfast_commands_total", "Commands by outcome.", ["model", "action", "outcome"], registry=REGISTRY)
+BAD_CONTROL = Counter(
+    "holdfast_control_malformed_total", "Control records that could not be decoded.", registry=REGISTRY
+)
+REDIS_UP = Gauge("holdfast_redis_up", "1 while the routes could be mirrored.", registry=REGISTRY)
+REDIS_REPAIRS = Counter(
+    "holdfast_redis_repairs_total",
+    "Routes that Redis had lost or held wrong, and that were re-asserted.",
+    registry=REGISTRY,
+)

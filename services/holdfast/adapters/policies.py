@@ -1,0 +1,113 @@
+"""Policy files: read, checked, and read again when they change."""
+
+import asyncio
+import hashlib
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from pyarrow import ArrowInvalid, csv, float64, parquet, string
+from watchfiles import awatch
+
+from holdfast.core.checks import Table
+from holdfast.core.policy import Policy, PolicyError, PolicySet, parse_policy, tables_of
+
+log = structlog.get_logger("holdfast.policies")
+
+
+def load_table(path: Path) -> tuple[Table, str]:
+    """Read a CSV or Parquet file with the columns entity_id, min, max; and the digest of its bytes.
+
+    A missing `min` or `max` column, or an empty cell, leaves that side open. Raises PolicyError.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.suffix == ".parquet":
+            rows = parquet.read_table(path)
+        else:
+            types = {"entity_id": string(), "min": float64(), "max": float64()}
+            rows = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+    except OSError as error:
+        raise PolicyError(f"table {path} cannot be read: {error.strerror}") from None
+    except ArrowInvalid as error:
+        raise PolicyError(f"table {path}: {error}") from None
+    unknown = set(rows.column_names) - {"entity_id", "min", "max"}
+    if "entity_id" not in rows.column_names or unknown:
+        raise PolicyError(
+            f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max"
+        )
+    entities = rows.column("entity_id").cast(string()).to_pylist()
+    index = {entity: row for row, entity in enumerate(entities)}
+    if len(index) != len(entities):
+        raise PolicyError(f"table {path} lists an entity twice; keep one row for each")
+    sides: list[Any] = []
+    for side in ("min", "max"):
+        if side in rows.column_names:
+            sides.append(rows.column(side).cast(float64()).to_numpy().astype(np.float64))
+        else:
+            sides.append(np.full(len(entities), np.nan))
+    if bool(np.isinf(sides[0]).any() or np.isinf(sides[1]).any()) or bool((sides[0] > sides[1]).any()):
+        raise PolicyError(f"table {path} has a row whose min is above its max, or that is infinite")
+    return Table(index, sides[0], sides[1]), digest
+
+
+def load_policy(path: Path) -> Policy:
+    """Read one policy file and its tables. Raises PolicyError, naming the file and the key."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        tables = {name: load_table(path.parent / name) for name in tables_of(data)}
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None
+    return parse_policy(data, str(path), tables)
+
+
+def load_policies(folder: Path) -> PolicySet:
+    """Read `folder/*.toml`. Raises PolicyError."""
+    if not folder.is_dir():
+        raise PolicyError(f"{folder}: there is no such folder; set `policies` to where the policy files are")
+    return PolicySet.of([load_policy(path) for path in sorted(folder.glob("*.toml"))])
+
+
+class PolicyStore:
+    """The policies in force. A change that does not load is refused: the old ones stay."""
+
+    def __init__(self, folder: Path, on_refused: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._on_refused = folder, on_refused
+        self.current = load_policies(folder)
+
+    def reload(self) -> bool:
+        """Take over what the files say now; False where they were refused."""
+        try:
+            fresh = load_policies(self._folder)
+        except PolicyError as error:
+            self._on_refused()
+            log.error("new policy refused, the old one stays", error=str(error))
+            return False
+        changed = [
+            policy.id
+            for model, policy in fresh.policies.items()
+            if model not in self.current.policies or self.current.policies[model].id != policy.id
+        ]
+        removed = sorted(set(self.current.policies) - set(fresh.policies))
+        if changed or removed:
+            self.current = fresh
+            log.info("policies changed", now=changed, removed=removed)
+        return True
+
+    async def follow(self) -> None:
+        """Reload whenever a file in the folder changes; runs until cancelled."""
+        async for _ in self._changes():
+            # Tables of a million rows take a second to read.
+            await asyncio.to_thread(self.reload)
+
+    def _changes(self) -> AsyncIterator[Any]:
+        # Mounted ConfigMaps and network folders give no events, hence polling where the platform has none.
+        return awatch(self._folder, debounce=300, step=50, recursive=True)

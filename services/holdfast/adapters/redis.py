@@ -1,0 +1,219 @@
+"""The mirror of routes in Redis, which serving code reads.
+
+Redis is a projection: `holdfast.routes` is the truth, and whatever happens to Redis (FLUSHALL, a failover
+that loses writes, an outage) heals with the next re-assertion. One Lua script compares the epoch and writes:
+a writer that was asleep, or races another, never puts an older route over a newer one.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from enum import StrEnum
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from holdfast_schemas import Route, redis_route_key, redis_state_key
+from holdfast_schemas.route import REDIS_CHANNEL
+
+CONNECT_TIMEOUT = 0.5
+"""Seconds to open a connection."""
+SOCKET_TIMEOUT = 0.4
+"""Seconds to wait for one answer."""
+CALL_TIMEOUT = 1.0
+"""Seconds for one whole call, name look-up and login included; it also bounds a client that retries."""
+PIPELINE_SIZE = 500
+"""Routes sent at once: few enough to be written well within `CALL_TIMEOUT`."""
+
+# Runs on Redis 6.2 and later, and in Redis Cluster: both keys are in one slot.
+# KEYS: route, state. ARGV: epoch, version ('' for none), channel, message, then the state's fields.
+# A damaged key (of another type, without a usable epoch) counts as absent and is written anew.
+# DEL comes first: it is allowed beyond `maxmemory`, and after it so is the rest of the script. A switch away from
+# a bad version must not fail because other people's data have filled the server.
+_COMPARE_AND_SET = """
+local stored, count = {}, 0
+local state_type = redis.call('TYPE', KEYS[2]).ok
+if state_type == 'hash' then
+  local flat = redis.call('HGETALL', KEYS[2])
+  for i = 1, #flat, 2 do stored[flat[i]] = flat[i + 1] end
+  count = #flat
+end
+local epoch = tonumber(ARGV[1])
+local stored_epoch = string.match(stored.epoch or '', '^%d+$')
+if stored_epoch and tonumber(stored_epoch) > epoch then return 2 end
+
+local route_type = redis.call('TYPE', KEYS[1]).ok
+local route = route_type
+if route_type == 'string' then route = 'string:' .. redis.call('GET', KEYS[1]) end
+local same = count == #ARGV - 4 and route == (ARGV[2] == '' and 'none' or 'string:' .. ARGV[2])
+for i = 5, #ARGV, 2 do same = same and stored[ARGV[i]] == ARGV[i + 1] end
+if same then return 0 end
+
+redis.call('DEL', KEYS[1], KEYS[2])
+if ARGV[2] ~= '' then redis.call('SET', KEYS[1], ARGV[2]) end
+redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('PUBLISH', ARGV[3], ARGV[4])
+return 1
+"""
+
+
+class PublishOutcome(StrEnum):
+    """What became of a route that was offered to Redis."""
+
+    UNCHANGED = "unchanged"
+    """Redis held exactly this route."""
+    WRITTEN = "written"
+    """Redis held an older route, a damaged one or none."""
+    NEWER_EXISTS = "newer_exists"
+    """Redis holds a higher epoch, and was left as it is."""
+
+
+# In the order of the numbers that the script returns.
+_OUTCOMES = (PublishOutcome.UNCHANGED, PublishOutcome.WRITTEN, PublishOutcome.NEWER_EXISTS)
+
+
+class RedisUnavailable(Exception):  # noqa: N818 - reads as the state it reports
+    """Redis did not take the call; the message is one sentence: what happened and what to do."""
+
+
+class RouteMirror:
+    """Writes routes to Redis.
+
+    Every call ends within about `CALL_TIMEOUT` seconds, also against a server that accepts connections and
+    never answers, and raises `RedisUnavailable` if Redis did not do what was asked. Nothing is retried here:
+    the caller re-asserts on a timer anyway.
+    """
+
+    def __init__(self, redis: Redis | str) -> None:
+        """Take a client, which stays the caller's to close, or a URL (`redis://`, `rediss://`, `unix://`).
+
+        Raises ValueError for a URL that cannot be used.
+        """
+        self._owns_client = isinstance(redis, str)
+        self._redis = _connect(redis) if isinstance(redis, str) else redis
+        self._compare_and_set = self._redis.register_script(_COMPARE_AND_SET)
+        self._address = _address(self._redis)
+
+    async def publish(self, route: Route) -> PublishOutcome:
+        """Write the route, unless Redis holds a higher epoch, and announce it if anything changed.
+
+        The same epoch with other or missing fields is a damaged copy, and is repaired.
+        Raises RedisUnavailable.
+        """
+        async with self._bounded():
+            keys, args = _script_input(route)
+            return _OUTCOMES[int(await self._compare_and_set(keys=keys, args=args))]
+
+    async def publish_all(self, routes: Sequence[Route]) -> dict[str, PublishOutcome]:
+        """Re-assert many routes, `PIPELINE_SIZE` to a round trip; the outcome for each model.
+
+        Raises RedisUnavailable, after having offered the other routes of that round trip, if one is refused.
+        """
+        outcomes: dict[str, PublishOutcome] = {}
+        for start in range(0, len(routes), PIPELINE_SIZE):
+            some = routes[start : start + PIPELINE_SIZE]
+            async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+                for route in some:
+                    keys, args = _script_input(route)
+                    await self._compare_and_set(keys=keys, args=args, client=pipe)
+                answers = await pipe.execute(raise_on_error=False)
+                for route, answer in zip(some, answers, strict=True):
+                    if isinstance(answer, Exception):
+                        raise answer
+                    outcomes[route.model] = _OUTCOMES[int(answer)]
+        return outcomes
+
+    async def ping(self) -> None:
+        """Raises RedisUnavailable unless Redis answers."""
+        async with self._bounded():
+            await self._redis.ping()
+
+    async def close(self) -> None:
+        """Close the connections, if this mirror opened them. Never raises for a server that is away."""
+        if self._owns_client:
+            try:
+                async with self._bounded():
+                    await self._redis.aclose()
+            except RedisUnavailable:
+                pass  # The connections are gone either way.
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                yield
+        except (exceptions.RedisError, OSError) as error:  # TimeoutError is an OSError
+            raise RedisUnavailable(_explain(error, self._address)) from error
+
+
+def state_fields(route: Route) -> dict[str, str]:
+    """The hash of a route: text only, and an absent value is an absent field."""
+    document = route.model_dump(mode="json", exclude_none=True, exclude={"model", "fenced"})
+    return {name: str(value) for name, value in document.items()}
+
+
+def _script_input(route: Route) -> tuple[list[str], list[str]]:
+    message = route.model_dump(mode="json", exclude_none=True, exclude={"fenced"})
+    fields = [part for field in state_fields(route).items() for part in field]
+    return (
+        [redis_route_key(route.model), redis_state_key(route.model)],
+        [
+            str(route.epoch),
+            route.version or "",
+            REDIS_CHANNEL,
+            json.dumps(message, separators=(",", ":")),
+            *fields,
+        ],
+    )
+
+
+def _connect(url: str) -> Redis:
+    try:
+        client = Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=SOCKET_TIMEOUT,
+            # The default is ten retries: 40 s on a server that accepts connections and never answers.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # One round trip less to connect, and understood by every proxy.
+        )
+        # No I/O: finds options of the URL that do not exist.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError):
+        # The cause may quote a part of the URL, and so of the password.
+        raise ValueError(
+            "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
+            " TLS), with special characters of the password percent-encoded"
+        ) from None
+    return client
+
+
+def _address(redis: Redis) -> str:
+    options = redis.connection_pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+def _explain(error: Exception, address: str) -> str:
+    match error:
+        case exceptions.NoPermissionError():
+            return (
+                f"Redis at {address} does not permit the mirror of routes ({error}): grant its user the keys"
+                " `holdfast:*`, the channel `holdfast:routes` and the commands that the sentence names"
+            )
+        case exceptions.AuthenticationError() | exceptions.AuthenticationWrongNumberOfArgsError():
+            return f"Redis at {address} refused the login ({error}): check the user and password of its URL"
+        case exceptions.ReadOnlyError():
+            return f"Redis at {address} is a read-only replica: give the address of the primary"
+        case exceptions.BusyLoadingError():
+            return f"Redis at {address} is still loading its data: wait until it is ready"
+        case exceptions.MovedError() | exceptions.AskError():
+            return f"Redis at {address} is a cluster node without this key: connect with a Redis Cluster client"
+        case exceptions.TimeoutError() | TimeoutError():
+            return f"Redis at {address} did not answer in time: check that it is running and not overloaded"
+        case exceptions.ConnectionError() | OSError():
+            return f"Redis at {address} cannot be reached ({error}): check that it is running and the address"
+        case _:
+            return f"Redis at {address} refused the route ({error}): see `redis-cli INFO` and the server's log"

@@ -1,0 +1,126 @@
+"""The shell of a service: a FastStream application with health, metrics and AsyncAPI on one port."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+
+import structlog
+import uvicorn
+from faststream.asgi import AsgiFastStream, AsgiResponse, get
+from faststream.specification import AsyncAPI
+from prometheus_client import make_asgi_app
+
+from holdfast.adapters import asyncapi
+from holdfast.adapters.metrics import READY, REGISTRY
+from holdfast.settings import Settings
+
+log = structlog.get_logger("holdfast.service")
+
+
+class ServiceError(Exception):
+    """The service cannot start; the message says why, and what to do."""
+
+
+def configure_logging(log_format: str) -> None:
+    """Structured lines on standard error: for people on a terminal, else JSON."""
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # The clients report every reconnect; what matters of it is logged by the loops.
+    for name in ("aiokafka", "uvicorn", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # run_service handles them, to finish the batch first
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ServiceError(
+            f"Port {port} on {host} cannot be used: {error.strerror}. Set another health_port, or 0 for any."
+        ) from None
+    return listener
+
+
+async def run_service(
+    name: str,
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    start: Callable[[], Awaitable[None]],
+    run: Callable[[], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
+    ready: Callable[[], str | None],
+) -> None:
+    """Run until SIGTERM, SIGINT or an error of `run`, which is raised.
+
+    `ready()` says why the service is not ready, or None when it is.
+    """
+    listener = _bind(host, port)
+    READY.labels(name).set_function(lambda: float(ready() is None))
+
+    @get
+    async def health(scope: object) -> AsgiResponse:
+        return AsgiResponse(b"ok\n", status_code=200)
+
+    @get
+    async def readiness(scope: object) -> AsgiResponse:
+        reason = ready()
+        return AsgiResponse((reason or "ready").encode() + b"\n", status_code=503 if reason else 200)
+
+    app = AsgiFastStream(
+        asgi_routes=[
+            ("/health", health),
+            ("/ready", readiness),
+            ("/metrics", make_asgi_app(REGISTRY)),
+        ],
+        logger=None,
+        specification=AsyncAPI(asyncapi.broker(settings), title="Holdfast", version="1.0.0"),
+        asyncapi_path="/asyncapi",
+        on_startup=[start],
+        on_shutdown=[stop],
+    )
+    server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    serving = asyncio.create_task(server.serve([listener]), name="http")
+    ended = asyncio.create_task(stopping.wait())
+    try:
+        await app.start()
+        log.info("started", service=name, port=listener.getsockname()[1])
+        working = asyncio.ensure_future(run())
+        await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)
+        await app.stop()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+    finally:
+        server.should_exit = True
+        ended.cancel()
+        await asyncio.wait([serving], timeout=2)
+        log.info("stopped", service=name)

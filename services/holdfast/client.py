@@ -1,0 +1,325 @@
+"""For serving code: which version of a model may serve now.
+
+    from holdfast.client import RouteReader
+
+    async with RouteReader("redis://localhost:6379", "pricing") as reader:
+        route = reader.route("pricing")  # from memory: no I/O, a few microseconds
+        price = models[route.version].predict(x) if route.version else list_price(x)
+
+`SyncRouteReader` is the same for threaded servers: `with SyncRouteReader(...) as reader`.
+
+One background thread follows Redis: it reads the routes at the start and every second, and listens to the
+channel `holdfast:routes` in between, because a message on a channel is delivered at most once. While Redis is
+away the last known answer stays, and `age_seconds` says since when it was not confirmed.
+
+A reader never goes back to a lower epoch: a Redis that came back empty, or with an older copy, does not
+confirm the answer (it grows stale), and the switch overwrites it within a second or two. If epochs start anew
+because the topics of Holdfast were deleted, restart the readers.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from holdfast_schemas.route import REDIS_CHANNEL, RouteState, redis_state_key
+
+__all__ = ["CurrentRoute", "RouteReader", "SyncRouteReader"]
+
+CONNECT_TIMEOUT = 0.5
+SOCKET_TIMEOUT = 0.5
+START_TIMEOUT = 2.0
+"""Seconds that entering a reader waits for the first answer; the time-outs above usually end it sooner."""
+STOP_POLL = 0.2
+"""Seconds after which the thread notices that it shall stop."""
+FIRST_BACKOFF = 0.1
+LAST_BACKOFF = 1.0
+SILENT_POLLS = 3
+"""Polls after which a channel that answers no ping is opened anew."""
+
+log = logging.getLogger("holdfast.client")
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRoute:
+    """The answer of a reader."""
+
+    model: str
+    version: str | None
+    """The version to serve. None (held, no version yet, nothing known): serve your fallback."""
+    epoch: int
+    """Rises with every change of the route; 0 while nothing is known."""
+    state: RouteState | None
+    """None while nothing is known."""
+    age_seconds: float
+    """Since Redis last confirmed this answer; infinite while nothing is known."""
+    stale: bool
+    """Not confirmed for longer than the reader's `stale_after`. The answer is still the best one known."""
+    source: Literal["poll", "channel", "none"]
+    """What confirmed it last; `none` while nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    version: str | None
+    epoch: int
+    state: RouteState
+    source: Literal["poll", "channel"]
+    confirmed_at: float
+    """On the monotonic clock."""
+
+
+class _Follower:
+    """What both readers share: the thread that follows Redis, and the answers in memory."""
+
+    def __init__(
+        self, source: str | redis.Redis, *models: str, poll_seconds: float = 1.0, stale_after: float = 5.0
+    ) -> None:
+        """Follow the routes of `models`. Nothing is opened before the reader is entered.
+
+        `source` is a URL, or a client with short time-outs and without retries, which stays the caller's to
+        close. `poll_seconds` and `stale_after` are seconds. Raises ValueError for a URL that cannot be used,
+        and if no model is named.
+        """
+        if not models:
+            raise ValueError("name the models to follow: RouteReader(url, 'pricing')")
+        self._source = source
+        self._client = _connect(source) if isinstance(source, str) else source
+        self._models = frozenset(models)
+        self._poll_seconds = poll_seconds
+        self._stale_after = stale_after
+        self._known: dict[str, _Known] = {}
+        self._trouble: str | None = None
+        self._start_lock = threading.Lock()
+        self._pid: int | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._first_attempt = threading.Event()
+        self._changed = threading.Condition()
+
+    def route(self, model: str) -> CurrentRoute:
+        """Which version of `model` may serve, from memory.
+
+        Raises KeyError for a model that is not followed, RuntimeError if the reader was never entered.
+        """
+        if self._pid != os.getpid():
+            self._start_after_fork()
+        known = self._known.get(model)
+        if known is None:
+            if model not in self._models:
+                raise KeyError(f"{model!r} is not followed: this reader was made for {sorted(self._models)}")
+            return CurrentRoute(model, None, 0, None, math.inf, True, "none")
+        age = time.monotonic() - known.confirmed_at
+        return CurrentRoute(model, known.version, known.epoch, known.state, age, age > self._stale_after, known.source)
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._pid == os.getpid() and not self._stop.is_set():
+                return
+            # New ones each time: after a fork a lock may be held by a thread that is not there.
+            self._stop = threading.Event()
+            self._first_attempt = threading.Event()
+            self._changed = threading.Condition()
+            self._thread = threading.Thread(target=self._run, name="holdfast-route-reader", daemon=True)
+            self._thread.start()
+            self._pid = os.getpid()
+
+    def _start_after_fork(self) -> None:
+        """Threads do not survive a fork, and pre-forking servers may have entered the reader before it."""
+        if self._pid is None:
+            raise RuntimeError("the reader follows nothing yet: enter it first, `with reader:`")
+        if not self._stop.is_set():
+            self._start()
+
+    def _enter(self) -> None:
+        self._start()
+        self._first_attempt.wait(START_TIMEOUT)
+
+    def _close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(START_TIMEOUT)
+        if isinstance(self._source, str):
+            self._client.close()
+
+    def _wait_for(self, model: str, timeout: float) -> CurrentRoute:
+        self.route(model)
+        with self._changed:
+            if not self._changed.wait_for(lambda: model in self._known, timeout):
+                cause = self._trouble or "Redis holds none: is the switch running, is a version promoted?"
+                raise TimeoutError(f"no route of {model!r} within {timeout:g} s: {cause}")
+        return self.route(model)
+
+    # From here on: the thread.
+
+    def _run(self) -> None:
+        backoff = FIRST_BACKOFF
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                self._follow()
+            except redis.RedisError as error:
+                self._report(f"Redis does not answer, the last known routes stay ({error})")
+            except Exception:
+                # A defect here must not end the thread: serving code would keep an old route for ever.
+                log.exception("the follower of routes failed, and starts anew")
+            self._first_attempt.set()
+            if time.monotonic() - started > 2 * LAST_BACKOFF:  # It did work for a while.
+                backoff = FIRST_BACKOFF
+            self._stop.wait(backoff * random.uniform(0.5, 1.0))
+            backoff = min(2 * backoff, LAST_BACKOFF)
+
+    def _follow(self) -> None:
+        """Listen and poll until the reader stops or Redis fails. Raises redis.RedisError."""
+        with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+            pubsub.subscribe(REDIS_CHANNEL)
+            # Only a read after the subscription is confirmed leaves no gap between the two.
+            if pubsub.get_message(timeout=SOCKET_TIMEOUT) is None:
+                raise redis.TimeoutError("no answer to SUBSCRIBE")
+            heard_at = time.monotonic()
+            next_poll = 0.0
+            while not self._stop.is_set():
+                now = time.monotonic()
+                if now >= next_poll:
+                    self._poll()
+                    # A connection that was dropped on the way looks like a quiet channel: hence the ping.
+                    if now - heard_at > SILENT_POLLS * self._poll_seconds:
+                        raise redis.TimeoutError("the channel has gone silent")
+                    pubsub.ping()
+                    next_poll = now + self._poll_seconds
+                wait = min(STOP_POLL, max(next_poll - time.monotonic(), 0.0))
+                message = pubsub.get_message(timeout=wait)
+                if message is not None:
+                    heard_at = time.monotonic()
+                    if message["type"] == "message":
+                        self._take_message(message["data"])
+
+    def _poll(self) -> None:
+        models = sorted(self._models)
+        with self._client.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hgetall(redis_state_key(model))
+            answers = pipe.execute(raise_on_error=False)
+        troubles = []
+        for model, answer in zip(models, answers, strict=True):
+            if isinstance(answer, Exception):
+                troubles.append(f"{model}: {answer}")
+            elif answer:
+                fields = {_text(name): _text(value) for name, value in answer.items()}
+                if trouble := self._take(model, fields, "poll"):
+                    troubles.append(trouble)
+            elif model in self._known:
+                troubles.append(f"{model}: Redis has lost the route, the last known one stays")
+        self._report("; ".join(troubles) or None)
+        self._first_attempt.set()
+
+    def _take_message(self, data: bytes | str) -> None:
+        try:
+            fields = json.loads(data)
+            model = fields["model"]
+        except (ValueError, TypeError, KeyError):
+            log.warning("a message on %s is not a route, and was ignored", REDIS_CHANNEL)
+            return
+        if model in self._models and (trouble := self._take(model, fields, "channel")):
+            log.warning("%s", trouble)
+
+    def _take(self, model: str, fields: Mapping[str, object], source: Literal["poll", "channel"]) -> str | None:
+        """Remember what Redis says, unless it is unusable or older than what is known: then say so."""
+        try:
+            epoch, state = int(str(fields["epoch"])), RouteState(str(fields["state"]))
+        except (KeyError, ValueError):
+            return f"{model}: the route in Redis is damaged, the last known one stays"
+        known = self._known.get(model)
+        if known is not None and epoch < known.epoch:
+            return f"{model}: Redis is at epoch {epoch}, the known route of epoch {known.epoch} stays"
+        version = fields.get("version")
+        serves = str(version) if version and state is not RouteState.HELD else None
+        with self._changed:
+            self._known[model] = _Known(serves, epoch, state, source, time.monotonic())
+            self._changed.notify_all()
+        if known is None or epoch > known.epoch:
+            log.info("%s: version %s serves, epoch %d, %s", model, serves, epoch, state)
+        return None
+
+    def _report(self, trouble: str | None) -> None:
+        """Log a trouble when it begins and when it is over, not with every poll."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                log.warning("%s", trouble)
+            else:
+                log.info("the routes in Redis are readable again")
+
+
+class SyncRouteReader(_Follower):
+    """Follows routes for threaded serving code; safe to share between threads. See the module's docstring."""
+
+    def __enter__(self) -> Self:
+        """Start, and wait up to 2 s for the first answer; a Redis that is away is no error."""
+        self._enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop following. The last known answers stay readable, and grow stale."""
+        self._close()
+
+    def wait_for(self, model: str, timeout: float) -> CurrentRoute:
+        """Wait up to `timeout` seconds until a route of `model` is known, be it held. Raises TimeoutError."""
+        return self._wait_for(model, timeout)
+
+
+class RouteReader(_Follower):
+    """Follows routes for asyncio serving code; safe to share between tasks. See the module's docstring."""
+
+    async def __aenter__(self) -> Self:
+        """Start, and wait up to 2 s for the first answer; a Redis that is away is no error."""
+        await asyncio.to_thread(self._enter)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop following. The last known answers stay readable, and grow stale."""
+        await asyncio.to_thread(self._close)
+
+    async def wait_for(self, model: str, timeout: float) -> CurrentRoute:  # noqa: ASYNC109 - as in the other
+        """Wait up to `timeout` seconds until a route of `model` is known, be it held. Raises TimeoutError."""
+        return await asyncio.to_thread(self._wait_for, model, timeout)
+
+
+def _connect(url: str) -> redis.Redis:
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=SOCKET_TIMEOUT,
+            retry=Retry(NoBackoff(), 0),  # The loop retries, with a back-off and without blocking.
+            protocol=2,
+        )
+        client.connection_pool.make_connection()  # No I/O: finds options of the URL that do not exist.
+    except (ValueError, TypeError):
+        # The cause may quote a part of the URL, and so of the password.
+        raise ValueError(
+            "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
+            " TLS), with special characters of the password percent-encoded"
+        ) from None
+    return client
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

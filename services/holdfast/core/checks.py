@@ -1,0 +1,675 @@
+"""The kinds of check. Each is a frozen value from the policy file that judges a whole batch at once.
+
+A check answers for each prediction pass, fail or *unknown* (not enough to tell); `unknown` in the policy says
+whether that counts as a failure. Bounds are inclusive: a value at its limit passes. NaN stands for an absent
+number, and every comparison is written so that NaN never passes.
+"""
+
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+import numexpr
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from holdfast.core.decode import Columns, field_names_hint, is_field
+from holdfast.core.duration import Duration, format_duration
+from holdfast_schemas import Severity
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+Mode = Literal["enforce", "shadow", "off"]
+Unknown = Literal["pass", "fail"]
+
+# One thread: batches are small, and the other cores belong to the other partitions.
+numexpr.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Bounds per entity: row i holds for the entity that `index` maps to i. NaN: no bound on that side."""
+
+    index: Mapping[str, int]
+    low: Numbers
+    high: Numbers
+
+
+@dataclass(slots=True)
+class Memory:
+    """What was approved before, for one partition. Only approved values enter.
+
+    `last[model, field][entity]` is the entity's last approved value. `recent[model, field][segment]` are the last
+    approved values of the segment, oldest first.
+    """
+
+    last: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    recent: dict[tuple[str, str], dict[str | None, list[float]]] = field(default_factory=dict)
+
+    def entities(self) -> int:
+        return sum(map(len, self.last.values()))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A check's answer for n predictions: (n,) masks, and what to say about prediction i when it failed."""
+
+    failed: Mask
+    unknown: Mask | None
+    explain: Callable[[int], tuple[str | None, Any, Any]]
+    """i → (field, seen, limit)"""
+
+
+class Check(BaseModel):
+    """What every kind has in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    kind: str
+    mode: Mode = "enforce"
+    severity: Severity = Severity.ERROR
+    unknown: Unknown = "fail"
+    unit: str | None = None
+
+    def numbers(self) -> tuple[str, ...]:
+        """The fields that must decode as numbers."""
+        return ()
+
+    def texts(self) -> tuple[str, ...]:
+        """The fields that must decode as text."""
+        return ()
+
+    def anything(self) -> tuple[str, ...]:
+        """The fields whose type is up to the producer."""
+        return ()
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> bool:
+        return self.mode == "enforce" and self.severity in (Severity.CRITICAL, Severity.ERROR)
+
+
+def _known_field(name: str) -> str:
+    if not is_field(name):
+        raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
+    return name
+
+
+class _OneField(Check):
+    field: str = "value"
+
+    @field_validator("field")
+    @classmethod
+    def _field_exists(cls, name: str) -> str:
+        return _known_field(name)
+
+    def numbers(self) -> tuple[str, ...]:
+        return (self.field,)
+
+
+class Bounds(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class RangeCheck(_OneField):
+    """`min <= field <= max`: the entity's own bounds from `table`, else its segment's, else the global ones.
+
+    A side that the more special bounds leave open is taken from the more general ones.
+    """
+
+    kind: Literal["range"]
+    min: float | None = None
+    max: float | None = None
+    segment: dict[str, Bounds] = {}
+    table: str | None = None
+    """A CSV or Parquet file with the columns entity_id, min, max, relative to the policy file."""
+    unlisted: Unknown = "pass"
+    """What it means that an entity is not in the table and no other bound holds for it."""
+    _table: Table | None = PrivateAttr(default=None)
+    _segments: dict[str | None, int] = PrivateAttr(default_factory=dict)
+    _low: Numbers = PrivateAttr()
+    _high: Numbers = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _has_bounds(self) -> Self:
+        Bounds(min=self.min, max=self.max)
+        if self.min is None and self.max is None and not self.segment and self.table is None:
+            raise ValueError("a range needs min, max, segment bounds or a table")
+        for name, bounds in self.segment.items():
+            _merged(self, bounds, f"segment {name!r}")
+        return self
+
+    def model_post_init(self, context: Any) -> None:
+        # Row 0 of the bounds is the global one.
+        rows = [(self.min, self.max)]
+        for position, (name, bounds) in enumerate(self.segment.items(), start=1):
+            self._segments[name] = position
+            rows.append(
+                (
+                    bounds.min if bounds.min is not None else self.min,
+                    bounds.max if bounds.max is not None else self.max,
+                )
+            )
+        table = np.array(rows, dtype=np.float64)
+        self._low, self._high = table[:, 0].copy(), table[:, 1].copy()
+
+    def with_table(self, table: Table) -> Self:
+        """The same check with the rows of its table."""
+        copy = self.model_copy()
+        copy._table = table
+        return copy
+
+    def texts(self) -> tuple[str, ...]:
+        return ("segment",) if self.segment else ()
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        seen = columns.numbers(self.field)
+        low: Any = self._low[0]
+        high: Any = self._high[0]
+        if self._segments:
+            get = self._segments.get
+            rows = np.array([get(segment, 0) for segment in columns.values("segment")], dtype=np.intp)
+            low, high = self._low[rows], self._high[rows]
+        unlisted: Mask | None = None
+        if self._table is not None:
+            find = self._table.index.get
+            at = np.array([find(entity, -1) for entity in columns.values("entity_id")], dtype=np.intp)
+            own_low, own_high = self._table.low[at], self._table.high[at]
+            missing = at < 0
+            low = np.where(missing | np.isnan(own_low), low, own_low)
+            high = np.where(missing | np.isnan(own_high), high, own_high)
+            unlisted = missing & np.isnan(low) & np.isnan(high)
+        # An open side is NaN and never violated; an absent value is NaN and unknown.
+        failed = (seen < low) | (seen > high)
+        if unlisted is not None and self.unlisted == "fail":
+            failed |= unlisted
+        return Outcome(failed, np.isnan(seen), lambda i: self._explain(i, seen, low, high))
+
+    def _explain(self, i: int, seen: Numbers, low: Any, high: Any) -> tuple[str, Any, Any]:
+        bounds = [float(np.broadcast_to(side, seen.shape)[i]) for side in (low, high)]
+        limit = {key: bound for key, bound in zip(("min", "max"), bounds, strict=True) if not math.isnan(bound)}
+        return self.field, _plain(seen[i]), limit or "a row in the table"
+
+
+def _merged(check: RangeCheck, bounds: Bounds, where: str) -> None:
+    low = bounds.min if bounds.min is not None else check.min
+    high = bounds.max if bounds.max is not None else check.max
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"for {where} min {low:g} is above max {high:g}")
+
+
+class MaxChangeCheck(_OneField):
+    """The ratio to the entity's last approved value stays within `[down, up]`.
+
+    For a negative last value the same ratio holds, so the interval is mirrored. No last value, or zero: unknown.
+    """
+
+    kind: Literal["max_change"]
+    down: Annotated[float, Field(gt=0, le=1)] | None = None
+    """0.5: at most halved."""
+    up: Annotated[float, Field(ge=1)] | None = None
+    """3.0: at most tripled."""
+    unknown: Unknown = "pass"
+
+    @model_validator(mode="after")
+    def _has_a_side(self) -> Self:
+        if self.down is None and self.up is None:
+            raise ValueError("max_change needs down, up or both")
+        return self
+
+    def resolve(
+        self, columns: Columns, memory: Memory, model: str, approvable: list[bool], *, enforced: bool
+    ) -> tuple[Outcome, dict[str, float]]:
+        """Judge row by row, since an entity's second value in a batch is held against its first.
+
+        `approvable[i]` says whether every other check lets row i pass: only such values become the reference.
+        Returns the outcome and the entities' new last values.
+        """
+        down = self.down if self.down is not None else 0.0
+        up = self.up if self.up is not None else math.inf
+        fail_unknown = self.unknown == "fail"
+        last = memory.last.get((model, self.field), {})
+        before = last.get
+        updates: dict[str, float] = {}
+        newer = updates.get
+        failed: list[int] = []
+        unknown: list[int] = []
+        references: dict[int, float] = {}
+        values = columns.numbers(self.field).tolist()
+        for i, entity in enumerate(columns.values("entity_id")):
+            value = values[i]
+            reference = newer(entity)
+            if reference is None:
+                reference = before(entity)
+            passes = True
+            if reference is None or reference == 0.0 or value != value:
+                unknown.append(i)
+                passes = not fail_unknown
+            elif not (
+                reference * down <= value <= reference * up
+                if reference > 0
+                else reference * up <= value <= reference * down
+            ):
+                failed.append(i)
+                references[i] = reference
+                passes = False
+            if approvable[i] and (passes or not enforced) and value == value:
+                updates[entity] = value
+        return (
+            Outcome(
+                _mask(failed, len(values)),
+                _mask(unknown, len(values)) if unknown else None,
+                lambda i: (self.field, _plain(values[i]), self._limit(references.get(i))),
+            ),
+            updates,
+        )
+
+    def _limit(self, reference: float | None) -> dict[str, float] | str:
+        if reference is None:
+            return "a last approved value to compare with"
+        sides = {"last": reference}
+        if self.down is not None:
+            sides["min" if reference > 0 else "max"] = reference * self.down
+        if self.up is not None:
+            sides["max" if reference > 0 else "min"] = reference * self.up
+        return sides
+
+
+class ExpressionCheck(Check):
+    """A numeric condition over `value`, `outputs.<name>` and features (by bare name), evaluated by numexpr."""
+
+    kind: Literal["expression"]
+    expression: str
+    _compiled: Any = PrivateAttr()
+    _names: tuple[str, ...] = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        self._names, self._compiled = _compile_expression(self.expression)
+        return self
+
+    def numbers(self) -> tuple[str, ...]:
+        return self._names
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        inputs = [columns.numbers(name) for name in self._names]
+        passed: Mask = np.asarray(self._compiled(*inputs), dtype=np.bool_)
+        unknown = np.isnan(inputs[0])
+        for column in inputs[1:]:
+            unknown |= np.isnan(column)
+        return Outcome(
+            ~passed,
+            unknown,
+            lambda i: (
+                self._names[0] if len(self._names) == 1 else None,
+                {name: _plain(column[i]) for name, column in zip(self._names, inputs, strict=True)},
+                self.expression,
+            ),
+        )
+
+
+_FUNCTIONS = frozenset(
+    [
+        "abs",
+        "arccos",
+        "arcsin",
+        "arctan",
+        "arctan2",
+        "ceil",
+        "cos",
+        "cosh",
+        "exp",
+        "expm1",
+        "floor",
+        "log",
+        "log10",
+        "log1p",
+        "sin",
+        "sinh",
+        "sqrt",
+        "tan",
+        "tanh",
+        "where",
+    ]
+)
+
+
+class _ToNumexpr(ast.NodeTransformer):
+    """Python's `and`, `or`, `not` and chained comparisons, in numexpr's terms.
+
+    A comparison also demands that what it compares is finite: NaN and infinity made on the way (0/0, log of a
+    negative, an overflow) must not pass through a `!=` or a `not`.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self.computed: list[ast.expr] = []
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        parts: list[ast.expr] = [self.visit(value) for value in node.values]
+        result = parts[0]
+        for part in parts[1:]:
+            result = ast.BinOp(result, operator, part)
+        return result
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        operand = self.visit(node.operand)
+        return ast.UnaryOp(ast.Invert() if isinstance(node.op, ast.Not) else node.op, operand)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        sides: list[ast.expr] = [self.visit(side) for side in (node.left, *node.comparators)]
+        self.computed += [side for side in sides if not isinstance(side, ast.Name | ast.Constant)]
+        result: ast.expr | None = None
+        for left, op, right in zip(sides, node.ops, sides[1:], strict=False):
+            if not isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE | ast.Eq | ast.NotEq):
+                raise ValueError(f"{ast.unparse(node)!r} is not a numeric comparison")
+            link: ast.expr = ast.Compare(left, [op], [right])
+            result = link if result is None else ast.BinOp(result, ast.BitAnd(), link)
+        assert result is not None  # noqa: S101  a comparison has at least two sides
+        return result
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return self._name(ast.unparse(node))
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._name(node.id if node.id == "value" else f"features.{node.id}")
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS or node.keywords:
+            raise ValueError(
+                f"{ast.unparse(node.func)!r} is no function here; there are {', '.join(sorted(_FUNCTIONS))}"
+            )
+        return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+            raise ValueError(f"{ast.unparse(node)} is not a number")
+        return ast.Constant(float(node.value))
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if not isinstance(node, ast.Expression | ast.BinOp | ast.operator | ast.unaryop):
+            raise ValueError(f"{ast.unparse(node)!r} is not a numeric expression")
+        return super().generic_visit(node)
+
+    def _name(self, field: str) -> ast.Name:
+        if field != "value" and (field.count(".") != 1 or not field.startswith(("outputs.", "features."))):
+            raise ValueError(f"there is no number {field!r}; there are value, outputs.<name> and feature names")
+        return ast.Name(self.names.setdefault(field, f"x{len(self.names)}"))
+
+
+def _compile_expression(text: str) -> tuple[tuple[str, ...], Any]:
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{text!r} is not an expression: {getattr(error, 'msg', error)}") from None
+    translate = _ToNumexpr()
+    condition = ast.unparse(translate.visit(tree))
+    if not translate.names:
+        raise ValueError(f"{text!r} reads no field, so it says nothing about a prediction")
+    for side in translate.computed:
+        condition = f"({condition}) & ((({ast.unparse(side)}) * 0.0) == 0.0)"
+    try:
+        compiled = numexpr.NumExpr(condition, [(name, np.float64) for name in translate.names.values()])
+        kind = compiled(*(np.ones(1) for _ in translate.names)).dtype
+    except Exception as error:  # numexpr raises whatever its own parser raised
+        raise ValueError(f"{text!r} cannot be evaluated: {error}") from None
+    if kind != np.bool_:
+        raise ValueError(f"{text!r} is a number, not a condition: compare it with something")
+    return tuple(translate.names), compiled
+
+
+class OneOfCheck(Check):
+    """The field has one of the listed values."""
+
+    kind: Literal["one_of"]
+    field: str
+    values: Annotated[list[str | bool | float], Field(min_length=1)]
+    _allowed: frozenset[str | bool | float] = PrivateAttr()
+
+    @field_validator("field")
+    @classmethod
+    def _field_exists(cls, name: str) -> str:
+        return _known_field(name)
+
+    def model_post_init(self, context: Any) -> None:
+        self._allowed = frozenset(self.values)
+
+    def anything(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        seen = columns.values(self.field)
+        try:
+            distinct = set(seen)
+        except TypeError:  # lists and objects have no hash; as text they are equal to no listed value
+            seen = [repr(value) if isinstance(value, list | dict) else value for value in seen]
+            distinct = set(seen)
+        wrong = {value for value in distinct if value not in self._allowed or _is_odd_bool(value, self._allowed)}
+        failed = _mask([i for i, v in enumerate(seen) if v in wrong], len(seen)) if wrong else _none(len(seen))
+        unknown = _mask([i for i, v in enumerate(seen) if v is None], len(seen)) if None in distinct else None
+        return Outcome(failed, unknown, lambda i: (self.field, seen[i], list(self.values)))
+
+
+def _is_odd_bool(value: Any, allowed: frozenset[Any]) -> bool:
+    """Whether `value` only seems allowed because Python holds True equal to 1."""
+    return isinstance(value, bool) != any(isinstance(a, bool) for a in allowed if a == value)
+
+
+class FreshnessCheck(Check):
+    """`predicted_at` lies at most `max_age` before now, and at most `max_ahead` after it."""
+
+    kind: Literal["freshness"]
+    max_age: Duration
+    max_ahead: Duration = timedelta(seconds=5)
+
+    def texts(self) -> tuple[str, ...]:
+        return ("predicted_at",)
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        seen: list[datetime | None] = columns.values("predicted_at")
+        oldest, newest = now - self.max_age, now + self.max_ahead
+        unknown = None
+        given: Sequence[datetime] = seen  # type: ignore[assignment]
+        if None in seen:
+            unknown = _mask([i for i, at in enumerate(seen) if at is None], len(seen))
+            given = [at for at in seen if at is not None]
+        if given and oldest <= min(given) and max(given) <= newest:
+            failed = _none(len(seen))
+        else:
+            failed = _mask([i for i, at in enumerate(seen) if at is not None and not oldest <= at <= newest], len(seen))
+        return Outcome(failed, unknown, lambda i: ("predicted_at", _age(seen[i], now), self._limit()))
+
+    def _limit(self) -> dict[str, str]:
+        return {"max_age": format_duration(self.max_age), "max_ahead": format_duration(self.max_ahead)}
+
+
+def _age(at: datetime | None, now: datetime) -> str | None:
+    if at is None:
+        return None
+    seconds = (now - at).total_seconds()
+    return f"{abs(seconds):.3f}s {'old' if seconds >= 0 else 'ahead'}"
+
+
+class SimplexCheck(Check):
+    """A probability vector: each part within [0, 1] and all together 1, both within `tolerance`.
+
+    `field` is an output that is a list of numbers, or `outputs`: then the parts are all the single outputs.
+    """
+
+    kind: Literal["simplex"]
+    field: str
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-6
+    length: Annotated[int, Field(ge=1)] | None = None
+    """How many parts there must be, where it is known."""
+
+    @field_validator("field")
+    @classmethod
+    def _is_an_output(cls, name: str) -> str:
+        if name != "outputs" and not (name.startswith("outputs.") and len(name) > len("outputs.")):
+            raise ValueError(f"{name!r} is not an output; write outputs.<name>, or outputs for all of them")
+        return name
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        vectors = [_vector(value) for value in columns.values(self.field)]
+        low, high, tolerance = -self.tolerance, 1 + self.tolerance, self.tolerance
+        failed = [
+            i
+            for i, parts in enumerate(vectors)
+            if parts is not None
+            and not (
+                parts
+                and (self.length is None or len(parts) == self.length)
+                and low <= min(parts)
+                and max(parts) <= high
+                and abs(math.fsum(parts) - 1) <= tolerance
+            )
+        ]
+        unknown = [i for i, parts in enumerate(vectors) if parts is None]
+        return Outcome(
+            _mask(failed, len(vectors)),
+            _mask(unknown, len(vectors)) if unknown else None,
+            lambda i: (self.field, _seen_vector(vectors[i]), {"sum": 1, "tolerance": self.tolerance}),
+        )
+
+
+def _vector(value: Any) -> list[float] | None:
+    if isinstance(value, dict):
+        value = [part for part in value.values() if isinstance(part, int | float)]
+    return value if isinstance(value, list) else None
+
+
+def _seen_vector(parts: list[float] | None) -> dict[str, Any] | None:
+    if not parts:
+        return None
+    return {"sum": math.fsum(parts), "min": min(parts), "max": max(parts), "length": len(parts)}
+
+
+class OutlierCheck(_OneField):
+    """The modified z-score against the recent approved values of the same segment is at most `max_score`.
+
+    score = 0.6745 * |x - median| / MAD (Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993, who
+    advise 3.5). Fewer than `min_values`, or a MAD of zero: unknown. The reference is that of the batch's start.
+    """
+
+    kind: Literal["outlier"]
+    max_score: Annotated[float, Field(gt=0)] = 3.5
+    window: Annotated[int, Field(ge=10, le=100_000)] = 500
+    """How many approved values of a segment are remembered."""
+    min_values: Annotated[int, Field(ge=3)] = 50
+    log: bool = False
+    """Compare logarithms, for fields that spread over orders of magnitude; a value not above 0 fails."""
+    unknown: Unknown = "pass"
+
+    @model_validator(mode="after")
+    def _window_is_reachable(self) -> Self:
+        if self.min_values > self.window:
+            raise ValueError(f"min_values {self.min_values} can never be reached in a window of {self.window}")
+        return self
+
+    def texts(self) -> tuple[str, ...]:
+        return ("segment",)
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        seen = columns.numbers(self.field)
+        segments: list[str | None] = columns.values("segment")
+        recent = memory.recent.get((model, self.field), {})
+        references = {segment: self._reference(recent.get(segment, ())) for segment in set(segments)}
+        centre = np.array([references[s][0] for s in segments], dtype=np.float64)
+        spread = np.array([references[s][1] for s in segments], dtype=np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scaled = np.log(seen) if self.log else seen
+            score = 0.6745 * np.abs(scaled - centre) / spread
+        failed = score > self.max_score
+        if self.log:
+            failed |= seen <= 0
+        unknown = (np.isnan(score) | np.isnan(seen)) & ~failed
+        return Outcome(failed, unknown, lambda i: (self.field, _plain(seen[i]), self._limit(centre[i], spread[i])))
+
+    def _reference(self, values: Sequence[float]) -> tuple[float, float]:
+        """(median, MAD) of the recent values; NaN where they cannot tell."""
+        tail = np.array(values[-self.window :], dtype=np.float64)
+        if self.log:
+            tail = np.log(tail[tail > 0])
+        if len(tail) < self.min_values:
+            return math.nan, math.nan
+        centre = float(np.median(tail))
+        spread = float(np.median(np.abs(tail - centre)))
+        return centre, spread if spread > 0 else math.nan
+
+    def _limit(self, centre: float, spread: float) -> dict[str, float] | str:
+        if math.isnan(centre) or math.isnan(spread):
+            return "enough recent approved values"
+        reach = self.max_score * spread / 0.6745
+        ends = (centre - reach, centre + reach)
+        low, high = (math.exp(end) for end in ends) if self.log else ends
+        return {"min": low, "max": high}
+
+
+class RequiredCheck(Check):
+    """Every listed field is there, and is neither null nor empty text."""
+
+    kind: Literal["required"]
+    fields: Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_exist(cls, names: list[str]) -> list[str]:
+        return [_known_field(name) for name in names]
+
+    def anything(self) -> tuple[str, ...]:
+        return tuple(self.fields)
+
+    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        given = {name: columns.values(name) for name in self.fields}
+        size = len(columns)
+        failed = _none(size)
+        for column in given.values():
+            failed |= _mask([i for i, value in enumerate(column) if value is None or value == ""], size)
+        return Outcome(
+            failed,
+            None,
+            lambda i: (next(n for n, c in given.items() if c[i] is None or c[i] == ""), None, "a value"),
+        )
+
+
+AnyCheck = Annotated[
+    RangeCheck
+    | MaxChangeCheck
+    | ExpressionCheck
+    | OneOfCheck
+    | FreshnessCheck
+    | SimplexCheck
+    | OutlierCheck
+    | RequiredCheck,
+    Field(discriminator="kind"),
+]
+
+
+def _plain(number: Any) -> float | None:
+    return None if math.isnan(number) else float(number)
+
+
+def _none(size: int) -> Mask:
+    return np.zeros(size, dtype=np.bool_)
+
+
+def _mask(positions: Sequence[int], size: int) -> Mask:
+    mask = _none(size)
+    mask[list(positions)] = True
+    return mask

@@ -1,0 +1,384 @@
+"""The verdict on a batch of one model's predictions. Pure: no clock, no I/O, nothing changed but what is returned."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from holdfast.core.checks import Check, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck
+from holdfast.core.decode import Columns, Decoded, NonFinite
+from holdfast.core.policy import Policy, PolicySet
+from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
+from holdfast_schemas.control import MAX_TALLY_ENTITIES
+
+MAX_SAMPLES = 5
+MAX_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n decoded predictions of one model, in the order of their partition.
+
+    `positions` are their places in the batch that was fetched; `non_finite` is keyed by the row here.
+    """
+
+    columns: Columns
+    positions: Sequence[int]
+    non_finite: Mapping[int, NonFinite]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """(n,) `approved`, and what was found on the rows that failed anything.
+
+    `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
+    `last` and `recent` are what the memory shall learn once the verdicts stand.
+    """
+
+    approved: Mask
+    findings: dict[int, list[Finding]] = field(default_factory=dict)
+    failed: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    unknown: dict[str, Mask] = field(default_factory=dict)
+    last: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    recent: dict[tuple[str, str], dict[str | None, list[float]]] = field(default_factory=dict)
+
+
+def judge(
+    batch: Batch,
+    policy: Policy | None,
+    memory: Memory,
+    route: Route | None,
+    now: datetime,
+    *,
+    model: str,
+    approve_without_policy: bool = False,
+) -> Judgement:
+    """Check every prediction of `batch` and say which may pass.
+
+    `route` carries the fences. With no policy everything is blocked (`no_policy`), unless told otherwise.
+    """
+    columns, size = batch.columns, len(batch.columns)
+    result = Judgement(np.ones(size, dtype=np.bool_))
+    result.failed = np.zeros(size, dtype=np.bool_)
+    result.critical = np.zeros(size, dtype=np.bool_)
+    _block_numbers_that_are_none(batch, result)
+    _block_by_route(columns, route, result)
+    if policy is None:
+        if not approve_without_policy:
+            for row in range(size):
+                _block(result, row, "no_policy", "model", model, "a policy for this model")
+            result.approved[:] = False
+        return result
+
+    relative: list[MaxChangeCheck] = []
+    # The rows that the checks may count against the version: a fenced one has been judged already.
+    countable = result.approved.copy()
+    countable[list(batch.non_finite)] = True
+    for check in policy.active_checks():
+        if isinstance(check, MaxChangeCheck):
+            relative.append(check)
+        else:
+            _apply(
+                result,
+                check,
+                policy.enforces(check),
+                check.run(columns, memory, policy.model, now),
+                countable,
+            )
+    # Last, because only what every other check lets pass may become an entity's reference.
+    for position, check in enumerate(relative):
+        outcome, updates = check.resolve(
+            columns, memory, policy.model, result.approved.tolist(), enforced=policy.enforces(check)
+        )
+        _apply(result, check, policy.enforces(check), outcome, countable)
+        result.last[policy.model, check.field] = updates
+        for earlier in relative[:position]:
+            _keep_approved(result.last[policy.model, earlier.field], columns, earlier.field, result.approved)
+    for check in policy.active_checks():
+        if isinstance(check, OutlierCheck):
+            result.recent[policy.model, check.field] = _approved_by_segment(columns, check, result.approved)
+    return result
+
+
+def _block_numbers_that_are_none(batch: Batch, result: Judgement) -> None:
+    for row, what in batch.non_finite.items():
+        _block(result, row, "non_finite", what.field, what.seen, "a finite number")
+        result.approved[row] = False
+        result.failed[row] = True
+    values = batch.columns.numbers("value")
+    zero = values == 0.0
+    if zero.any():
+        for row in np.flatnonzero(zero & np.signbit(values)).tolist():
+            _block_negative_zero(result, row, "value")
+    for row, outputs in enumerate(batch.columns.values("outputs")):
+        for name, output in (outputs or {}).items():
+            parts = output if isinstance(output, list) else (output,)
+            if 0.0 in parts and any(part == 0.0 and math.copysign(1.0, part) < 0 for part in parts):
+                _block_negative_zero(result, row, f"outputs.{name}")
+
+
+def _block_negative_zero(result: Judgement, row: int, field_name: str) -> None:
+    _block(result, row, "negative_zero", field_name, "-0.0", "a number that is not negative zero")
+    result.approved[row] = False
+    result.failed[row] = True
+
+
+def _block_by_route(columns: Columns, route: Route | None, result: Judgement) -> None:
+    if route is None:
+        return
+    if route.state is RouteState.HELD:
+        for row in range(len(columns)):
+            _block(result, row, "held", "model", route.model, f"no version may serve: {route.reason}")
+        result.approved[:] = False
+        result.failed[:] = False
+    elif route.fenced:
+        fenced = frozenset(route.fenced)
+        versions = columns.values("model_version")
+        if not fenced.isdisjoint(versions):
+            for row, version in enumerate(versions):
+                if version in fenced:
+                    _block(result, row, "fenced", "model_version", version, f"fenced at epoch {route.epoch}")
+                    result.approved[row] = False
+                    result.failed[row] = False
+
+
+def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
+    finding = Finding(check=check, severity=Severity.ERROR, enforced=True, field=field_name, seen=seen, limit=limit)
+    result.findings.setdefault(row, []).append(finding)
+
+
+def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:
+    failed = outcome.failed
+    if outcome.unknown is not None and outcome.unknown.any():
+        result.unknown[check.name] = outcome.unknown
+        # A comparison with an absent value says nothing: the policy says what unknown means.
+        failed = failed | outcome.unknown if check.unknown == "fail" else failed & ~outcome.unknown
+    if not failed.any():
+        return
+    for row in np.flatnonzero(failed).tolist():
+        field_name, seen, limit = outcome.explain(row)
+        finding = Finding(
+            check=check.name,
+            severity=check.severity,
+            enforced=enforced,
+            field=field_name,
+            seen=jsonable(seen),
+            limit=jsonable(limit),
+            unit=check.unit,
+        )
+        result.findings.setdefault(row, []).append(finding)
+    if enforced:
+        result.approved &= ~failed
+        result.failed |= failed & countable
+        if check.severity is Severity.CRITICAL:
+            result.critical |= failed & countable
+
+
+def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) -> dict[str | None, list[float]]:
+    learned: dict[str | None, list[float]] = {}
+    values = columns.numbers(check.field)
+    segments = columns.values("segment")
+    for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
+        learned.setdefault(segments[row], []).append(float(values[row]))
+    return learned
+
+
+def _keep_approved(updates: dict[str, float], columns: Columns, field_name: str, approved: Mask) -> None:
+    """Re-make `updates` after a later check blocked rows that had entered it."""
+    entities, values = columns.values("entity_id"), columns.numbers(field_name)
+    updates.clear()
+    for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
+        updates[entities[row]] = float(values[row])
+
+
+def learn(memory: Memory, judgement: Judgement, windows: Mapping[tuple[str, str], int]) -> None:
+    """Let the memory take in what was approved; `windows` bounds the recent values of each segment."""
+    for key, updates in judgement.last.items():
+        memory.last.setdefault(key, {}).update(updates)
+    for key, segments in judgement.recent.items():
+        known = memory.recent.setdefault(key, {})
+        for segment, values in segments.items():
+            known[segment] = (known.get(segment, []) + values)[-windows.get(key, 500) :]
+
+
+def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
+    """Take in predictions of one model that were approved before, oldest first."""
+    everything = np.ones(len(columns), dtype=np.bool_)
+    past = Judgement(everything)
+    windows: dict[tuple[str, str], int] = {}
+    for check in policy.active_checks():
+        key = (policy.model, getattr(check, "field", ""))
+        if isinstance(check, MaxChangeCheck):
+            _keep_approved(past.last.setdefault(key, {}), columns, check.field, everything)
+        elif isinstance(check, OutlierCheck):
+            past.recent[key] = _approved_by_segment(columns, check, everything)
+            windows[key] = max(check.window, windows.get(key, 0))
+    learn(memory, past, windows)
+
+
+def decode_by_model(
+    policies: PolicySet, raws: Sequence[bytes | None]
+) -> tuple[list[tuple[str, Batch]], dict[int, str]]:
+    """Decode a fetched batch: one Batch for each model in it, and the reason for each malformed position.
+
+    An event belongs to the shape that its model's policy reads; the contract's own shape is tried first.
+    """
+    groups: dict[tuple[int, str], list[int]] = {}
+    malformed: dict[int, str] = {}
+    decodings: list[Decoded] = []
+    left: Sequence[int] = range(len(raws))
+    places: list[dict[int, int]] = []
+    for number, shape in enumerate(policies.shapes):
+        decoded = shape.decode(raws if number == 0 else [raws[position] for position in left])
+        decodings.append(decoded)
+        places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
+        model_of = shape.getters["model"]
+        if number == 0 and len(policies.shapes) == 1 and decoded.columns is not None:
+            models = decoded.columns["model"]
+            if models and models.count(models[0]) == len(models):
+                columns = Columns(shape, decoded.rows, decoded.columns)
+                return [(models[0], Batch(columns, range(len(raws)), {}))], {}
+        undecided: list[int] = []
+        for row, position in enumerate(left):
+            if row in decoded.malformed:
+                malformed.setdefault(position, decoded.malformed[row])
+                undecided.append(position)
+                continue
+            model = model_of(decoded.rows[row])
+            wanted = policies.shape_of_model.get(model, 0)
+            if wanted == number:
+                malformed.pop(position, None)
+                groups.setdefault((number, model), []).append(position)
+            else:
+                malformed[position] = f"the event is not of the shape that the policy of {model!r} maps"
+                undecided.append(position)
+        left = undecided
+        if not left:
+            break
+    result: list[tuple[str, Batch]] = []
+    for (number, model), positions in groups.items():
+        decoded, place = decodings[number], places[number]
+        rows = [place.get(position, position) for position in positions]
+        columns = Columns(policies.shapes[number], [decoded.rows[row] for row in rows])
+        non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
+        result.append((model, Batch(columns, positions, non_finite)))
+    return result, malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a batch came from: what tallies and samples say about it."""
+
+    topic: str
+    partition: int
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    values: Sequence[bytes | None]
+    worker: str
+
+    def of(self, position: int) -> str:
+        return f"{self.topic}/{self.partition}/{self.offsets[position]}"
+
+
+def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime) -> list[Tally]:
+    """One tally for each model version in the batch."""
+    versions = batch.columns.values("model_version")
+    rows_of: dict[str, Any] = {versions[0]: slice(None)}
+    if versions.count(versions[0]) != len(versions):
+        grouped: dict[str, list[int]] = {}
+        for row, version in enumerate(versions):
+            grouped.setdefault(version, []).append(row)
+        rows_of = dict(grouped)
+    return [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
+
+
+def _tally(
+    version: str, rows: Any, batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime
+) -> Tally:
+    numbers = np.arange(len(batch.columns))[rows]
+    approved = int(np.count_nonzero(judgement.approved[rows]))
+    blocked_rows = numbers[~judgement.approved[rows]].tolist()
+    mine = set(numbers.tolist()) if judgement.findings else set()
+    blocked_by, shadow_by = Counter[str](), Counter[str]()
+    for row, findings in judgement.findings.items():
+        if row in mine:
+            for finding in findings:
+                (blocked_by if finding.enforced else shadow_by)[finding.check] += 1
+    entities: dict[str, None] = {}
+    if judgement.failed[rows].any():
+        ids = batch.columns.values("entity_id")
+        for row in numbers[judgement.failed[rows]].tolist():
+            entities[ids[row]] = None
+            if len(entities) == MAX_TALLY_ENTITIES:
+                break
+    positions = [batch.positions[row] for row in blocked_rows[:MAX_SAMPLES]]
+    first_blocked = min((source.timestamps_ms[batch.positions[row]] for row in blocked_rows), default=None)
+    return Tally(
+        model=policy.model,
+        model_version=version,
+        policy=policy.id,
+        at=now,
+        worker=source.worker,
+        partition=source.partition,
+        first_offset=source.offsets[batch.positions[int(numbers[0])]],
+        last_offset=source.offsets[batch.positions[int(numbers[-1])]],
+        seen=len(numbers),
+        approved=approved,
+        blocked=len(blocked_rows),
+        failed=int(np.count_nonzero(judgement.failed[rows])),
+        critical=int(np.count_nonzero(judgement.critical[rows])),
+        blocked_by_check=dict(blocked_by),
+        shadow_by_check=dict(shadow_by),
+        unknown_by_check={
+            name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
+        },
+        entities=tuple(entities),
+        first_blocked_at=None if first_blocked is None else datetime.fromtimestamp(first_blocked / 1000, UTC),
+        samples=tuple(
+            Sample(
+                source=source.of(position),
+                prediction=_readable(source.values[position]),
+                findings=tuple(judgement.findings[row]),
+            )
+            for row, position in zip(blocked_rows, positions, strict=False)
+        ),
+    )
+
+
+def _readable(raw: bytes | None) -> Any:
+    """A prediction as evidence: its JSON where it is some, else its text; cut where it is long."""
+    raw = raw or b""
+    if len(raw) <= MAX_SAMPLE_BYTES and raw.count(b"[") + raw.count(b"{") < 100:
+        try:
+            return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite_float)
+        except (ValueError, RecursionError):
+            pass
+    return raw[:MAX_SAMPLE_BYTES].decode("utf-8", "replace")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with what JSON cannot hold given as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)

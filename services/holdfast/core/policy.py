@@ -1,0 +1,201 @@
+"""A policy: what a model's outputs must look like, and when its breaker trips."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
+
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.checks import (
+    AnyCheck,
+    Check,
+    MaxChangeCheck,
+    Mode,
+    OutlierCheck,
+    RangeCheck,
+    Table,
+)
+from holdfast.core.decode import Shape, field_names_hint, is_field
+from holdfast_schemas import Name
+
+BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy")
+
+
+class PolicyError(ValueError):
+    """The policy is refused; the message names the file, the key and what is allowed."""
+
+
+class Policy(BaseModel):
+    """One model's policy, as its TOML file says it, with every default filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Name
+    mode: Mode = "enforce"
+    """`shadow`: every finding is reported and none blocks; `off`: no check runs. Fences and non-finite numbers
+    block in every mode."""
+    runbook_url: str = ""
+    fields: dict[str, str] = {}
+    """Field name to dotted path, for events of another shape than the contract's."""
+    checks: tuple[AnyCheck, ...] = ()
+    breaker: BreakerPolicy = BreakerPolicy()
+    _id: str = PrivateAttr(default="")
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_exist(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name in fields:
+            if not is_field(name) and name != "features":
+                raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
+        return fields
+
+    @model_validator(mode="after")
+    def _check_names_are_distinct(self) -> Self:
+        names = [check.name for check in self.checks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two checks are named {name!r}; findings and counts need one name each")
+            if name in BUILT_IN_CHECKS:
+                raise ValueError(f"{name!r} is the name of a built-in check; choose another")
+        return self
+
+    @property
+    def id(self) -> str:
+        """`pricing@<12 hex digits>`: the same content, tables included, gives the same id."""
+        return self._id
+
+    def active_checks(self) -> tuple[AnyCheck, ...]:
+        """The checks that run."""
+        return () if self.mode == "off" else tuple(check for check in self.checks if check.mode != "off")
+
+    def enforces(self, check: Check) -> bool:
+        """Whether a failure of `check` blocks."""
+        return self.mode == "enforce" and check.blocks
+
+    def remembered_fields(self) -> frozenset[tuple[str, str, int]]:
+        """(model, field, window) of what the memory must hold; window 0 is the last value of each entity."""
+        return frozenset(
+            (self.model, check.field, check.window if isinstance(check, OutlierCheck) else 0)
+            for check in self.active_checks()
+            if isinstance(check, MaxChangeCheck | OutlierCheck)
+        )
+
+
+def tables_of(data: Mapping[str, Any]) -> list[str]:
+    """The table files that a policy's content names."""
+    checks = data.get("checks", [])
+    return [
+        check["table"]
+        for check in checks
+        if isinstance(check, dict) and check.get("kind") == "range" and isinstance(check.get("table"), str)
+    ]
+
+
+def parse_policy(data: Mapping[str, Any], source: str, tables: Mapping[str, tuple[Table, str]] | None = None) -> Policy:
+    """Make a policy of a TOML file's content.
+
+    `tables` maps each table file named in it to its rows and the digest of its bytes. Raises PolicyError, naming
+    `source` and the key.
+    """
+    tables = tables or {}
+    try:
+        policy = Policy.model_validate(dict(data))
+        checks = tuple(
+            check.with_table(tables[check.table][0])
+            if isinstance(check, RangeCheck) and check.table is not None
+            else check
+            for check in policy.checks
+        )
+        policy = policy.model_copy(update={"checks": checks})
+        # Refuses a mapping that cannot be read, before it is used.
+        shape_of([policy])
+    except ValidationError as error:
+        raise PolicyError(f"{source}: {_first_error(error, data)}") from None
+    except ValueError as error:
+        raise PolicyError(f"{source}: {error}") from None
+    content = [policy.model_dump(mode="json"), {name: digest for name, (_, digest) in sorted(tables.items())}]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    policy._id = f"{policy.model}@{digest[:12]}"
+    return policy
+
+
+def _first_error(error: ValidationError, data: Mapping[str, Any]) -> str:
+    """One sentence for the first mistake: the key, by names rather than positions, and what is allowed there."""
+    first = error.errors()[0]
+    where: list[str] = []
+    node: Any = data
+    model: Any = Policy
+    for part in first["loc"]:
+        if isinstance(part, int):
+            node = node[part] if isinstance(node, list | tuple) and part < len(node) else None
+            name = node.get("name") if isinstance(node, dict) else None
+            where[-1:] = [f"{where[-1]}[{name or part}]"] if where else [str(part)]
+        elif isinstance(node, dict) and node.get("kind") == part and part not in node:
+            model = _CHECK_TYPES[str(part)]
+        else:
+            where.append(str(part))
+            if part == "breaker":
+                model = BreakerPolicy
+            node = node.get(part) if isinstance(node, dict) else None
+    key = ".".join(where) or "policy"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        names = ", ".join(sorted(model.model_fields))
+        message = f"there is no such key; the keys here are {names}"
+    elif first["type"] == "union_tag_invalid":
+        message = f"there is no check kind {first['ctx']['tag']!r}; the kinds are {first['ctx']['expected_tags']}"
+    elif first["type"] == "union_tag_not_found":
+        message = f"a check needs `kind`; the kinds are {', '.join(_CHECK_TYPES)}"
+    elif first["type"] == "missing":
+        message = "this key is missing"
+    return f"{key}: {message}"
+
+
+_CHECK_TYPES: dict[str, type[Check]] = {
+    get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(get_args(AnyCheck)[0])
+}
+
+
+def shape_of(policies: list[Policy]) -> Shape:
+    """The shape that reads every field that these policies (of one mapping) need."""
+    checks = [check for policy in policies for check in policy.active_checks()]
+    return Shape(
+        policies[0].fields if policies else {},
+        numbers=[name for check in checks for name in check.numbers()],
+        texts=[name for check in checks for name in check.texts()],
+        anything=[name for check in checks for name in check.anything()],
+    )
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """All policies in force, and the shapes of event that they read; the contract's own shape comes first."""
+
+    policies: Mapping[str, Policy]
+    shapes: tuple[Shape, ...]
+    shape_of_model: Mapping[str, int]
+
+    @classmethod
+    def of(cls, policies: list[Policy]) -> Self:
+        """Raises PolicyError when two policies are for one model."""
+        by_model: dict[str, Policy] = {}
+        by_mapping: dict[tuple[tuple[str, str], ...], list[Policy]] = {(): []}
+        for policy in policies:
+            if policy.model in by_model:
+                raise PolicyError(f"two policies are for the model {policy.model!r}; keep one file for it")
+            by_model[policy.model] = policy
+            by_mapping.setdefault(tuple(sorted(policy.fields.items())), []).append(policy)
+        return cls(
+            by_model,
+            tuple(shape_of(group) for group in by_mapping.values()),
+            {policy.model: i for i, group in enumerate(by_mapping.values()) for policy in group},
+        )
+
+    def remembered_fields(self) -> frozenset[tuple[str, str, int]]:
+        return frozenset().union(*(policy.remembered_fields() for policy in self.policies.values()))
+
+
+EMPTY = PolicySet.of([])

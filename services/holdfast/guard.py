@@ -1,0 +1,365 @@
+"""The guard: every prediction gets a verdict, in one Kafka transaction with its offset.
+
+A batch's way: fetch → decode by model → judge → write approved, blocked and malformed records and one tally for
+each model version → commit. What was approved enters the memory only after the commit.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+from pydantic_core import to_json
+
+from holdfast.adapters import metrics
+from holdfast.adapters.kafka import (
+    Headers,
+    Out,
+    ReopenLane,
+    TransactionalLoop,
+    Write,
+    check_topics,
+    describe,
+    partition_for,
+    read_to_end,
+    reader,
+    utc_now,
+)
+from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.service import run_service
+from holdfast.core.checks import Memory
+from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, remember, tally
+from holdfast.core.policy import Policy, PolicySet
+from holdfast.settings import Settings
+from holdfast_schemas import Header, Route, Verdict
+
+log = structlog.get_logger("holdfast.guard")
+
+_OURS = tuple(Header)
+NO_POLICY = "none"
+"""What headers and metric labels say where a model has no policy; its name is not ours to trust."""
+
+
+class RouteFollower:
+    """The routes as `holdfast.routes` tells them; `routes` is complete once `caught_up` is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.routes: dict[str, Route] = {}
+        self.caught_up = asyncio.Event()
+
+    def take(self, records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            if record.value is not None:
+                route = Route.model_validate_json(record.value)
+                self.routes[route.model] = route
+            elif record.key is not None:
+                self.routes.pop(record.key.decode(), None)
+
+    async def follow(self, partitions: int) -> None:
+        """Read everything, then go on reading; runs until cancelled. Raises what reading or decoding raised."""
+        topic = self._settings.topics.routes
+        tps = [TopicPartition(topic, number) for number in range(partitions)]
+        ends = await read_to_end(self._settings.kafka, tps, self.take)
+        self.caught_up.set()
+        consumer = reader(self._settings.kafka, fetch_max_wait_ms=100)
+        await consumer.start()
+        try:
+            consumer.assign(tps)
+            for tp in tps:
+                consumer.seek(tp, ends[tp])
+            while True:
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    self.take(records)
+        finally:
+            await consumer.stop()
+
+
+class GuardWork:
+    """One partition of predictions."""
+
+    def __init__(self, guard: "Guard", partition: int) -> None:
+        self._guard, self._partition = guard, partition
+        self._settings = guard.settings
+        self._memory = Memory()
+        self._remembered: frozenset[tuple[str, str, int]] = frozenset()
+        self._pending: list[tuple[Policy | None, Judgement]] = []
+        self._malformed = 0
+        self._oldest_ms: int | None = None
+
+    async def restore(self) -> None:
+        """Rebuild the memory from the tail of the same partition of the approved topic."""
+        await self._guard.follower.caught_up.wait()
+        self._memory = Memory()
+        policies = self._guard.policies.current
+        self._remembered = policies.remembered_fields()
+        if not self._remembered:
+            return
+        started = time.monotonic()
+        await read_to_end(
+            self._settings.kafka,
+            [TopicPartition(self._settings.topics.approved, self._partition)],
+            lambda records: self._remember(policies, records),
+            tail=self._settings.guard.restore_records,
+        )
+        log.info(
+            "memory rebuilt",
+            partition=self._partition,
+            entities=self._memory.entities(),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _remember(self, policies: PolicySet, records: Sequence[ConsumerRecord]) -> None:
+        for model, batch in decode_by_model(policies, [record.value for record in records])[0]:
+            if (policy := policies.policies.get(model)) is not None:
+                remember(self._memory, batch.columns, policy)
+
+    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+        if not records:
+            return []
+        policies = self._guard.policies.current
+        if policies.remembered_fields() - self._remembered:
+            # A new policy looks at what was not remembered so far; opening the lane anew restores it.
+            raise ReopenLane
+        with metrics.BATCH_SECONDS.time():
+            return self._judge(policies, records)
+
+    def _judge(self, policies: PolicySet, records: Sequence[ConsumerRecord]) -> list[Write]:
+        now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
+        self._pending, self._oldest_ms = [], records[0].timestamp
+        raws: list[bytes | None] = [record.value for record in records]
+        oversized = {i: len(raw) for i, raw in enumerate(raws) if raw is not None and len(raw) > limit}
+        for position in oversized:
+            raws[position] = None
+        groups, malformed = decode_by_model(policies, raws)
+        for position, size in oversized.items():
+            malformed[position] = f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
+        self._malformed = len(malformed)
+        source = Source(
+            topics.predictions,
+            self._partition,
+            [record.offset for record in records],
+            [record.timestamp for record in records],
+            raws,
+            self._settings.worker,
+        )
+        approved: list[Out | None] = [None] * len(records)
+        blocked: list[Out | None] = [None] * len(records)
+        tallies: list[tuple[str, bytes]] = []
+        for model, batch in groups:
+            policy = policies.policies.get(model)
+            judgement = judge(
+                batch,
+                policy,
+                self._memory,
+                self._guard.follower.routes.get(model),
+                now,
+                model=model,
+                approve_without_policy=self._settings.guard.no_policy == "approve",
+            )
+            self._pending.append((policy, judgement))
+            self._write_verdicts(records, batch, judgement, policy, model, approved, blocked)
+            if policy is not None:
+                tallies += [(model, t.to_json()) for t in tally(batch, judgement, policy, source, now)]
+        return [
+            write
+            for write in (
+                Write(topics.approved, self._partition, [out for out in approved if out is not None]),
+                Write(topics.blocked, self._partition, [out for out in blocked if out is not None]),
+                Write(
+                    topics.malformed,
+                    self._partition,
+                    [self._put_aside(records[i], reason) for i, reason in sorted(malformed.items())],
+                ),
+                *(
+                    Write(
+                        topics.control,
+                        partition_for(model, self._guard.control_partitions),
+                        [(None, model.encode(), value, [])],
+                    )
+                    for model, value in tallies
+                ),
+            )
+            if write.records
+        ]
+
+    def _write_verdicts(
+        self,
+        records: Sequence[ConsumerRecord],
+        batch: Batch,
+        judgement: Judgement,
+        policy: Policy | None,
+        model: str,
+        approved: list[Out | None],
+        blocked: list[Out | None],
+    ) -> None:
+        versions = batch.columns.values("model_version")
+        headers = {
+            (version, verdict): self._headers(verdict, policy, model, version)
+            for version in set(versions)
+            for verdict in (Verdict.APPROVED, Verdict.BLOCKED)
+        }
+        findings = judgement.findings
+        for row, passes in enumerate(judgement.approved.tolist()):
+            position = batch.positions[row]
+            record = records[position]
+            if passes:
+                ours = headers[versions[row], Verdict.APPROVED]
+                if row in findings:
+                    ours = [*ours, (Header.FINDINGS.value, to_json(findings[row], exclude_none=True))]
+                approved[position] = (record.timestamp, record.key, record.value, _with(record, ours))
+            else:
+                ours = [
+                    *headers[versions[row], Verdict.BLOCKED],
+                    (Header.FINDINGS.value, to_json(findings[row], exclude_none=True)),
+                    (Header.SOURCE.value, _source(record)),
+                ]
+                blocked[position] = (record.timestamp, record.key, record.value, _with(record, ours))
+
+    def _headers(self, verdict: Verdict, policy: Policy | None, model: str, version: str) -> Headers:
+        return [
+            (Header.VERDICT.value, verdict.value.encode()),
+            (Header.POLICY.value, (policy.id if policy is not None else NO_POLICY).encode()),
+            (Header.MODEL.value, model.encode()),
+            (Header.MODEL_VERSION.value, version.encode()),
+        ]
+
+    def _put_aside(self, record: ConsumerRecord, reason: str) -> Out:
+        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, _source(record))]
+        return record.timestamp, record.key, record.value, _with(record, ours)
+
+    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+        metrics.POISON.inc()
+        self._pending, self._malformed = [], 1
+        out = self._put_aside(record, f"could not be processed in three attempts: {describe(error)}")
+        return [Write(self._settings.topics.malformed, self._partition, [out])]
+
+    async def committed(self) -> None:
+        windows = {(model, name): window for model, name, window in self._remembered if window}
+        for policy, judgement in self._pending:
+            learn(self._memory, judgement, windows)
+            model = policy.model if policy is not None else NO_POLICY
+            count = len(judgement.approved)
+            passed = int(judgement.approved.sum())
+            metrics.PREDICTIONS.labels(model, Verdict.APPROVED.value).inc(passed)
+            metrics.PREDICTIONS.labels(model, Verdict.BLOCKED.value).inc(count - passed)
+            for found in judgement.findings.values():
+                for finding in found:
+                    metrics.FINDINGS.labels(model, finding.check, str(finding.enforced).lower()).inc()
+            for check, mask in judgement.unknown.items():
+                metrics.UNKNOWN.labels(model, check).inc(int(mask.sum()))
+        if self._malformed:
+            metrics.MALFORMED.inc(self._malformed)
+        self._pending, self._malformed = [], 0
+        self._forget_the_oldest()
+        if self._oldest_ms is not None:
+            metrics.DELAY_SECONDS.observe(max(0.0, time.time() - self._oldest_ms / 1000))
+        metrics.REMEMBERED.labels(str(self._partition)).set(self._memory.entities())
+
+    def closed(self) -> None:
+        metrics.REMEMBERED.labels(str(self._partition)).set(0)
+
+    def _forget_the_oldest(self) -> None:
+        limit = self._settings.guard.max_entities
+        for entities in self._memory.last.values():
+            while len(entities) > limit:
+                del entities[next(iter(entities))]
+
+
+def _with(record: ConsumerRecord, ours: Headers) -> Headers:
+    if not record.headers:
+        return ours
+    # A producer that sends our names must not be able to speak for us.
+    return [*(header for header in record.headers if header[0] not in _OURS), *ours]
+
+
+def _source(record: ConsumerRecord) -> bytes:
+    return f"{record.topic}/{record.partition}/{record.offset}".encode()
+
+
+class Guard:
+    """The service: policies, fences, and one lane for each assigned partition."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self.follower = RouteFollower(settings)
+        self.control_partitions = 0
+        self.loop: TransactionalLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Raises KafkaUnavailable."""
+        roles = ("predictions", "approved", "blocked", "malformed", "control", "routes")
+        counts = await check_topics(self.settings, roles)
+        self.control_partitions = counts["control"]
+        guard = self.settings.guard
+        self.loop = TransactionalLoop(
+            self.settings.kafka,
+            topic=self.settings.topics.predictions,
+            group=guard.group,
+            worker=self.settings.worker,
+            open_work=lambda partition: GuardWork(self, partition),
+            exactly_once=guard.delivery == "exactly_once",
+            max_records=guard.max_batch_records,
+            give_up_after=guard.give_up_after,
+        )
+        self._tasks = [
+            asyncio.create_task(self._must_run(self.follower.follow(counts["routes"]))),
+            asyncio.create_task(self.policies.follow()),
+            asyncio.create_task(self._measure_lag()),
+        ]
+        await self.loop.start()
+
+    async def _must_run(self, following: object) -> None:
+        try:
+            await following  # type: ignore[misc]
+        except Exception as error:
+            # Without the fences nothing may be approved.
+            assert self.loop is not None  # noqa: S101
+            self.loop.fail(error)
+
+    async def _measure_lag(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            assert self.loop is not None  # noqa: S101
+            for tp, lane in list(self.loop.lanes.items()):
+                highwater = self.loop.consumer.highwater(tp)
+                if highwater is not None:
+                    metrics.LAG.labels(str(tp.partition)).set(max(0, highwater - lane.offset))
+
+    async def run(self) -> None:
+        assert self.loop is not None  # noqa: S101  start() made it
+        await self.loop.run()
+
+    async def stop(self) -> None:
+        if self.loop is not None:
+            await self.loop.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def not_ready(self) -> str | None:
+        """Why the guard is not ready, or None."""
+        if self.loop is None:
+            return "starting"
+        if not self.follower.caught_up.is_set():
+            return "reading the routes"
+        return self.loop.not_ready()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the guard until it is told to stop. Raises KafkaUnavailable, PolicyError, ServiceError."""
+    guard = Guard(settings)
+    await run_service(
+        "guard",
+        settings,
+        host=settings.guard.health_host,
+        port=settings.guard.health_port,
+        start=guard.start,
+        run=guard.run,
+        stop=guard.stop,
+        ready=guard.not_ready,
+    )

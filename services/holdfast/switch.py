@@ -1,0 +1,335 @@
+"""The switch: steps each version's breaker, decides the route, and keeps Redis in line with it.
+
+Tallies and commands of a model arrive in one order on one partition of `holdfast.control`; `decide` turns each
+into a new state and what to publish. A batch's effects, in this order: (1) state, route, incidents and audit
+records and the offset, in one Kafka transaction; (2) the route to Redis. Redis only mirrors: what it missed is
+asserted again on a timer.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Sequence
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+from pydantic import ValidationError
+
+from holdfast.adapters import metrics
+from holdfast.adapters.kafka import (
+    Out,
+    TransactionalLoop,
+    Write,
+    check_topics,
+    describe,
+    partition_for,
+    read_to_end,
+    utc_now,
+)
+from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
+from holdfast.adapters.service import run_service
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.routing import Decision, ModelState, Tick, decide
+from holdfast.settings import Settings
+from holdfast_schemas import (
+    AuditRecord,
+    Command,
+    Header,
+    Incident,
+    IncidentStatus,
+    Outcome,
+    Route,
+    Tally,
+    parse_control,
+)
+
+log = structlog.get_logger("holdfast.switch")
+
+
+class Mirror:
+    """Writes routes to Redis as they change, and all of them again on a timer; an outage only delays it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = RouteMirror(settings.redis.url.get_secret_value())
+        self._every = settings.redis.reassert_every.total_seconds()
+        self._routes: dict[str, Route] = {}
+        self._changed = asyncio.Event()
+        self._fresh: set[str] = set()
+        self.up: bool | None = None
+
+    def show(self, route: Route) -> None:
+        self._routes[route.model] = route
+        self._fresh.add(route.model)
+        self._changed.set()
+
+    def forget(self, models: Sequence[str]) -> None:
+        """Leave these models to the worker that owns them now."""
+        for model in models:
+            self._routes.pop(model, None)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        due = time.monotonic()
+        try:
+            while True:
+                fresh, self._fresh = self._fresh, set()
+                self._changed.clear()
+                everything = time.monotonic() >= due
+                if everything:
+                    due = time.monotonic() + self._every
+                routes = [r for model, r in list(self._routes.items()) if everything or model in fresh]
+                if routes:
+                    await self._publish(routes, fresh)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), max(0.0, due - time.monotonic()))
+        finally:
+            await self._redis.close()
+
+    async def _publish(self, routes: Sequence[Route], fresh: set[str]) -> None:
+        try:
+            for model, outcome in (await self._redis.publish_all(routes)).items():
+                if outcome is PublishOutcome.WRITTEN and model not in fresh:
+                    metrics.REDIS_REPAIRS.inc()
+                    log.warning("route re-asserted in Redis", model=model)
+                if outcome is PublishOutcome.NEWER_EXISTS:
+                    log.warning("Redis has a newer route than this worker", model=model)
+            up, error = True, None
+        except RedisUnavailable as failure:
+            up, error = False, str(failure)
+        if up != self.up:
+            if up:
+                log.info("routes are mirrored to Redis")
+            else:
+                log.error("routes are not mirrored to Redis; guards go on obeying Kafka", error=error)
+        self.up = up
+        metrics.REDIS_UP.set(float(up))
+
+
+class SwitchWork:
+    """One partition of `holdfast.control`: the models whose keys fall there."""
+
+    def __init__(self, switch: "Switch", partition: int) -> None:
+        self._switch, self._partition = switch, partition
+        self._topics = switch.settings.topics
+        self._states: dict[str, ModelState] = {}
+        self._pending: dict[str, ModelState] = {}
+        self._decisions: list[Decision] = []
+        self._next_tick = 0.0
+
+    async def restore(self) -> None:
+        """Read the states back; the previous owner's last transaction has ended, so they are complete."""
+        self._states = {}
+
+        def take(records: Sequence[ConsumerRecord]) -> None:
+            for record in records:
+                model = record.key.decode()
+                if record.value is None:
+                    self._states.pop(model, None)
+                else:
+                    self._states[model] = ModelState.model_validate_json(record.value)
+
+        await read_to_end(self._switch.settings.kafka, [TopicPartition(self._topics.state, self._partition)], take)
+        for state in self._states.values():
+            self._show(state)
+        log.info("state restored", partition=self._partition, models=len(self._states))
+
+    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+        self._pending, self._decisions = {}, []
+        aside: list[Out] = []
+        for record in records:
+            try:
+                event = parse_control(record.value or b"")
+            except ValidationError as error:
+                aside.append(_put_aside(record, f"not a control record: {_first(error)}"))
+                continue
+            if record.key != event.model.encode():
+                aside.append(_put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept"))
+                continue
+            self._decide(event.model, event)
+        if time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
+            for model in list(self._states):
+                self._decide(model, Tick())
+        return self._writes(aside)
+
+    def _decide(self, model: str, event: Tally | Command | Tick) -> None:
+        policy = self._switch.policies.current.policies.get(model)
+        before = self._pending.get(model) or self._states.get(model)
+        decision = decide(
+            before,
+            event,
+            utc_now(),
+            policy.breaker if policy is not None else BreakerPolicy(),
+            new_id=uuid.uuid4().hex,
+            runbook_url=(policy.runbook_url if policy is not None else "") or self._switch.settings.switch.runbook_url,
+        )
+        if decision.state is not None and decision.state != before:
+            self._pending[model] = decision.state
+        if decision.route or decision.incidents or decision.audits:
+            self._decisions.append(decision)
+
+    def _writes(self, aside: list[Out]) -> list[Write]:
+        counts = self._switch.partitions
+        writes = [
+            Write(
+                self._topics.state,
+                self._partition,
+                [
+                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), [])
+                    for m, s in self._pending.items()
+                ],
+            ),
+            Write(self._topics.malformed, 0, aside),
+        ]
+        for decision in self._decisions:
+            if (route := decision.route) is not None:
+                to = partition_for(route.model, counts["routes"])
+                writes.append(Write(self._topics.routes, to, [(None, route.model.encode(), route.to_json(), [])]))
+            for incident in decision.incidents:
+                to = partition_for(incident.incident_id, counts["incidents"])
+                key = incident.incident_id.encode()
+                writes.append(Write(self._topics.incidents, to, [(None, key, incident.to_json(), [])]))
+            for audit in decision.audits:
+                to = partition_for(audit.model, counts["audit"])
+                writes.append(Write(self._topics.audit, to, [(None, audit.model.encode(), audit.to_json(), [])]))
+        return [write for write in writes if write.records]
+
+    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+        metrics.POISON.inc()
+        self._pending, self._decisions = {}, []
+        reason = f"could not be processed in three attempts: {describe(error)}"
+        return [Write(self._topics.malformed, 0, [_put_aside(record, reason)])]
+
+    async def committed(self) -> None:
+        self._states.update(self._pending)
+        for state in self._pending.values():
+            self._show(state)
+        for decision in self._decisions:
+            for audit in decision.audits:
+                _report_audit(audit)
+            for incident in decision.incidents:
+                _report_incident(incident)
+            if decision.route is not None:
+                _report_route(decision.route)
+        self._pending, self._decisions = {}, []
+
+    def closed(self) -> None:
+        """The partition is another worker's now."""
+        self._switch.mirror.forget(list(self._states))
+
+    def _show(self, state: ModelState) -> None:
+        if state.route is not None:
+            self._switch.mirror.show(state.route)
+            metrics.ROUTE_HELD.labels(state.route.model).set(float(state.route.state == "held"))
+            metrics.ROUTE_EPOCH.labels(state.route.model).set(state.route.epoch)
+
+
+def _put_aside(record: ConsumerRecord, reason: str) -> Out:
+    metrics.BAD_CONTROL.inc()
+    log.warning("control record put aside", reason=reason, offset=record.offset, partition=record.partition)
+    source = f"{record.topic}/{record.partition}/{record.offset}"
+    ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
+    return record.timestamp, record.key, record.value, [*record.headers, *ours]
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'value'}: {first['msg']}"
+
+
+def _report_audit(audit: AuditRecord) -> None:
+    if audit.command_id is not None:
+        metrics.COMMANDS.labels(audit.model, audit.action, audit.outcome.value).inc()
+    if audit.action == "trip":
+        metrics.TRIPS.labels(audit.model).inc()
+    level = log.warning if audit.action == "trip" or audit.outcome is Outcome.REFUSED else log.info
+    level(
+        "decision",
+        model=audit.model,
+        action=audit.action,
+        version=audit.version,
+        outcome=audit.outcome.value,
+        actor=audit.actor,
+        reason=audit.reason,
+        detail=audit.detail,
+        epoch=audit.epoch,
+    )
+
+
+def _report_incident(incident: Incident) -> None:
+    if incident.status is not IncidentStatus.TRIGGERED:
+        log.info("incident", id=incident.incident_id, status=incident.status.value, key=incident.dedup_key)
+
+
+def _report_route(route: Route) -> None:
+    metrics.SWITCHES.labels(route.model).inc()
+    log.info(
+        "route",
+        model=route.model,
+        version=route.version,
+        state=route.state.value,
+        epoch=route.epoch,
+        fenced=list(route.fenced),
+    )
+
+
+class Switch:
+    """The service: policies for the breakers, one lane for each assigned partition of control, and the mirror."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self.mirror = Mirror(settings)
+        self.partitions: dict[str, int] = {}
+        self.loop: TransactionalLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Raises KafkaUnavailable."""
+        roles = ("control", "state", "routes", "incidents", "audit", "malformed")
+        self.partitions = await check_topics(self.settings, roles)
+        switch = self.settings.switch
+        self.loop = TransactionalLoop(
+            self.settings.kafka,
+            topic=self.settings.topics.control,
+            group=switch.group,
+            worker=self.settings.worker,
+            open_work=lambda partition: SwitchWork(self, partition),
+            poll_ms=min(200, int(switch.tick_every.total_seconds() * 1000)),
+            give_up_after=switch.give_up_after,
+        )
+        self._tasks = [asyncio.create_task(self.mirror.run()), asyncio.create_task(self.policies.follow())]
+        await self.loop.start()
+
+    async def run(self) -> None:
+        assert self.loop is not None  # noqa: S101  start() made it
+        await self.loop.run()
+
+    async def stop(self) -> None:
+        if self.loop is not None:
+            await self.loop.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def not_ready(self) -> str | None:
+        """Why the switch is not ready, or None. Redis being away does not count: the guards obey Kafka."""
+        return "starting" if self.loop is None else self.loop.not_ready()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the switch until it is told to stop. Raises KafkaUnavailable, PolicyError, ServiceError."""
+    switch = Switch(settings)
+    await run_service(
+        "switch",
+        settings,
+        host=settings.switch.health_host,
+        port=settings.switch.health_port,
+        start=switch.start,
+        run=switch.run,
+        stop=switch.stop,
+        ready=switch.not_ready,
+    )
