@@ -3,6 +3,7 @@
 import os
 import socket
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from holdfast.core.duration import Duration, timedelta
+from holdfast.core.duration import Duration
 from holdfast_schemas import TOPICS
 
 

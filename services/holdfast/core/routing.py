@@ -1,0 +1,692 @@
+"""Who serves: one model's state, and the pure function that steps it.
+
+Three kinds of event arrive in one order: a tally from a guard, a command from a person or a pipeline, and a tick
+of the clock. `decide` answers with the new state and what to publish. Every standing of the route and what each
+command does there is in `_REFUSED_IN` below; trips and fences work in all of them.
+
+A version is `candidate` first, `good` once it has served as active long enough, and `fenced` when its breaker
+trips or somebody says so; only an `unfence` ends a fence. When the active version is fenced the route moves to the
+*last good*: the latest version that served as active, earned `good`, is not fenced and is not the one being left.
+Where there is none, or where too many switches came in a while, the route is `held`: never "stay".
+
+A held route remembers why. A hold by a person ends by a `resume` or at its own end; a hold by the breaker also ends
+when a version is promoted.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from holdfast.core.breaker import BreakerPolicy, Window, earliest
+from holdfast.core.duration import format_duration
+from holdfast_schemas import (
+    Action,
+    AuditRecord,
+    Command,
+    Contract,
+    Incident,
+    IncidentAction,
+    IncidentSeverity,
+    IncidentStatus,
+    Name,
+    Outcome,
+    Route,
+    RouteState,
+    Sample,
+    Tally,
+    UtcTime,
+)
+
+HOLDFAST = "holdfast"
+"""The actor of automatic decisions."""
+UPDATE_EVERY = timedelta(seconds=1)
+"""How often an open incident is published again while its counts rise."""
+REMEMBERED_COMMANDS = 32
+MAX_VERSIONS = 200
+"""Of one model; beyond it the candidates that were silent longest are forgotten."""
+
+
+class VersionState(StrEnum):
+    CANDIDATE = "candidate"
+    GOOD = "good"
+    FENCED = "fenced"
+
+
+class Version(Contract):
+    """One entry of the version ledger."""
+
+    state: VersionState = VersionState.CANDIDATE
+    activated: int | None = None
+    """The epoch at which it last became active; None: it never was."""
+    active_since: UtcTime | None = None
+    approved: int = 0
+    """Outputs approved since then, while active."""
+    window: Window = Window()
+    last_seen: UtcTime | None = None
+    fence_at: UtcTime | None = None
+    """When an unfence that was granted for a while ends."""
+
+
+class OpenIncident(Contract):
+    incident: Incident
+    published_at: UtcTime
+    stale: bool = False
+    """Counts have risen since it was published."""
+
+
+class ModelState(Contract):
+    """All that is known of one model; a record of the compacted state topic."""
+
+    model: Name
+    route: Route | None = None
+    versions: dict[str, Version] = {}
+    held_by_person: bool = False
+    resume_to: str | None = None
+    """The version that was active when the route was held."""
+    ends_at: UtcTime | None = None
+    """When a pin or a hold ends by itself."""
+    switches: tuple[UtcTime, ...] = ()
+    """Automatic switches, for as long as they count."""
+    incidents: dict[str, OpenIncident] = {}
+    """The open ones, by bad version."""
+    commands: dict[str, AuditRecord] = {}
+    """The outcomes of the latest commands, by command id: the same command again changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The new state and what to publish, in the order of the fields."""
+
+    state: ModelState | None
+    route: Route | None = None
+    incidents: tuple[Incident, ...] = ()
+    audits: tuple[AuditRecord, ...] = ()
+
+
+class Standing(StrEnum):
+    """What a command meets; a held route is told apart by who holds it."""
+
+    UNROUTED = "without a version so far"
+    AUTO = "auto"
+    PINNED = "pinned"
+    HELD = "held by the breaker"
+    HELD_BY_PERSON = "held by a person"
+
+
+_NOT_HELD = "nothing is held; promote a version to change the route"
+_NOTHING_ACTIVE = "no version is active, so there is nothing to leave; promote a version, or resume a held route"
+_NOT_PINNED = "the route is not pinned; there is nothing to end"
+_HELD = "a person holds the route; resume it first"
+_REFUSED_IN: dict[Action, dict[Standing, str]] = {
+    Action.PROMOTE: {Standing.PINNED: "the route is pinned; unpin it first", Standing.HELD_BY_PERSON: _HELD},
+    Action.PIN: {Standing.HELD_BY_PERSON: _HELD},
+    Action.UNPIN: dict.fromkeys(set(Standing) - {Standing.PINNED}, _NOT_PINNED),
+    Action.ROLLBACK: dict.fromkeys((Standing.UNROUTED, Standing.HELD, Standing.HELD_BY_PERSON), _NOTHING_ACTIVE),
+    Action.HOLD: {},
+    Action.RESUME: dict.fromkeys((Standing.UNROUTED, Standing.AUTO, Standing.PINNED), _NOT_HELD),
+    Action.FENCE: {},
+    Action.UNFENCE: {},
+    Action.ACKNOWLEDGE: {},
+    Action.RESOLVE: {},
+}
+_MAY_END = {Action.PIN, Action.HOLD, Action.UNFENCE}
+
+
+def decide(
+    state: ModelState | None,
+    event: Tally | Command | Tick,
+    now: datetime,
+    policy: BreakerPolicy,
+    *,
+    new_id: str,
+    runbook_url: str,
+) -> Decision:
+    """Step one model.
+
+    `state` is None for a model that is met for the first time; a tick then does nothing. `new_id` is fresh for each
+    call and names the incidents and audit records made by it. `now` is aware. Raises nothing for any event: a
+    command that cannot be carried out is refused in its audit record and changes nothing else.
+    """
+    if state is None:
+        if isinstance(event, Tick):
+            return Decision(None)
+        state = ModelState(model=event.model)
+    turn = _Turn(state, now, policy, new_id, runbook_url)
+    match event:
+        case Tally():
+            turn.count(event)
+        case Command():
+            turn.obey(event)
+        case Tick():
+            turn.tick()
+    return turn.done()
+
+
+def last_good(state: ModelState, leaving: str | None) -> str | None:
+    """Where the route goes when `leaving` is left; None: nowhere."""
+    choices = [
+        (version.activated, name)
+        for name, version in state.versions.items()
+        if version.activated is not None and version.state is VersionState.GOOD and name != leaving
+    ]
+    return max(choices)[1] if choices else None
+
+
+def standing(state: ModelState) -> Standing:
+    match state.route:
+        case Route(state=RouteState.HELD):
+            return Standing.HELD_BY_PERSON if state.held_by_person else Standing.HELD
+        case Route(state=RouteState.PINNED):
+            return Standing.PINNED
+        case Route(version=str()):
+            return Standing.AUTO
+    return Standing.UNROUTED
+
+
+class _RefusedError(Exception):
+    pass
+
+
+class _Turn:
+    """One call of `decide`: the state as it changes, and what there is to publish."""
+
+    def __init__(self, state: ModelState, now: datetime, policy: BreakerPolicy, new_id: str, runbook_url: str) -> None:
+        self.state, self.now, self.policy = state, now, policy
+        self._new_id, self._runbook_url = new_id, runbook_url
+        self._epoch = state.route.epoch if state.route is not None else 0
+        self._route: Route | None = None
+        self._incidents: dict[str, Incident] = {}
+        self._audits: list[AuditRecord] = []
+
+    def done(self) -> Decision:
+        return Decision(self.state, self._route, tuple(self._incidents.values()), tuple(self._audits))
+
+    # What is read and changed
+
+    @property
+    def active(self) -> str | None:
+        return self.state.route.version if self.state.route is not None else None
+
+    def version(self, name: str) -> Version:
+        return self.state.versions.get(name, Version())
+
+    def _set(self, **changes: Any) -> None:
+        self.state = self.state.model_copy(update=changes)
+
+    def _set_version(self, name: str, **changes: Any) -> None:
+        self._set(versions={**self.state.versions, name: self.version(name).model_copy(update=changes)})
+
+    def _move(
+        self,
+        version: str | None,
+        route_state: RouteState,
+        *,
+        reason: str,
+        actor: str,
+        incident_id: str | None = None,
+        held_by_person: bool = False,
+        ends_at: datetime | None = None,
+    ) -> None:
+        """A new route; whoever becomes active by it starts its time as the active version."""
+        epoch = self._epoch + 1
+        if version is not None and version != self.active:
+            self._set_version(version, activated=epoch, active_since=self.now, approved=0)
+        self._set(
+            held_by_person=held_by_person,
+            resume_to=(self.active or self.state.resume_to) if route_state is RouteState.HELD else None,
+            ends_at=ends_at,
+        )
+        self._route = Route(
+            model=self.state.model,
+            version=version,
+            epoch=epoch,
+            state=route_state,
+            last_good=last_good(self.state, leaving=version),
+            reason=reason,
+            incident_id=incident_id,
+            actor=actor,
+            since=self.now,
+            fenced=tuple(sorted(n for n, v in self.state.versions.items() if v.state is VersionState.FENCED)),
+        )
+        self._set(route=self._route)
+
+    def _republish(self, *, reason: str, actor: str, incident_id: str | None = None) -> None:
+        """The same version and state with other fences; what a held or pinned route remembers stays."""
+        route, kept = self.state.route, self.state
+        self._move(
+            self.active,
+            route.state if route is not None else RouteState.AUTO,
+            reason=reason,
+            actor=actor,
+            incident_id=incident_id,
+            held_by_person=kept.held_by_person,
+            ends_at=kept.ends_at,
+        )
+
+    def _audit(self, action: str, version: str | None, outcome: Outcome, **fields: Any) -> None:
+        self._audits.append(
+            AuditRecord(
+                audit_id=f"{self._new_id}-{len(self._audits)}",
+                at=self.now,
+                model=self.state.model,
+                action=action,
+                version=version,
+                outcome=outcome,
+                epoch=self.state.route.epoch if self.state.route is not None else 0,
+                **fields,
+            )
+        )
+
+    def _automatic(self, action: str, version: str | None, *, reason: str, detail: str) -> None:
+        incident = self.state.incidents.get(version or "")
+        self._audit(
+            action,
+            version,
+            Outcome.APPLIED,
+            actor=HOLDFAST,
+            reason=reason,
+            detail=detail,
+            incident_id=incident.incident.incident_id if incident is not None else None,
+        )
+
+    # Tallies
+
+    def count(self, tally: Tally) -> None:
+        name = tally.model_version
+        version = self.version(name)
+        if version.state is VersionState.FENCED:
+            self._add_to_incident(name, tally)
+            return
+        window = version.window.add(tally, self.now, self.policy)
+        approved = version.approved + (tally.approved if name == self.active else 0)
+        self._set_version(name, window=window, approved=approved, last_seen=self.now)
+        self._forget_silent_candidates(keep=name)
+        if (cause := window.trips(self.policy)) is not None:
+            self._trip(name, cause, tally)
+        elif self._has_earned_good(name):
+            self._set_version(name, state=VersionState.GOOD)
+            served = format_duration(timedelta(seconds=round(self._active_for(name).total_seconds())))
+            self._automatic(
+                "earned_good",
+                name,
+                reason=f"{approved} outputs approved within {served} as the active version",
+                detail=f"{name} is good: the route may come back to it",
+            )
+
+    def _active_for(self, name: str) -> timedelta:
+        since = self.version(name).active_since
+        return max(timedelta(0), self.now - since) if since is not None else timedelta(0)
+
+    def _has_earned_good(self, name: str) -> bool:
+        version = self.version(name)
+        return (
+            name == self.active
+            and version.state is VersionState.CANDIDATE
+            and version.approved >= self.policy.good_after_seen
+            and self._active_for(name) >= self.policy.good_after
+            and not version.window.too_many_failed(self.policy)
+        )
+
+    def _trip(self, name: str, cause: str, tally: Tally) -> None:
+        window = self.version(name).window
+        reason = f"{name} tripped: {cause}"
+        detail = self._fence(
+            name,
+            reason=reason,
+            actor=HOLDFAST,
+            severity=IncidentSeverity.CRITICAL if self.active in {name, None} else IncidentSeverity.ERROR,
+            policy=tally.policy,
+            window=window,
+        )
+        self._automatic("trip", name, reason=cause, detail=detail)
+
+    def _fence(
+        self,
+        name: str,
+        *,
+        reason: str,
+        actor: str,
+        severity: IncidentSeverity,
+        policy: str = "",
+        window: Window | None = None,
+        to: str | None = None,
+    ) -> str:
+        """Fence a version, move the route if it was active, open the incident. Returns what was done, in words.
+
+        The route goes to `to`, or to the last good.
+        """
+        was_active = name == self.active
+        self._set_version(name, state=VersionState.FENCED, window=Window(), fence_at=None, approved=0)
+        incident_id = self._new_id
+        if not was_active:
+            self._republish(reason=reason, actor=actor, incident_id=incident_id)
+            action, detail = IncidentAction.FENCED, f"{name} is fenced; it was not active, so the route stays"
+        elif (target := to or last_good(self.state, leaving=name)) is None:
+            self._move(
+                None, RouteState.HELD, reason=f"{reason}; no good version is left", actor=actor, incident_id=incident_id
+            )
+            action, detail = IncidentAction.HELD, f"{name} is fenced; no good version is left, so the route is held"
+        elif actor == HOLDFAST and (flapping := self._flaps()) is not None:
+            self._move(None, RouteState.HELD, reason=f"{reason}; {flapping}", actor=actor, incident_id=incident_id)
+            action, detail = IncidentAction.HELD, f"{name} is fenced; {flapping}, so the route is held"
+        else:
+            self._move(target, RouteState.AUTO, reason=reason, actor=actor, incident_id=incident_id)
+            if actor == HOLDFAST:
+                self._set(switches=(*self.state.switches, self.now))
+            action, detail = IncidentAction.SWITCHED, f"{name} is fenced; the route moved to {target}"
+        self._open_incident(name, action, incident_id, severity=severity, policy=policy, window=window)
+        return detail
+
+    def _flaps(self) -> str | None:
+        within = self.policy.max_switches_within
+        # A switch in the future means that the clock went back: it counts as one of now.
+        recent = tuple(min(at, self.now) for at in self.state.switches if self.now - at < within)
+        self._set(switches=recent)
+        if len(recent) < self.policy.max_switches:
+            return None
+        return f"there were already {len(recent)} switches within {format_duration(within)}"
+
+    def _forget_silent_candidates(self, keep: str) -> None:
+        if len(self.state.versions) <= MAX_VERSIONS:
+            return
+        candidates = sorted(
+            (version.last_seen or self.now, name)
+            for name, version in self.state.versions.items()
+            if version.state is VersionState.CANDIDATE
+            and name not in {keep, self.active, self.state.resume_to}
+            and version.fence_at is None
+        )
+        drop = {name for _, name in candidates[: len(self.state.versions) - MAX_VERSIONS]}
+        self._set(versions={name: version for name, version in self.state.versions.items() if name not in drop})
+
+    # Incidents
+
+    def _open_incident(
+        self,
+        name: str,
+        action: IncidentAction,
+        incident_id: str,
+        *,
+        severity: IncidentSeverity,
+        policy: str,
+        window: Window | None,
+    ) -> None:
+        window = window or Window()
+        self._publish_incident(
+            Incident(
+                incident_id=incident_id,
+                dedup_key=f"holdfast/{self.state.model}/{name}",
+                status=IncidentStatus.TRIGGERED,
+                severity=severity,
+                model=self.state.model,
+                bad_version=name,
+                routed_to=self.active if action is not IncidentAction.HELD else None,
+                action=action,
+                opened_at=self.now,
+                first_blocked_at=window.first_blocked_at,
+                switched_at=None if action is IncidentAction.FENCED else self.now,
+                seen=window.seen,
+                blocked=window.blocked,
+                blocked_by_check=window.blocked_by_check,
+                samples=window.samples,
+                policy=policy,
+                runbook_url=self._runbook_url,
+            )
+        )
+
+    def _publish_incident(self, incident: Incident) -> None:
+        self._incidents[incident.incident_id] = incident
+        still_open = {v: o for v, o in self.state.incidents.items() if v != incident.bad_version}
+        if incident.status is not IncidentStatus.RESOLVED:
+            still_open[incident.bad_version] = OpenIncident(incident=incident, published_at=self.now)
+        self._set(incidents=still_open)
+
+    def _add_to_incident(self, name: str, tally: Tally) -> None:
+        """A fenced version is still sending: its incident is updated, not repeated."""
+        if (known := self.state.incidents.get(name)) is None:
+            return
+        incident = known.incident
+        room = 5 - len(incident.samples)
+        samples: tuple[Sample, ...] = incident.samples + tally.samples[: max(0, room)]
+        incident = incident.model_copy(
+            update={
+                "seen": incident.seen + tally.seen,
+                "blocked": incident.blocked + tally.blocked,
+                "blocked_by_check": dict(Counter(incident.blocked_by_check) + Counter(tally.blocked_by_check)),
+                "first_blocked_at": earliest((incident.first_blocked_at, tally.first_blocked_at)),
+                "samples": samples,
+                "policy": incident.policy or tally.policy,
+            }
+        )
+        if abs(self.now - known.published_at) >= UPDATE_EVERY:
+            self._publish_incident(incident)
+        else:
+            update = known.model_copy(update={"incident": incident, "stale": True})
+            self._set(incidents={**self.state.incidents, name: update})
+
+    def _resolve_incident(self, name: str, actor: str) -> None:
+        if (known := self.state.incidents.get(name)) is not None:
+            self._publish_incident(
+                known.incident.model_copy(
+                    update={"status": IncidentStatus.RESOLVED, "resolved_at": self.now, "resolved_by": actor}
+                )
+            )
+
+    # Time
+
+    def tick(self) -> None:
+        for known in list(self.state.incidents.values()):
+            if known.stale and abs(self.now - known.published_at) >= UPDATE_EVERY:
+                self._publish_incident(known.incident)
+        for name, version in list(self.state.versions.items()):
+            if version.fence_at is not None and self.now >= version.fence_at:
+                severity = IncidentSeverity.CRITICAL if name == self.active else IncidentSeverity.ERROR
+                reason = f"the unfence of {name} was granted until now"
+                detail = self._fence(name, reason=reason, actor=HOLDFAST, severity=severity)
+                self._automatic("expired", name, reason=reason, detail=detail)
+                # One route record for each decision: the next tick does the next one.
+                return
+        if self.state.ends_at is not None and self.now >= self.state.ends_at:
+            self._end_pin_or_hold()
+
+    def _end_pin_or_hold(self) -> None:
+        if standing(self.state) is Standing.PINNED:
+            reason, detail = "the pin has come to its end", "the route is auto again"
+            self._move(self.active, RouteState.AUTO, reason=reason, actor=HOLDFAST)
+        elif (target := self._resume_target()) is not None:
+            reason, detail = "the hold has come to its end", f"{target} serves again"
+            self._move(target, RouteState.AUTO, reason=reason, actor=HOLDFAST)
+        else:
+            reason = "the hold has come to its end, but no version may serve"
+            detail = "the route stays held; promote a version"
+            self._move(None, RouteState.HELD, reason=reason, actor=HOLDFAST)
+        self._automatic("expired", self.active, reason=reason, detail=detail)
+
+    def _resume_target(self) -> str | None:
+        remembered = self.state.resume_to
+        if remembered is not None and self.version(remembered).state is not VersionState.FENCED:
+            return remembered
+        return last_good(self.state, leaving=None)
+
+    # Commands
+
+    def obey(self, command: Command) -> None:
+        if (known := self.state.commands.get(command.command_id)) is not None:
+            self._audits.append(known)
+            return
+        before = self.state
+        incident = self._incident_meant(command)
+        try:
+            if (refusal := _REFUSED_IN[command.action].get(standing(self.state))) is not None:
+                raise _RefusedError(refusal)
+            self._check(command)
+            detail, outcome = _HANDLERS[command.action](self, command), Outcome.APPLIED
+        except _RefusedError as refused:
+            self.state, detail, outcome = before, str(refused), Outcome.REFUSED
+        self._audit(
+            command.action.value,
+            command.version,
+            outcome,
+            actor=command.actor,
+            reason=command.reason,
+            detail=detail,
+            command_id=command.command_id,
+            incident_id=(incident or next(iter(self._incidents), None)) if outcome is Outcome.APPLIED else None,
+        )
+        commands = {**self.state.commands, command.command_id: self._audits[-1]}
+        for oldest in list(commands)[:-REMEMBERED_COMMANDS]:
+            del commands[oldest]
+        self._set(commands=commands)
+
+    def _incident_meant(self, command: Command) -> str | None:
+        known = self._find_incident(command)
+        return known.incident.incident_id if known is not None else None
+
+    def _find_incident(self, command: Command) -> OpenIncident | None:
+        if command.incident_id is not None:
+            found = (o for o in self.state.incidents.values() if o.incident.incident_id == command.incident_id)
+            return next(found, None)
+        return self.state.incidents.get(command.version or "")
+
+    def _check(self, command: Command) -> None:
+        if command.actor == HOLDFAST:
+            raise _RefusedError(f"{HOLDFAST!r} names automatic decisions; name the person or the pipeline")
+        if command.expires_at is None:
+            return
+        if command.action not in _MAY_END:
+            raise _RefusedError(f"{command.action.value} has no end; only pin, hold and unfence take expires_at")
+        if command.expires_at <= self.now:
+            raise _RefusedError(f"expires_at {command.expires_at:%Y-%m-%dT%H:%M:%SZ} has passed; give a later time")
+
+    def _wanted(self, command: Command, *, otherwise: str | None = None) -> str:
+        name = command.version or otherwise
+        if name is None:
+            raise _RefusedError(f"{command.action.value} needs a version; name it")
+        return name
+
+    def _refuse_fenced(self, name: str) -> None:
+        if self.version(name).state is VersionState.FENCED:
+            raise _RefusedError(f"{name} is fenced; unfence it first, or choose another version")
+
+    def _promote(self, command: Command) -> str:
+        name = self._wanted(command)
+        self._refuse_fenced(name)
+        if name == self.active:
+            return f"{name} is active already; nothing changed"
+        self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
+        return f"{name} is active"
+
+    def _pin(self, command: Command) -> str:
+        name = self._wanted(command, otherwise=self.active)
+        self._refuse_fenced(name)
+        self._move(name, RouteState.PINNED, reason=command.reason, actor=command.actor, ends_at=command.expires_at)
+        return f"{name} is pinned{_until(command.expires_at)}"
+
+    def _unpin(self, command: Command) -> str:
+        self._move(self.active, RouteState.AUTO, reason=command.reason, actor=command.actor)
+        return f"the route is auto; {self.active} stays active"
+
+    def _rollback(self, command: Command) -> str:
+        if (leaving := self.active) is None:
+            raise _RefusedError(_NOTHING_ACTIVE)
+        if command.version is not None:
+            self._refuse_fenced(command.version)
+            if command.version == leaving:
+                raise _RefusedError(f"{leaving} is the version to leave; name another, or none for the last good one")
+            if self.version(command.version).activated is None:
+                raise _RefusedError(f"{command.version} never served as active; promote it instead")
+        return self._fence_by_hand(leaving, command, to=command.version)
+
+    def _hold(self, command: Command) -> str:
+        self._move(
+            None,
+            RouteState.HELD,
+            reason=command.reason,
+            actor=command.actor,
+            held_by_person=True,
+            ends_at=command.expires_at,
+        )
+        return f"the route is held: every output is blocked{_until(command.expires_at)}"
+
+    def _resume(self, command: Command) -> str:
+        name = self._wanted(command, otherwise=self._resume_target())
+        self._refuse_fenced(name)
+        self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
+        return f"{name} serves again"
+
+    def _fence_command(self, command: Command) -> str:
+        name = self._wanted(command)
+        if self.version(name).state is VersionState.FENCED:
+            return f"{name} is fenced already; nothing changed"
+        return self._fence_by_hand(name, command)
+
+    def _fence_by_hand(self, name: str, command: Command, to: str | None = None) -> str:
+        return self._fence(
+            name,
+            reason=command.reason,
+            actor=command.actor,
+            severity=IncidentSeverity.ERROR if name == self.active else IncidentSeverity.WARNING,
+            window=self.version(name).window.at(self.now, self.policy),
+            to=to,
+        )
+
+    def _unfence(self, command: Command) -> str:
+        name = self._wanted(command)
+        if self.version(name).state is not VersionState.FENCED:
+            raise _RefusedError(f"{name} is not fenced; there is nothing to lift")
+        self._set_version(name, state=VersionState.CANDIDATE, window=Window(), fence_at=command.expires_at)
+        self._resolve_incident(name, command.actor)
+        self._republish(reason=command.reason, actor=command.actor)
+        return f"{name} is a candidate again{_until(command.expires_at)}"
+
+    def _acknowledge(self, command: Command) -> str:
+        known = self._open_incident_meant(command)
+        if known.incident.status is IncidentStatus.ACKNOWLEDGED:
+            return f"{known.incident.acknowledged_by} has acknowledged it already; nothing changed"
+        self._publish_incident(
+            known.incident.model_copy(
+                update={
+                    "status": IncidentStatus.ACKNOWLEDGED,
+                    "acknowledged_at": self.now,
+                    "acknowledged_by": command.actor,
+                }
+            )
+        )
+        return "the incident is acknowledged"
+
+    def _resolve(self, command: Command) -> str:
+        known = self._open_incident_meant(command)
+        self._resolve_incident(known.incident.bad_version, command.actor)
+        return f"the incident is resolved; {known.incident.bad_version} stays fenced"
+
+    def _open_incident_meant(self, command: Command) -> OpenIncident:
+        if (known := self._find_incident(command)) is None:
+            what = command.incident_id or command.version or "this model"
+            raise _RefusedError(f"there is no open incident of {what}; name an open one by its id or its bad version")
+        return known
+
+
+_HANDLERS: dict[Action, Callable[[_Turn, Command], str]] = {
+    Action.PROMOTE: _Turn._promote,
+    Action.PIN: _Turn._pin,
+    Action.UNPIN: _Turn._unpin,
+    Action.ROLLBACK: _Turn._rollback,
+    Action.HOLD: _Turn._hold,
+    Action.RESUME: _Turn._resume,
+    Action.FENCE: _Turn._fence_command,
+    Action.UNFENCE: _Turn._unfence,
+    Action.ACKNOWLEDGE: _Turn._acknowledge,
+    Action.RESOLVE: _Turn._resolve,
+}
+
+
+def _until(end: datetime | None) -> str:
+    return f" until {end:%Y-%m-%d %H:%M:%S} UTC" if end is not None else ""
