@@ -465,7 +465,9 @@ async def describe_topics(kafka: KafkaSettings, topics: Sequence[str]) -> dict[s
         entry = found.get(topic)
         if entry is None or entry["error_code"]:
             missing = entry is None or entry["error_code"] == UnknownTopicOrPartitionError.errno
-            reason = "does not exist" if missing else f"answers {for_code(entry['error_code']).__name__}"
+            reason = (
+                "does not exist" if entry is None or missing else f"answers {for_code(entry['error_code']).__name__}"
+            )
             raise KafkaUnavailable(f"The topic {topic} {reason}. Create the topics with: holdfast topics create")
         counts[topic] = len(entry["partitions"])
     return counts

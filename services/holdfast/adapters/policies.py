@@ -40,9 +40,9 @@ def load_table(path: Path) -> tuple[Table, str]:
             f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max"
         )
     entities = rows.column("entity_id").cast(string()).to_pylist()
-    index = {entity: row for row, entity in enumerate(entities)}
+    index = {entity: row for row, entity in enumerate(entities) if entity is not None}
     if len(index) != len(entities):
-        raise PolicyError(f"table {path} lists an entity twice; keep one row for each")
+        raise PolicyError(f"table {path} lists an entity twice, or has a row without one; keep one row for each")
     sides: list[Any] = []
     for side in ("min", "max"):
         if side in rows.column_names:
