@@ -67,7 +67,7 @@ class EmbeddedKafka:
         try:
             self._cluster = library.rd_kafka_handle_mock_cluster(self._handle)
             # Three seconds otherwise, in which a first member waits for others.
-            library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
+            library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, int(__import__("os").environ.get("D","0")))
             self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
             for name, partitions in self._topics.items():
                 self.create_topic(name, partitions)
@@ -84,6 +84,8 @@ class EmbeddedKafka:
     def create_topic(self, name: str, partitions: int) -> None:
         """Raises EmbeddedUnavailable if there is such a topic already, or the name or count cannot be."""
         assert self._library is not None  # noqa: S101  entered
+        if partitions < 1:
+            raise EmbeddedUnavailable(f"The topic {name} cannot have {partitions} partitions. Give it at least one.")
         error = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
         if error:
             reason = self._library.rd_kafka_err2str(error).decode()
@@ -239,14 +241,14 @@ class EmbeddedRedis:
 
 # The pipe at its input breaks when the process that holds the other end is gone, even by SIGKILL.
 _GUARDIAN = """
-import shutil, subprocess, sys, threading
+import os, shutil, subprocess, sys, threading
 folder, *command = sys.argv[1:]
 try:
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 except OSError as error:
     sys.exit(str(error))
 def watch():
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     shutil.rmtree(folder, ignore_errors=True)
     server.kill()
 threading.Thread(target=watch, daemon=True).start()

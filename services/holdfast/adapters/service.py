@@ -100,8 +100,6 @@ async def run_service(
         logger=None,
         specification=AsyncAPI(asyncapi.broker(settings), title="Holdfast", version="1.0.0"),
         asyncapi_path="/asyncapi",
-        on_startup=[start],
-        on_shutdown=[stop],
     )
     server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
     stopping = asyncio.Event()
@@ -111,11 +109,12 @@ async def run_service(
     serving = asyncio.create_task(server.serve([listener]), name="http")
     ended = asyncio.create_task(stopping.wait())
     try:
-        await app.start()
+        # Not FastStream's own start: it would open a broker connection beside the transactional loop's.
+        await start()
         log.info("started", service=name, port=listener.getsockname()[1])
         working = asyncio.ensure_future(run())
         await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)
-        await app.stop()
+        await stop()
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await working
