@@ -3,7 +3,8 @@
 `EmbeddedKafka` is the mock broker inside librdkafka, which the confluent-kafka wheel carries: a real TCP
 server that speaks Kafka's protocol (groups, commits and transactions included) from threads of this process.
 It keeps everything in memory, at most 5 MiB and 100,000 batches a partition, and forgets the oldest beyond that.
-Aborted records are visible, and a fenced producer can still commit. It answers no topic administration: topics
+Aborted records are visible, a fenced producer can still commit, and a rebalance takes nine seconds, so run one
+worker of each service against it. It answers no topic administration: topics
 are made by `create_topic` or `create_topics`, and one that is asked for unmade comes into being with four partitions.
 
 `EmbeddedRedis` is a redis-server on a port of 127.0.0.1, without persistence. A guardian process ends it and
@@ -66,8 +67,9 @@ class EmbeddedKafka:
             )
         try:
             self._cluster = library.rd_kafka_handle_mock_cluster(self._handle)
-            # Three seconds otherwise, in which a first member waits for others.
-            library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, int(__import__("os").environ.get("D","0")))
+            # How long a first member waits for others: three seconds otherwise, while with none at all a second
+            # member that comes during the first one's join never gets its share.
+            library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 200)
             self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
             for name, partitions in self._topics.items():
                 self.create_topic(name, partitions)
