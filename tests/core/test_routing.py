@@ -1,0 +1,560 @@
+"""Who serves: each command in each standing, trips, time, and the invariants under any sequence of events."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.routing import HOLDFAST, MAX_VERSIONS, ModelState, Standing, Tick, decide, last_good, standing
+from holdfast_schemas import Action, Command, IncidentStatus, Outcome, RouteState, Tally
+
+NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
+POLICY = BreakerPolicy(
+    min_seen=10, min_entities=2, min_partitions=1, good_after_seen=100, good_after=timedelta(seconds=60), max_switches=2
+)
+
+
+class Model:
+    """Steps one model and keeps everything that was published."""
+
+    def __init__(self, policy=POLICY):
+        self.policy, self.now, self.state, self.ids = policy, NOW, None, count()
+        self.routes, self.incidents, self.audits = [], [], []
+
+    def step(self, event):
+        decision = decide(self.state, event, self.now, self.policy, new_id=f"id{next(self.ids)}", runbook_url="r")
+        self.state = decision.state
+        self.routes += [decision.route] if decision.route is not None else []
+        self.incidents += decision.incidents
+        self.audits += decision.audits
+        return decision
+
+    def tally(self, version, seen=100, failed=0, critical=0):
+        return self.step(
+            Tally(
+                model="pricing",
+                model_version=version,
+                policy="pricing@000000000000",
+                at=self.now,
+                worker="w",
+                partition=0,
+                first_offset=0,
+                last_offset=seen,
+                seen=seen,
+                approved=seen - failed,
+                blocked=failed,
+                failed=failed,
+                critical=critical,
+                blocked_by_check={"floor": failed} if failed else {},
+                entities=tuple(f"e{i}" for i in range(min(failed, 32))),
+                first_blocked_at=self.now if failed else None,
+            )
+        )
+
+    def command(self, action, version=None, **more):
+        values = {"command_id": f"c{next(self.ids)}", "actor": "ann", "reason": "because", **more}
+        decision = self.step(Command(model="pricing", action=Action(action), version=version, **values))
+        return decision.audits[0]
+
+    def tick(self, **after):
+        self.now += timedelta(**after)
+        return self.step(Tick())
+
+    def earn_good(self, version):
+        """Promote and serve until the version is good."""
+        assert self.command("promote", version).outcome is Outcome.APPLIED
+        self.tally(version)
+        self.now += POLICY.good_after
+        self.tally(version)
+        assert self.state.versions[version].state == "good"
+        return self
+
+    @property
+    def route(self):
+        return self.state.route
+
+    def shows(self):
+        return (self.route.version, self.route.state.value)
+
+
+def in_standing(where):
+    """A model in that standing: v1 is good, v2 is the candidate that serves where one serves."""
+    model = Model()
+    if where is Standing.UNROUTED:
+        model.tally("v2")
+        return model
+    model.earn_good("v1")
+    if where is Standing.HELD:
+        model.command("fence", "v1")
+        return model
+    model.command("promote", "v2")
+    if where is Standing.PINNED:
+        model.command("pin")
+    if where is Standing.HELD_BY_PERSON:
+        model.command("hold")
+    assert standing(model.state) is where
+    return model
+
+
+# A version becomes good
+
+
+@pytest.mark.parametrize(
+    ("case", "seen", "after", "good"),
+    [
+        ("one output too few", 99, 60, False),
+        ("a second too early", 100, 59, False),
+        ("both just met", 100, 60, True),
+    ],
+)
+def test_good_is_earned_by_enough_approved_outputs_for_long_enough(case, seen, after, good):
+    """Both limits are reached, not exceeded."""
+    model = Model()
+    model.command("promote", "v1")
+    model.now += timedelta(seconds=after)
+    model.tally("v1", seen)
+    assert (model.state.versions["v1"].state == "good") is good, case
+
+
+def test_a_version_that_does_not_serve_earns_nothing():
+    """Outputs of a shadow or canary version count for its breaker, not for `good`."""
+    model = Model()
+    model.command("promote", "v1")
+    for _ in range(5):
+        model.tick(seconds=60)
+        model.tally("v2")
+    assert model.state.versions["v2"].state == "candidate"
+
+
+def test_good_is_not_earned_while_too_much_fails():
+    """A version whose failures come from too few entities to trip is not good either."""
+    model = Model(POLICY.model_copy(update={"min_entities": 30}))
+    model.command("promote", "v1")
+    model.tick(seconds=60)
+    model.tally("v1", 200, failed=20)
+    assert model.state.versions["v1"].state == "candidate"
+
+
+# Trips
+
+
+def test_a_trip_of_the_active_version_moves_the_route_to_the_last_good():
+    """The story: v2 goes bad; v2 is fenced, v1 serves, one incident and one audit record say so."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v2")
+    decision = model.tally("v2", 50, failed=50)
+    assert model.shows() == ("v1", "auto")
+    assert decision.route.fenced == ("v2",)
+    assert [audit.action for audit in decision.audits] == ["trip"]
+    assert decision.audits[0].actor == HOLDFAST
+    (incident,) = decision.incidents
+    assert (incident.dedup_key, incident.action, incident.routed_to) == ("holdfast/pricing/v2", "switched", "v1")
+    assert (incident.seen, incident.blocked, incident.blocked_by_check) == (50, 50, {"floor": 50})
+    assert decision.route.incident_id == incident.incident_id == decision.audits[0].incident_id
+    assert incident.severity == "critical"
+
+
+def test_a_trip_without_a_good_version_left_holds_the_route():
+    """Trap: everything ejected, so traffic goes to a bad target."""
+    model = Model()
+    model.command("promote", "v1")
+    model.command("promote", "v2")
+    model.tally("v2", 50, failed=50)
+    assert model.shows() == (None, "held")
+    assert model.incidents[-1].action == "held"
+    assert model.incidents[-1].routed_to is None
+
+
+@pytest.mark.parametrize("spoiled", ["never active", "never good", "fenced", "the one being left"])
+def test_the_route_never_goes_to_a_version_that_is_not_last_good(spoiled):
+    """Trap: the rollback goes to the version that is being left, or to one nobody saw work."""
+    model = Model()
+    if spoiled == "never active":
+        model.tally("v1", 1000)
+    if spoiled == "never good":
+        model.command("promote", "v1")
+    if spoiled == "fenced":
+        model.earn_good("v1")
+    if spoiled == "the one being left":
+        model.earn_good("v2")
+    model.command("promote", "v2")
+    if spoiled == "fenced":
+        model.command("fence", "v1")
+    model.tally("v2", 50, failed=50)
+    assert model.shows() == (None, "held")
+
+
+def test_the_latest_good_version_is_chosen():
+    """Latest by when it served last, not by name."""
+    model = Model().earn_good("v9").earn_good("v1").earn_good("v5")
+    model.command("promote", "v9")
+    model.command("promote", "v10")
+    model.tally("v10", 50, failed=50)
+    assert model.shows() == ("v9", "auto")
+
+
+def test_a_trip_of_another_version_fences_it_and_leaves_the_route():
+    """A canary that goes bad is fenced everywhere; who serves stays."""
+    model = Model().earn_good("v1")
+    model.tally("v2", 50, failed=50)
+    assert model.shows() == ("v1", "auto")
+    assert model.route.fenced == ("v2",)
+    assert (model.incidents[-1].action, model.incidents[-1].severity) == ("fenced", "error")
+
+
+def test_a_version_is_fenced_although_no_route_was_ever_made():
+    """The guards learn of the fence from a route record without a version."""
+    model = Model()
+    model.tally("v2", 50, failed=50)
+    assert (model.shows(), model.route.fenced) == ((None, "auto"), ("v2",))
+
+
+@pytest.mark.parametrize("where", [s for s in Standing if s is not Standing.UNROUTED])
+def test_trips_work_in_every_route_state(where):
+    """Trap: a human hold suspends safety. A pin never keeps a version that tripped."""
+    model = in_standing(where)
+    model.tally("v2", 50, failed=50)
+    assert "v2" in model.route.fenced
+    assert model.route.version != "v2"
+    if where is Standing.PINNED:
+        assert model.shows() == ("v1", "auto")
+        model.tick(hours=10)
+        assert model.shows() == ("v1", "auto")
+    if where is Standing.HELD_BY_PERSON:
+        assert model.shows() == (None, "held")
+        model.command("resume")
+        assert model.shows() == ("v1", "auto")
+
+
+def test_too_many_switches_hold_the_route():
+    """`max_switches` = 2: the third automatic switch within the hour holds instead."""
+    model = Model().earn_good("v1").earn_good("v2").earn_good("v3").earn_good("v4")
+    for left in ("v4", "v3"):
+        model.tally(left, 500, failed=500)
+        assert model.route.state is RouteState.AUTO
+    model.tally("v2", 500, failed=500)
+    assert model.shows() == (None, "held")
+    assert "2 switches within 1h" in model.route.reason
+
+
+def test_switches_of_long_ago_do_not_count():
+    """After `max_switches_within` the count is free again."""
+    model = Model().earn_good("v1").earn_good("v2").earn_good("v3").earn_good("v4")
+    for left in ("v4", "v3", "v2"):
+        model.tick(hours=1)
+        model.tally(left, 500, failed=500)
+    assert model.shows() == ("v1", "auto")
+
+
+def test_late_outputs_of_a_fenced_version_update_its_incident_and_do_not_repeat_it():
+    """Counts rise at most once a second; the tick publishes the rest."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v2")
+    model.tally("v2", 50, failed=50)
+    opened = len(model.incidents)
+    for _ in range(10):
+        model.tally("v2", 10, failed=10)
+    assert len(model.incidents) == opened
+    model.tick(seconds=1)
+    (update,) = model.incidents[opened:]
+    assert (update.blocked, update.status) == (150, IncidentStatus.TRIGGERED)
+    assert update.incident_id == model.incidents[opened - 1].incident_id
+    model.tick(seconds=10)
+    assert len(model.incidents) == opened + 1
+
+
+# Commands
+
+VERSIONED = {"promote": "v3", "pin": "v3", "fence": "v3", "rollback": None, "hold": None, "resume": None, "unpin": None}
+APPLIED, REFUSED = "applied", "refused"
+TABLE = {
+    #             unrouted  auto      pinned    held      held by a person
+    "promote": (APPLIED, APPLIED, REFUSED, APPLIED, REFUSED),
+    "pin": (APPLIED, APPLIED, APPLIED, APPLIED, REFUSED),
+    "unpin": (REFUSED, REFUSED, APPLIED, REFUSED, REFUSED),
+    "rollback": (REFUSED, APPLIED, APPLIED, REFUSED, REFUSED),
+    "hold": (APPLIED, APPLIED, APPLIED, APPLIED, APPLIED),
+    "resume": (REFUSED, REFUSED, REFUSED, REFUSED, APPLIED),
+    "fence": (APPLIED, APPLIED, APPLIED, APPLIED, APPLIED),
+}
+
+
+@pytest.mark.parametrize("action", TABLE)
+@pytest.mark.parametrize(("column", "where"), list(enumerate(Standing)))
+def test_each_command_is_applied_or_refused_by_where_the_route_stands(action, column, where):
+    """A refused command changes nothing but the audit; every command has exactly one outcome."""
+    model = in_standing(where)
+    before, routes = model.route, len(model.routes)
+    audit = model.command(action, VERSIONED[action])
+    assert audit.outcome == TABLE[action][column]
+    assert (audit.actor, audit.reason, audit.epoch) == ("ann", "because", model.route.epoch if model.route else 0)
+    if audit.outcome is Outcome.REFUSED:
+        assert (model.route, len(model.routes)) == (before, routes)
+        assert ";" in audit.detail, "says what to do instead"
+
+
+@pytest.mark.parametrize("action", ["promote", "pin", "resume", "rollback"])
+@pytest.mark.parametrize("where", list(Standing))
+def test_no_command_lets_a_fenced_version_serve(action, where):
+    """Only an unfence ends a fence."""
+    model = in_standing(where)
+    model.command("fence", "v7")
+    assert model.command(action, "v7").outcome is Outcome.REFUSED
+    assert model.route.version != "v7"
+
+
+@pytest.mark.parametrize("action", ["promote", "fence", "unfence"])
+def test_a_command_that_needs_a_version_is_refused_without_one(action):
+    assert Model().earn_good("v1").command(action).outcome is Outcome.REFUSED
+
+
+def test_promoting_what_serves_already_changes_nothing():
+    """No-op, audited; no new epoch."""
+    model = Model().earn_good("v1")
+    epoch = model.route.epoch
+    assert "already" in model.command("promote", "v1").detail
+    assert model.route.epoch == epoch
+
+
+def test_a_rollback_fences_what_it_leaves():
+    """The route goes to the last good; an incident keeps why."""
+    model = Model().earn_good("v1").earn_good("v2")
+    assert model.command("rollback").outcome is Outcome.APPLIED
+    assert (model.shows(), model.route.fenced, model.route.actor) == (("v1", "auto"), ("v2",), "ann")
+    assert model.incidents[-1].bad_version == "v2"
+
+
+def test_a_rollback_goes_to_the_version_named_if_it_served_before():
+    """A candidate that served may be chosen by a person; one that never did must be promoted."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v2")
+    model.command("promote", "v3")
+    assert model.command("rollback", "v9").outcome is Outcome.REFUSED
+    assert model.command("rollback", "v3").outcome is Outcome.REFUSED
+    assert model.command("rollback", "v2").outcome is Outcome.APPLIED
+    assert model.shows() == ("v2", "auto")
+
+
+def test_a_rollback_with_nothing_good_left_holds():
+    """Never "stay"."""
+    model = Model()
+    model.command("promote", "v1")
+    model.command("rollback")
+    assert model.shows() == (None, "held")
+
+
+def test_a_hold_by_a_person_is_resumed_to_what_served():
+    model = in_standing(Standing.HELD_BY_PERSON)
+    model.command("resume")
+    assert model.shows() == ("v2", "auto")
+
+
+def test_a_resume_does_not_go_back_to_a_version_fenced_meanwhile():
+    model = in_standing(Standing.HELD_BY_PERSON)
+    model.command("fence", "v2")
+    model.command("resume")
+    assert model.shows() == ("v1", "auto")
+
+
+@pytest.mark.parametrize("action", ["pin", "hold"])
+def test_a_pin_and_a_hold_end_by_themselves(action):
+    """Not before their end, and at it."""
+    model = Model().earn_good("v1")
+    model.command(action, expires_at=model.now + timedelta(minutes=5))
+    held = model.shows()
+    model.tick(minutes=4, seconds=59)
+    assert model.shows() == held
+    decision = model.tick(seconds=1)
+    assert model.shows() == ("v1", "auto")
+    assert [audit.action for audit in decision.audits] == ["expired"]
+
+
+def test_a_hold_that_ends_without_a_version_left_stays_held():
+    """It is the breaker's hold then: a promote ends it."""
+    model = Model()
+    model.command("promote", "v1")
+    model.command("hold", expires_at=model.now + timedelta(minutes=5))
+    model.command("fence", "v1")
+    model.tick(minutes=5)
+    assert standing(model.state) is Standing.HELD
+    assert model.command("promote", "v2").outcome is Outcome.APPLIED
+
+
+def test_an_unfence_that_was_granted_for_a_while_ends_by_itself():
+    """The fence is back, also for the version that serves by then."""
+    model = Model().earn_good("v1")
+    model.command("fence", "v2")
+    model.command("unfence", "v2", expires_at=model.now + timedelta(minutes=5))
+    assert model.route.fenced == ()
+    model.command("promote", "v2")
+    model.tick(minutes=5)
+    assert (model.shows(), model.route.fenced) == (("v1", "auto"), ("v2",))
+
+
+def test_an_unfenced_version_is_a_candidate_with_a_clean_window():
+    """It does not trip on what it was fenced for, and its incident is resolved."""
+    model = Model().earn_good("v1").earn_good("v2")
+    model.tally("v2", 500, failed=500)
+    model.command("unfence", "v2")
+    assert model.state.versions["v2"].state == "candidate"
+    assert model.incidents[-1].status is IncidentStatus.RESOLVED
+    model.tally("v2", 10)
+    assert model.route.fenced == ()
+
+
+@pytest.mark.parametrize(
+    ("action", "end"),
+    [("promote", timedelta(hours=1)), ("rollback", timedelta(hours=1)), ("pin", timedelta(0)), ("hold", -timedelta(1))],
+)
+def test_an_end_is_refused_where_it_makes_no_sense(action, end):
+    """Only pin, hold and unfence end, and only in the future."""
+    model = Model().earn_good("v1")
+    assert model.command(action, "v2", expires_at=model.now + end).outcome is Outcome.REFUSED
+
+
+def test_the_same_command_twice_acts_once():
+    """The second gets the outcome of the first again."""
+    model = Model().earn_good("v1")
+    first = model.command("promote", "v2", command_id="same")
+    model.command("promote", "v3")
+    again = model.command("promote", "v2", command_id="same")
+    assert again == first
+    assert model.shows() == ("v3", "auto")
+
+
+def test_nobody_speaks_for_holdfast():
+    """The actor of automatic decisions is not to be claimed."""
+    assert Model().earn_good("v1").command("hold", actor=HOLDFAST).outcome is Outcome.REFUSED
+
+
+def test_acknowledge_and_resolve_are_for_open_incidents():
+    """By id or by bad version; the version stays fenced."""
+    model = Model().earn_good("v1")
+    assert model.command("acknowledge", "v2").outcome is Outcome.REFUSED
+    model.tally("v2", 50, failed=50)
+    model.command("acknowledge", incident_id=model.incidents[-1].incident_id)
+    assert (model.incidents[-1].status, model.incidents[-1].acknowledged_by) == ("acknowledged", "ann")
+    model.command("resolve", "v2")
+    assert (model.incidents[-1].status, model.incidents[-1].resolved_by) == ("resolved", "ann")
+    assert model.route.fenced == ("v2",)
+    assert model.command("resolve", "v2").outcome is Outcome.REFUSED
+
+
+def test_made_up_versions_do_not_fill_the_ledger():
+    """The silent candidates are forgotten; what served, is fenced or good stays."""
+    model = Model().earn_good("v1")
+    model.command("fence", "bad")
+    for number in range(MAX_VERSIONS * 2):
+        model.tally(f"x{number}", 1)
+    assert len(model.state.versions) <= MAX_VERSIONS
+    assert {"v1", "bad", f"x{MAX_VERSIONS * 2 - 1}"} <= set(model.state.versions)
+
+
+# Any sequence of events
+
+NAMES = st.sampled_from(["v1", "v2", "v3", "v4"])
+
+
+class AnySequence(RuleBasedStateMachine):
+    """What holds after every event, whatever came before."""
+
+    @initialize()
+    def begin(self):
+        self.model = Model(POLICY.model_copy(update={"good_after_seen": 20, "good_after": timedelta(seconds=5)}))
+        self.model.tally("v1", 1)
+        self.seen_routes = 0
+
+    @rule(version=NAMES, seen=st.integers(1, 100), share=st.sampled_from([0, 0, 0, 0.05, 0.5, 1]))
+    def tally(self, version, seen, share):
+        fenced_before = self.fenced
+        decision = self.model.tally(version, seen, failed=int(seen * share))
+        if version in fenced_before:
+            assert decision.route is None, "a fenced version moves nothing"
+
+    @rule(version=NAMES)
+    def critical(self, version):
+        self.model.tally(version, 1, failed=1, critical=1)
+        assert version in self.fenced
+
+    @rule(
+        action=st.sampled_from(list(Action)),
+        version=st.none() | NAMES,
+        minutes=st.none() | st.integers(1, 20),
+    )
+    def command(self, action, version, minutes):
+        before, fenced = self.model.state, self.fenced
+        end = None if minutes is None else self.model.now + timedelta(minutes=minutes)
+        audit = self.model.command(action, version, expires_at=end)
+        if audit.outcome is Outcome.REFUSED:
+            kept = self.model.state.model_copy(update={"commands": before.commands})
+            assert kept == before, "a refused command changes nothing"
+        if action is not Action.UNFENCE:
+            assert fenced <= self.fenced, "only an unfence ends a fence"
+
+    @rule(seconds=st.integers(0, 1000))
+    def time(self, seconds):
+        fenced = self.fenced
+        self.model.tick(seconds=seconds)
+        assert fenced <= self.fenced
+
+    @rule(seconds=st.integers(1, 7200))
+    def clock_goes_back(self, seconds):
+        self.model.tick(seconds=-seconds)
+
+    @property
+    def fenced(self):
+        return {name for name, version in self.model.state.versions.items() if version.state == "fenced"}
+
+    @invariant()
+    def what_serves_is_not_fenced(self):
+        if self.model.route is not None:
+            assert self.model.route.version not in self.fenced
+            assert set(self.model.route.fenced) == self.fenced
+
+    @invariant()
+    def last_good_is_good_and_not_what_serves(self):
+        route = self.model.route
+        if route is not None and route.last_good is not None:
+            assert route.last_good != route.version
+        good = last_good(self.model.state, leaving=route.version if route else None)
+        if good is not None:
+            assert self.model.state.versions[good].state == "good"
+
+    @invariant()
+    def held_means_no_version(self):
+        route = self.model.route
+        if route is not None:
+            assert (route.state is RouteState.HELD) <= (route.version is None)
+
+    @invariant()
+    def epochs_rise_by_one(self):
+        epochs = [route.epoch for route in self.model.routes]
+        assert epochs == list(range(1, len(epochs) + 1))
+
+    @invariant()
+    def automatic_moves_go_to_good_versions_only(self):
+        for route in self.model.routes[self.seen_routes :]:
+            if route.actor == HOLDFAST and route.version is not None and "tripped" in route.reason:
+                version = self.model.state.versions[route.version]
+                assert version.activated is not None
+        self.seen_routes = len(self.model.routes)
+
+    @invariant()
+    def one_open_incident_for_each_version_at_most(self):
+        latest = {incident.incident_id: incident for incident in self.model.incidents}
+        still_open = [i.bad_version for i in latest.values() if i.status is not IncidentStatus.RESOLVED]
+        assert sorted(still_open) == sorted(set(still_open)) == sorted(self.model.state.incidents)
+
+    @invariant()
+    def the_state_survives_the_topic(self):
+        """What is restored from the compacted topic decides as what was written."""
+        written = self.model.state.model_dump_json(exclude_defaults=True)
+        assert ModelState.model_validate_json(written) == self.model.state
+
+
+AnySequence.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnySequence = AnySequence.TestCase
