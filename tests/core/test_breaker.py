@@ -46,7 +46,13 @@ def two_partitions(seen, failed, **more):
     """`failed` of `seen`, spread over two partitions."""
     return (
         tally(seen // 2, failed // 2, **more),
-        tally(seen - seen // 2, failed - failed // 2, partition=1, entities=[f"f{i}" for i in range(min(failed, 32))], **more),
+        tally(
+            seen - seen // 2,
+            failed - failed // 2,
+            partition=1,
+            entities=[f"f{i}" for i in range(min(failed, 32))],
+            **more,
+        ),
     )
 
 

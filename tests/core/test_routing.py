@@ -100,6 +100,18 @@ def in_standing(where):
     return model
 
 
+def test_the_route_says_where_a_trip_would_go_now():
+    """`last_good` is never the version that serves, and follows what is fenced."""
+    model = Model().earn_good("v1")
+    assert model.route.last_good is None
+    model.earn_good("v2").command("promote", "v3")
+    assert model.route.last_good == "v2"
+    model.command("fence", "v2")
+    assert model.route.last_good == "v1"
+    model.command("pin", "v1")
+    assert model.route.last_good is None
+
+
 # A version becomes good
 
 
@@ -474,6 +486,13 @@ class AnySequence(RuleBasedStateMachine):
         decision = self.model.tally(version, seen, failed=int(seen * share))
         if version in fenced_before:
             assert decision.route is None, "a fenced version moves nothing"
+
+    @rule(version=NAMES)
+    def serves_well(self, version):
+        self.model.command("promote", version)
+        self.model.tally(version, 20)
+        self.model.tick(seconds=5)
+        self.model.tally(version, 20)
 
     @rule(version=NAMES)
     def critical(self, version):
