@@ -68,7 +68,9 @@ def judge(
     result.failed = np.zeros(size, dtype=np.bool_)
     result.critical = np.zeros(size, dtype=np.bool_)
     _block_numbers_that_are_none(batch, result)
-    _block_by_route(columns, route, result)
+    # The rows that the checks count against their version: all but those of a version fenced before.
+    countable = ~_block_by_route(columns, route, result)
+    result.failed &= countable
     if policy is None:
         if not approve_without_policy:
             for row in range(size):
@@ -77,9 +79,6 @@ def judge(
         return result
 
     relative: list[MaxChangeCheck] = []
-    # The rows that the checks may count against the version: a fenced one has been judged already.
-    countable = result.approved.copy()
-    countable[list(batch.non_finite)] = True
     for check in policy.active_checks():
         if isinstance(check, MaxChangeCheck):
             relative.append(check)
@@ -129,23 +128,24 @@ def _block_negative_zero(result: Judgement, row: int, field_name: str) -> None:
     result.failed[row] = True
 
 
-def _block_by_route(columns: Columns, route: Route | None, result: Judgement) -> None:
+def _block_by_route(columns: Columns, route: Route | None, result: Judgement) -> Mask:
+    """Block what no version, or no fenced version, may say; returns the rows of fenced versions."""
+    fenced_rows = np.zeros(len(columns), dtype=np.bool_)
     if route is None:
-        return
+        return fenced_rows
     if route.state is RouteState.HELD:
         for row in range(len(columns)):
             _block(result, row, "held", "model", route.model, f"no version may serve: {route.reason}")
         result.approved[:] = False
-        result.failed[:] = False
-    elif route.fenced:
-        fenced = frozenset(route.fenced)
-        versions = columns.values("model_version")
-        if not fenced.isdisjoint(versions):
-            for row, version in enumerate(versions):
-                if version in fenced:
-                    _block(result, row, "fenced", "model_version", version, f"fenced at epoch {route.epoch}")
-                    result.approved[row] = False
-                    result.failed[row] = False
+    fenced = frozenset(route.fenced)
+    versions = columns.values("model_version")
+    if not fenced.isdisjoint(versions):
+        for row, version in enumerate(versions):
+            if version in fenced:
+                _block(result, row, "fenced", "model_version", version, f"fenced at epoch {route.epoch}")
+                fenced_rows[row] = True
+        result.approved &= ~fenced_rows
+    return fenced_rows
 
 
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
