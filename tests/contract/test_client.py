@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 import pytest
 import redis
-from backends import RedisServer
 from redis.asyncio import Redis
 
+from backends import RedisServer
 from holdfast.adapters.redis import RouteMirror
 from holdfast.client import CurrentRoute, RouteReader, SyncRouteReader
 from holdfast_schemas import Route, RouteState, redis_state_key
@@ -115,7 +115,7 @@ async def test_a_frozen_redis_makes_the_answer_stale_and_no_caller_wait(
     """SIGSTOP: the connections stay open and say nothing."""
     await mirror.publish(a_route(1))
     async with RouteReader(redis_server.url, "pricing", stale_after=0.3, poll_seconds=0.1) as reader:
-        redis_server.suspend()
+        redis_server.pause()
         try:
             assert (await eventually(reader, lambda route: route.stale)).version == "v1"
         finally:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from backends import RedisServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from backends import RedisServer
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast_schemas import Route, RouteState, redis_route_key, redis_state_key
 
@@ -214,7 +214,7 @@ async def test_a_frozen_server_is_an_error_and_not_a_hang(
     await mirror.publish(a_route(1))
     defaults = Redis.from_url(redis_server.url)  # retries for tens of seconds
     patient = RouteMirror(defaults)
-    redis_server.suspend()
+    redis_server.pause()
     try:
         async with asyncio.timeout(GENEROUS):
             for call in (
@@ -262,6 +262,7 @@ async def test_a_full_server_still_takes_a_switch(mirror: RouteMirror, redis: Re
 
 async def test_errors_are_one_sentence_without_the_password(redis: Redis, redis_server: RedisServer) -> None:
     """Wrong login, a read-only replica, any other refusal: each says what it is and what to do."""
+    redis_server.flush()
     mirror = RouteMirror(redis_server.url.replace("://", "://nobody:s3cret@"))
     with pytest.raises(RedisUnavailable, match=r"refused the login.*check the user") as wrong_login:
         await mirror.publish(a_route(1))

