@@ -93,7 +93,8 @@ def _serve(service: str, config: Path | None) -> None:
             raise
         except Exception as error:
             raise ServiceError(
-                f"The {service} stopped: {describe(error)}. Nothing was approved unchecked; see its log, then start it again."
+                f"The {service} stopped: {describe(error)}. "
+                "Nothing was approved unchecked; see its log, then start it again."
             ) from None
 
     _perform(action)
@@ -218,11 +219,11 @@ def route_show(
         for r in facts:
             table.add_row(
                 r["model"],
-                r["version"] or "–",
+                r["version"] or "-",
                 r["state"],
                 str(r["epoch"]),
-                r["last_good"] or "–",
-                ", ".join(r["fenced"]) or "–",
+                r["last_good"] or "-",
+                ", ".join(r["fenced"]) or "-",
                 r["since"],
                 r["reason"],
                 r["actor"],

@@ -1,0 +1,23 @@
+FROM python:3.13.9-slim-bookworm AS build
+RUN pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
+RUN python -m venv /opt/holdfast
+WORKDIR /src
+COPY pyproject.toml requirements.lock ./
+# Of the lock only what the services need; every file is checked against its hash.
+RUN uv pip install --python /opt/holdfast/bin/python --no-cache --require-hashes \
+      --constraint requirements.lock --requirement pyproject.toml
+COPY README.md LICENSE ./
+COPY services services
+COPY schemas schemas
+RUN uv pip install --system --no-cache --constraint requirements.lock hatchling \
+ && uv build --no-build-isolation --wheel --out-dir /tmp/wheel \
+ && uv pip install --python /opt/holdfast/bin/python --no-cache --no-deps /tmp/wheel/*.whl
+
+FROM python:3.13.9-slim-bookworm
+RUN useradd --system --uid 10001 --no-create-home holdfast
+COPY --from=build /opt/holdfast /opt/holdfast
+ENV PATH=/opt/holdfast/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001
+WORKDIR /etc/holdfast
+ENTRYPOINT ["holdfast"]
+CMD ["--help"]

@@ -1,0 +1,52 @@
+# Each target sets up what it needs. PYTHON chooses the interpreter (3.11 or later).
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help install demo test check bench schemas lock clean
+.DELETE_ON_ERROR:
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+install: $(STAMP) ## set up .venv with the locked dependencies
+
+demo: $(STAMP) ## a bad model version blocked and rolled back, on embedded servers
+	@$(BIN)/holdfast demo
+
+test: $(STAMP) ## run the tests; on a real Kafka where one can be had
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP) ## throughput against a raw pass-through, on a real Kafka
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+schemas: $(STAMP) ## write schemas/v1 anew
+	$(BIN)/holdfast schemas schemas/v1
+
+lock: $(STAMP) ## resolve pyproject.toml into requirements.lock
+	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \
+	  --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean: ## remove .venv and every cache
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find services schemas tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Holdfast needs Python 3.11 or later, and $(PYTHON) is older or missing. Name another: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
