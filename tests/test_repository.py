@@ -1,0 +1,137 @@
+"""The repository agrees with itself: what one file names, the others have."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import backends
+from holdfast.adapters.metrics import REGISTRY
+from holdfast.adapters.policies import load_policies
+from holdfast.cli import app
+from holdfast.settings import load_settings
+from holdfast_schemas import TOPICS
+
+ROOT = backends.ROOT
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+OUR_IMAGE = f"holdfast:{PROJECT['project']['version']}"
+
+
+def unknown_command(words: list[str]) -> str | None:
+    """The first of `words` that the command line does not have; what follows a whole command is its arguments."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            return None
+        if word not in command.commands:
+            return word
+        command = command.commands[word]
+    return None
+
+
+def test_the_readme_names_only_commands_that_exist() -> None:
+    """Everything written as code: `holdfast ...` and `make ...`, in a block or in a line."""
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", README, re.DOTALL))
+    assert unknown_command(["topics", "frobnicate"]) == "frobnicate"
+    ours = [found.split() for found in re.findall(r"\bholdfast((?: [a-z]+)+)", code)]
+    assert [words for words in ours if unknown_command(words)] == []
+    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
+
+
+def test_the_readme_names_only_topics_and_metrics_that_exist() -> None:
+    """A topic is written as `predictions.approved` or `holdfast.routes`, a metric as `holdfast_trips_total`."""
+    named = set(re.findall(r"`([^`\n]+)`", README))
+    topics = {name for name in named if re.fullmatch(r"(predictions|holdfast)\.[a-z]+", name)}
+    assert topics - {topic.default_name for topic in TOPICS.values()} - {"holdfast.toml"} == set()
+    metrics = {name for name in named if re.fullmatch(r"holdfast_[a-z_]+", name)}
+    known = {f"{family.name}{end}" for family in REGISTRY.collect() for end in ("", "_total", "_bucket", "_count")}
+    assert metrics - known - {"holdfast_schemas"} == set()
+
+
+def test_every_policy_of_the_repository_loads() -> None:
+    """They are what people copy, and what the compose file mounts."""
+    files = sorted((ROOT / "policies").glob("*.toml"))
+    assert files
+    assert len(load_policies(ROOT / "policies").policies) == len(files)
+
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes by package."""
+    entries = re.split(r"\n(?=[a-z0-9])", "\n" + re.sub(r"^ *#.*\n", "", LOCK, flags=re.MULTILINE))
+    pins = (re.match(r"([a-z0-9._-]+)==([^\s;]+)", entry) for entry in entries)
+    return {
+        canonicalize_name(pin[1]): (pin[2], re.findall(r"--hash=sha256:[0-9a-f]{64}", entry))
+        for pin, entry in zip(pins, entries, strict=True)
+        if pin is not None
+    }
+
+
+def test_the_lock_covers_the_project_with_hashes_and_names_no_host() -> None:
+    """Every dependency, extra and development tool, at a version that pyproject.toml allows."""
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra),
+        *PROJECT["dependency-groups"]["dev"],
+        *PROJECT["build-system"]["requires"],
+    ]
+    pins = locked()
+    for requirement in map(Requirement, wanted):
+        version, _ = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}: make lock"
+    assert [name for name, (_, hashes) in pins.items() if not hashes] == []
+    assert not re.search(r"://|--(extra-)?index|--find-links|--trusted-host", LOCK)
+
+
+def test_images_and_tools_are_pinned_and_agree() -> None:
+    """To a version each, and to the same one wherever it is named."""
+    images = [service["image"] for service in COMPOSE["services"].values()]
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert [image for image in [*images, *bases] if not re.search(r":\d+\.\d+\.\d+[\w.-]*$", image)] == []
+    assert len(set(bases)) == 1
+    assert {image for image in images if image.startswith("holdfast")} == {OUR_IMAGE}
+    assert COMPOSE["services"]["kafka"]["image"] == backends.KAFKA_IMAGE
+    kafka = backends.KAFKA_IMAGE.partition(":")[2]
+    assert f"<artifactId>kafka_2.13</artifactId>\n      <version>{kafka}</version>" in backends.POM.read_text()
+    uv = re.search(r"^UV_VERSION := (\S+)$", MAKEFILE, re.MULTILINE)
+    assert uv is not None
+    assert re.findall(r"uv==(\S+)", DOCKERFILE) == [uv[1]]
+
+
+OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == OUR_IMAGE}
+
+
+@pytest.mark.parametrize("service", OURS.values(), ids=OURS.keys())
+def test_compose_starts_what_exists(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command is one of ours, its variables name settings, and it waits for services that are there."""
+    assert unknown_command(service["command"]) is None
+    for variable, value in service["environment"].items():
+        monkeypatch.setenv(variable, value)
+    assert load_settings().kafka.bootstrap_servers == "kafka:29092"
+    assert set(service["depends_on"]) <= set(COMPOSE["services"])
+
+
+def test_no_file_names_a_folder_of_somebodys_machine() -> None:
+    """Whatever git tracks can be used anywhere."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in tracked.stdout.split("\0") if name]
+    named = {
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in files
+        if path.is_file() and path != Path(__file__)
+        for found in [re.search(rb"(?<![\w.])/(home|root|Users|work|private)/[\w.-]+", path.read_bytes())]
+        if found
+    }
+    assert named == set()
