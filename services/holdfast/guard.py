@@ -196,27 +196,35 @@ class GuardWork:
         blocked: list[Out | None],
     ) -> None:
         versions = batch.columns.values("model_version")
-        headers = {
-            (version, verdict): self._headers(verdict, policy, model, version)
-            for version in set(versions)
-            for verdict in (Verdict.APPROVED, Verdict.BLOCKED)
-        }
-        findings = judgement.findings
-        for row, passes in enumerate(judgement.approved.tolist()):
+        ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
+        for position, version in zip(batch.positions, versions, strict=True):
+            record = records[position]
+            headers = ours[version]
+            approved[position] = (
+                record.timestamp,
+                record.key,
+                record.value,
+                _with(record, headers) if record.headers else headers,
+            )
+        passes = judgement.approved
+        for row, findings in judgement.findings.items():
             position = batch.positions[row]
             record = records[position]
-            if passes:
-                ours = headers[versions[row], Verdict.APPROVED]
-                if row in findings:
-                    ours = [*ours, (Header.FINDINGS.value, to_json(findings[row], exclude_none=True))]
-                approved[position] = (record.timestamp, record.key, record.value, _with(record, ours))
+            found = (Header.FINDINGS.value, to_json(findings, exclude_none=True))
+            if passes[row]:
+                headers = [*ours[versions[row]], found]
+                approved[position] = (record.timestamp, record.key, record.value, _with(record, headers))
             else:
-                ours = [
-                    *headers[versions[row], Verdict.BLOCKED],
-                    (Header.FINDINGS.value, to_json(findings[row], exclude_none=True)),
+                approved[position] = None
+                headers = [
+                    *self._headers(Verdict.BLOCKED, policy, model, versions[row]),
+                    found,
                     (Header.SOURCE.value, _source(record)),
                 ]
-                blocked[position] = (record.timestamp, record.key, record.value, _with(record, ours))
+                blocked[position] = (record.timestamp, record.key, record.value, _with(record, headers))
+        # What is blocked has a finding that says why; without one nothing of the batch may go out.
+        if len(judgement.findings) < len(passes) - int(passes.sum()):
+            raise RuntimeError("a prediction was blocked without a finding")
 
     def _headers(self, verdict: Verdict, policy: Policy | None, model: str, version: str) -> Headers:
         return [

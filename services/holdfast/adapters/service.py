@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -111,6 +112,9 @@ async def run_service(
     try:
         # Not FastStream's own start: it would open a broker connection beside the transactional loop's.
         await start()
+        # Batches make many short-lived objects and no cycles: looking for those after every 700 costs a tenth.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         log.info("started", service=name, port=listener.getsockname()[1])
         working = asyncio.ensure_future(run())
         await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)

@@ -115,7 +115,8 @@ def _block_numbers_that_are_none(batch: Batch, result: Judgement) -> None:
     if zero.any():
         for row in np.flatnonzero(zero & np.signbit(values)).tolist():
             _block_negative_zero(result, row, "value")
-    for row, outputs in enumerate(batch.columns.values("outputs")):
+    given = batch.columns.values("outputs")
+    for row, outputs in enumerate(given if given.count(None) < len(given) else ()):
         for name, output in (outputs or {}).items():
             parts = output if isinstance(output, list) else (output,)
             if 0.0 in parts and any(part == 0.0 and math.copysign(1.0, part) < 0 for part in parts):
