@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -83,10 +84,8 @@ def _serve(service: str, config: Path | None) -> None:
     def action() -> None:
         settings = load_settings(config)
         configure_logging(settings.log_format)
-        if service == "guard":
-            from holdfast.guard import serve
-        else:
-            from holdfast.switch import serve
+        # Each service brings its own libraries: import only the one that runs.
+        serve = importlib.import_module(f"holdfast.{service}").serve
         try:
             _run(serve(settings))
         except (*_REFUSALS, typer.Exit):

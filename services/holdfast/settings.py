@@ -137,6 +137,26 @@ class SwitchSettings(_Section):
     health_host: str = "127.0.0.1"
 
 
+class NotifySettings(_Section):
+    alertmanager_urls: list[str] = ["http://localhost:9093"]
+    """Every member of the Alertmanager cluster; each gets every alert."""
+    resend_every: Duration = timedelta(seconds=30)
+    """Open incidents are sent again, so that an Alertmanager that restarted knows them."""
+    console_url: str = "http://localhost:8080"
+    """Where people reach the console; alerts link to it."""
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 8002
+    health_host: str = "127.0.0.1"
+
+
+class ApiSettings(_Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    tokens_file: Path | None = None
+    """Hashed bearer tokens; without it the API serves on loopback only."""
+    commands_per_minute: Annotated[int, Field(ge=1)] = 30
+    """For each token."""
+
+
 class Settings(BaseSettings):
     """The whole configuration, with every default filled in."""
 
@@ -150,6 +170,8 @@ class Settings(BaseSettings):
     topic_settings: TopicSettings = TopicSettings()
     guard: GuardSettings = GuardSettings()
     switch: SwitchSettings = SwitchSettings()
+    notify: NotifySettings = NotifySettings()
+    api: ApiSettings = ApiSettings()
     policies: Path = Path("policies")
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"
