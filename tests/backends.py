@@ -46,7 +46,7 @@ class BackendError(Exception):
 class ServerProcess:
     """A server of this machine, with its folder and log; tests stop, freeze, kill and restart it at will.
 
-    Subclasses say with which command it runs and when it answers. `options` is theirs to interpret.
+    Subclasses say with which command it runs and when it answers.
     """
 
     name = "server"
