@@ -28,9 +28,9 @@ from rich.table import Table
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-import backends  # noqa: E402  the broker that the tests use
 import workload  # noqa: E402
 
+import backends  # noqa: E402  the broker that the tests use
 from holdfast.adapters.kafka import read_to_end  # noqa: E402
 from holdfast.settings import KafkaSettings  # noqa: E402
 
@@ -91,7 +91,7 @@ def guard_command(delivery: str) -> Callable[[Case], list[str]]:
             f'policies = "{case.directory / "policies"}"\n'
             f'[kafka]\nbootstrap_servers = "{case.bootstrap}"\n'
             f'[topics]\npredictions = "{case.source}"\n{names}\n'
-            f'[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n'
+            f"[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n"
             f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nhealth_port = 0\n'
         )
         holdfast = [sys.executable, "-m", "holdfast.cli"]
@@ -130,7 +130,7 @@ async def measure(contender: Contender, case: Case, records: int) -> Measured:
     await admin.start()
     started = time.monotonic()
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out)  # noqa: ASYNC220  nothing else runs meanwhile
     tree = psutil.Process(process.pid)
     warm: tuple[float, int, float] | None = None
     rss = 0
@@ -173,7 +173,9 @@ async def count(bootstrap: str, topic: str) -> int:
         nonlocal total
         total += len(records)  # type: ignore[arg-type]
 
-    await read_to_end(KafkaSettings(bootstrap_servers=bootstrap), [TopicPartition(topic, p) for p in range(PARTITIONS)], add)
+    await read_to_end(
+        KafkaSettings(bootstrap_servers=bootstrap), [TopicPartition(topic, p) for p in range(PARTITIONS)], add
+    )
     return total
 
 
@@ -192,7 +194,9 @@ async def compare(bootstrap: str, args: argparse.Namespace, directory: Path) -> 
             if contender.judges:
                 expected = measured.approved if expected is None else expected
                 if measured.approved != expected:
-                    raise SystemExit(f"{contender.name} approved {measured.approved}, another {expected}: no comparison.")
+                    raise SystemExit(
+                        f"{contender.name} approved {measured.approved}, another {expected}: no comparison."
+                    )
             print(f"round {number + 1}: {measured.contender}: {measured.per_second:,.0f}/s", file=sys.stderr)
             results.append(measured)
     return results

@@ -64,7 +64,16 @@ name = "fresh"
 kind = "freshness"
 max_age = "12h"
 """
-NAMES = ("price_bounds", "cost_bounds", "list_price_bounds", "sku_floor", "jump", "above_cost", "known_currency", "fresh")
+NAMES = (
+    "price_bounds",
+    "cost_bounds",
+    "list_price_bounds",
+    "sku_floor",
+    "jump",
+    "above_cost",
+    "known_currency",
+    "fresh",
+)
 
 
 def write_policy(directory: Path) -> None:
