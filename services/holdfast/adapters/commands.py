@@ -1,14 +1,19 @@
-"""Send a command and wait for its outcome; read the routes."""
+"""Send a command and wait for its outcome; read what the switch has published."""
 
 import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end, reader, unreachable
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_for, read_to_end, reader, unreachable
+from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
-from holdfast_schemas import AuditRecord, Command, Route
+from holdfast_schemas import AuditRecord, Command, Incident, Outcome, Route
 
+T = TypeVar("T")
 OUTCOME_WITHIN = 15.0
 """Seconds to wait for the switch."""
 
@@ -49,18 +54,64 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
         await answers.stop()
 
 
+async def await_verdict_on(settings: Settings, promoted: AuditRecord) -> AuditRecord:
+    """Wait until a version that was promoted has earned `good`, or serves no longer.
+
+    The record returned is `applied` when it is good and `refused` when it was fenced or left. Raises
+    KafkaUnavailable.
+    """
+    model, version = promoted.model, promoted.version or ""
+    counts = await check_topics(settings, ["state"])
+    tp = TopicPartition(settings.topics.state, partition_for(model, counts["state"]))
+    states = reader(settings.kafka, fetch_max_wait_ms=200)
+    try:
+        await states.start()
+        states.assign([tp])
+        await states.seek_to_beginning(tp)
+        while True:
+            for record in (await states.getmany(tp, timeout_ms=1000)).get(tp, []):
+                if record.key != model.encode() or record.value is None:
+                    continue
+                state = ModelState.model_validate_json(record.value)
+                if state.route is None or state.route.epoch < promoted.epoch:
+                    continue
+                known = state.versions.get(version)
+                update: dict[str, object] = {"epoch": state.route.epoch}
+                if known is not None and known.state is VersionState.FENCED:
+                    detail = f"{version} was fenced: {state.route.reason}"
+                    return promoted.model_copy(update={**update, "outcome": Outcome.REFUSED, "detail": detail})
+                if state.route.version != version:
+                    now = f"{state.route.version} serves" if state.route.version else "the route is held"
+                    detail = f"{version} was left before it was good: {now}, because {state.route.reason}"
+                    return promoted.model_copy(update={**update, "outcome": Outcome.REFUSED, "detail": detail})
+                if known is not None and known.state is VersionState.GOOD:
+                    return promoted.model_copy(update={**update, "detail": f"{version} is active and good"})
+    except KafkaError as error:
+        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+    finally:
+        await states.stop()
+
+
 async def read_routes(settings: Settings) -> dict[str, Route]:
     """The routes of all models as they are now. Raises KafkaUnavailable."""
-    counts = await check_topics(settings, ["routes"])
-    routes: dict[str, Route] = {}
-    await read_to_end(
-        settings.kafka,
-        [TopicPartition(settings.topics.routes, number) for number in range(counts["routes"])],
-        lambda records: routes.update(
-            (route.model, route)
-            for record in records
-            if record.value is not None
-            for route in (Route.model_validate_json(record.value),)
-        ),
-    )
-    return routes
+    return await _latest(settings, "routes", Route.model_validate_json)
+
+
+async def read_incidents(settings: Settings) -> dict[str, Incident]:
+    """Every incident within the topic's retention, as it is now, by id. Raises KafkaUnavailable."""
+    return await _latest(settings, "incidents", Incident.model_validate_json)
+
+
+async def _latest(settings: Settings, role: str, parse: Callable[[bytes], T]) -> dict[str, T]:
+    counts = await check_topics(settings, [role])
+    latest: dict[str, bytes | None] = {}
+
+    def take(records: Sequence[ConsumerRecord]) -> None:
+        latest.update((record.key.decode(), record.value) for record in records)
+
+    topic = getattr(settings.topics, role)
+    try:
+        await read_to_end(settings.kafka, [TopicPartition(topic, number) for number in range(counts[role])], take)
+    except KafkaError as error:
+        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+    return {key: parse(value) for key, value in latest.items() if value is not None}
