@@ -3,9 +3,10 @@
 `EmbeddedKafka` is the mock broker inside librdkafka, which the confluent-kafka wheel carries: a real TCP
 server that speaks Kafka's protocol (groups, commits and transactions included) from threads of this process.
 It keeps everything in memory, at most 5 MiB and 100,000 batches a partition, and forgets the oldest beyond that.
-Aborted records are visible, a fenced producer can still commit, and a rebalance takes nine seconds, so run one
-worker of each service against it. It answers no topic administration: topics
-are made by `create_topic` or `create_topics`, and one that is asked for unmade comes into being with four partitions.
+Aborted records are visible, a fenced producer can still commit, offsets sent with a transaction are taken and
+forgotten (a worker that starts again reads from the beginning), and a rebalance takes nine seconds: run one worker
+of each service against it, once. It answers no topic administration: topics are made by `create_topic` or
+`create_topics`, and one that is asked for unmade comes into being with four partitions.
 
 `EmbeddedRedis` is a redis-server on a port of 127.0.0.1, without persistence. A guardian process ends it and
 removes its folder when this process goes, however it goes.

@@ -205,7 +205,8 @@ def _explain(error: Exception, address: str) -> str:
             )
         case exceptions.AuthenticationError() | exceptions.AuthenticationWrongNumberOfArgsError():
             return f"Redis at {address} refused the login ({error}): check the user and password of its URL"
-        case exceptions.ReadOnlyError():
+        # Before Redis 7 a script's error has the code inside its text.
+        case exceptions.ResponseError() if isinstance(error, exceptions.ReadOnlyError) or "-READONLY" in str(error):
             return f"Redis at {address} is a read-only replica: give the address of the primary"
         case exceptions.BusyLoadingError():
             return f"Redis at {address} is still loading its data: wait until it is ready"
