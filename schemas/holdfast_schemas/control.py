@@ -98,7 +98,7 @@ class AuditRecord(Contract):
     actor: str
     """The person or pipeline; `holdfast` for automatic decisions."""
     action: str
-    """A command's action, or `trip`, `earned_good`, `expired`, `incident_opened`."""
+    """A command's action, or `trip`, `earned_good`, `expired`, or a person's `release`."""
     version: str | None = None
     outcome: Outcome
     reason: str
@@ -107,5 +107,7 @@ class AuditRecord(Contract):
     """What happened, or why it was refused and what to do instead."""
     command_id: str | None = None
     incident_id: str | None = None
+    source: str | None = None
+    """Of a release: `topic/partition/offset` of the prediction."""
     epoch: int
     """The model's epoch after the decision."""

@@ -49,3 +49,5 @@ class Header(StrEnum):
     FINDINGS = "holdfast-findings"
     SOURCE = "holdfast-source"
     ERROR = "holdfast-error"
+    RELEASED_BY = "holdfast-released-by"
+    RELEASE_REASON = "holdfast-release-reason"

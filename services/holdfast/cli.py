@@ -29,6 +29,7 @@ app = typer.Typer(
 topics_app = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
 app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
+app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(topics_app, name="topics")
 
 

@@ -27,10 +27,11 @@ from holdfast.adapters.kafka import (
     reader,
     utc_now,
 )
+from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
-from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, remember, tally
+from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Route, Verdict
@@ -92,29 +93,16 @@ class GuardWork:
     async def restore(self) -> None:
         """Rebuild the memory from the tail of the same partition of the approved topic."""
         await self._guard.follower.caught_up.wait()
-        self._memory = Memory()
         policies = self._guard.policies.current
         self._remembered = policies.remembered_fields()
-        if not self._remembered:
-            return
         started = time.monotonic()
-        await read_to_end(
-            self._settings.kafka,
-            [TopicPartition(self._settings.topics.approved, self._partition)],
-            lambda records: self._remember(policies, records),
-            tail=self._settings.guard.restore_records,
-        )
+        self._memory = await restore_memory(self._settings, policies, self._partition)
         log.info(
             "memory rebuilt",
             partition=self._partition,
             entities=self._memory.entities(),
             seconds=round(time.monotonic() - started, 3),
         )
-
-    def _remember(self, policies: PolicySet, records: Sequence[ConsumerRecord]) -> None:
-        for model, batch in decode_by_model(policies, [record.value for record in records])[0]:
-            if (policy := policies.policies.get(model)) is not None:
-                remember(self._memory, batch.columns, policy)
 
     def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
         if not records:

@@ -1,8 +1,9 @@
-"""`holdfast route` and `holdfast incidents`: what people and pipelines see and command."""
+"""`holdfast route`, `incidents` and `blocked`: what people and pipelines see and command."""
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.adapters.commands import await_verdict_on, read_incidents, read_routes, send_command
+from holdfast.release import Answer, Blocked, Released, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -27,9 +29,10 @@ from holdfast.terminal import (
     run,
     show,
 )
-from holdfast_schemas import Action, AuditRecord, Command, Incident, IncidentStatus, Outcome, Route, utc_now
+from holdfast_schemas import Action, AuditRecord, Command, Finding, Incident, IncidentStatus, Outcome, Route, utc_now
 
 route_app = typer.Typer(help="See and change which version of a model serves.", no_args_is_help=True)
+blocked_app = typer.Typer(help="See what was blocked, and release what should not have been.", no_args_is_help=True)
 incidents_app = typer.Typer(help="See, acknowledge and resolve incidents.", no_args_is_help=True)
 
 _STATE_STYLE = {"auto": "green", "pinned": "yellow", "held": "bold red"}
@@ -363,3 +366,112 @@ def incidents_resolve(
 ) -> None:
     """Close it; the version stays fenced."""
     _answer(_incident_command(Action.RESOLVE, incident_id, reason, actor, config), as_json)
+
+
+# Blocked predictions
+
+ModelArgument = Annotated[str, typer.Argument(help="The model.")]
+SinceOption = Annotated[str, typer.Option("--since", help="How far back to look, as in 30m or 2h.")]
+VersionOption = Annotated[str | None, typer.Option("--version", help="Of one version.")]
+CheckOption = Annotated[str | None, typer.Option("--check", help="That failed this check.")]
+
+
+def _seen(findings: Sequence[Finding]) -> Text:
+    return Text("; ".join(f"{f.check}: {f.field or ''} {f.seen}, limit {f.limit}" for f in findings))
+
+
+@blocked_app.command("list")
+def blocked_list(
+    model: ModelArgument,
+    since: SinceOption = "1h",
+    version: VersionOption = None,
+    check: CheckOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print, the latest.")] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List blocked predictions with what was found."""
+
+    def action() -> list[Blocked]:
+        settings = load_settings(config)
+        return run(find_blocked(settings, model, within=duration(since, "--since"), version=version, check=check))
+
+    found = perform(action)
+
+    def display(console: Console) -> None:
+        if not found:
+            console.print(f"Nothing of {model} was blocked in the last {since}.")
+            return
+        table = Table("at", "version", "source", "findings", title=f"{len(found):,} blocked", title_justify="left")
+        for one in found[-limit:]:
+            table.add_row(f"{one.at:%H:%M:%S}", one.version, one.source, _seen(one.findings))
+        console.print(table)
+
+    show(as_json, [one.facts() for one in found[-limit:]], display)
+
+
+@blocked_app.command("release")
+def blocked_release(
+    model: ModelArgument,
+    reason: ReasonOption,
+    source: Annotated[list[str] | None, typer.Option(help="Only this one: topic/partition/offset; repeatable.")] = None,
+    since: SinceOption = "1h",
+    version: VersionOption = None,
+    check: CheckOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what still fails today's policy.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be released.")] = False,
+    actor: ActorOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge blocked predictions again by today's policy, and approve what passes.
+
+    Exit code 1 when any of them is not released.
+    """
+
+    def action() -> list[Released]:
+        settings = load_settings(config)
+        who = login_name(actor)
+        if not reason.strip():
+            raise Refused("A release needs a reason; say why with --reason.")
+
+        async def find_and_release() -> list[Released]:
+            found = await find_blocked(
+                settings,
+                model,
+                within=duration(since, "--since"),
+                version=version,
+                check=check,
+                sources=source or (),
+            )
+            if not found:
+                raise Refused(
+                    f"Nothing of {model} that fits was blocked in the last {since}; see: holdfast blocked list"
+                )
+            return await release(settings, found, actor=who, reason=reason, force=force, dry_run=dry_run)
+
+        return run(find_and_release())
+
+    results = perform(action)
+    counts = Counter(result.answer.value for result in results)
+
+    def display(console: Console) -> None:
+        for result in results:
+            if result.answer is Answer.STILL_FAILS:
+                console.print(Text.assemble(result.blocked.source, " still fails: ", _seen(result.findings)))
+        console.print(", ".join(f"{count:,} {answer}" for answer, count in counts.items()) + ".")
+
+    facts = {
+        "counts": dict(counts),
+        "predictions": [
+            {
+                "source": result.blocked.source,
+                "answer": result.answer.value,
+                "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in result.findings],
+            }
+            for result in results
+        ],
+    }
+    show(as_json, facts, display)
+    if any(result.answer not in (Answer.RELEASED, Answer.WOULD_BE_RELEASED) for result in results):
+        raise typer.Exit(1)

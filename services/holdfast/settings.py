@@ -157,6 +157,11 @@ class ApiSettings(_Section):
     """For each token."""
 
 
+class ReleaseSettings(_Section):
+    max_age: Duration = timedelta(hours=1)
+    """An older prediction is never released: an hour-old price is no price."""
+
+
 class Settings(BaseSettings):
     """The whole configuration, with every default filled in."""
 
@@ -172,6 +177,7 @@ class Settings(BaseSettings):
     switch: SwitchSettings = SwitchSettings()
     notify: NotifySettings = NotifySettings()
     api: ApiSettings = ApiSettings()
+    release: ReleaseSettings = ReleaseSettings()
     policies: Path = Path("policies")
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -4,6 +4,8 @@ import asyncio
 import getpass
 import json
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from holdfast.adapters.kafka import KafkaUnavailable
+from holdfast.adapters.kafka import KafkaUnavailable, describe
 from holdfast.adapters.redis import RedisUnavailable
 from holdfast.adapters.service import ServiceError
 from holdfast.core.duration import Duration
@@ -52,6 +54,13 @@ def perform(action: Callable[[], T]) -> T:
         raise
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="holdfast-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        fail(f"Unexpected failure: {describe(error)}. Please report it, with what is in {log.name}.")
+        raise
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -405,10 +405,11 @@ async def read_to_end(
     on_records: Callable[[Sequence[ConsumerRecord]], None],
     *,
     tail: int | None = None,
+    since: datetime | None = None,
 ) -> dict[TopicPartition, int]:
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
-    `tail` bounds how many offsets are read of each partition, from its end.
+    `tail` bounds how many offsets are read of each partition, from its end; `since` leaves out what is older.
     """
     consumer = reader(kafka)
     await consumer.start()
@@ -416,6 +417,9 @@ async def read_to_end(
         consumer.assign(list(partitions))
         ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
         starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
+        if since is not None:
+            first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
+            starts = {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}
         left = set()
         for tp in partitions:
             start = starts[tp] if tail is None else max(starts[tp], ends[tp] - tail)

@@ -28,6 +28,7 @@ def registered_version(uri: str) -> str:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         raise ServiceError(
-            f"The MLflow registry has no {uri}: {str(error).splitlines()[0]}. See its models, or set MLFLOW_TRACKING_URI."
+            f"The MLflow registry has no {uri}: {str(error).splitlines()[0]}. "
+            "See its models, or set MLFLOW_TRACKING_URI."
         ) from None
     return str(found.tags.get(VERSION_TAG, found.version))
