@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from holdfast import operate
 from holdfast.adapters.kafka import check_topics, create_topics, describe
@@ -109,6 +111,32 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     facts = perform(action)
     show(as_json, facts, lambda console: console.print_json(data=facts))
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Look at the whole installation, and say what to do about each thing that is wrong.
+
+    Exit code 1 when something has failed.
+    """
+    from holdfast.doctor import Diagnosis, Health, diagnose
+
+    async def look() -> list[Diagnosis]:
+        return [diagnosis async for diagnosis in diagnose(load_settings(config))]
+
+    found = perform(lambda: run(look()))
+
+    def display(console: Console) -> None:
+        marks = {Health.OK: "[green]ok[/]", Health.WARNING: "[yellow]look[/]", Health.FAILED: "[bold red]bad[/]"}
+        table = Table.grid(padding=(0, 2))
+        for one in found:
+            text = Text(one.finding + (f". {one.advice}" if one.advice else ""))
+            table.add_row(marks[one.health], Text(one.area, style="bold"), text)
+        console.print(table)
+
+    show(as_json, [asdict(one) for one in found], display)
+    if any(one.health is Health.FAILED for one in found):
+        raise typer.Exit(1)
 
 
 @topics_app.command("create")

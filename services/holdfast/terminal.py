@@ -3,6 +3,7 @@
 import asyncio
 import getpass
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -47,6 +48,9 @@ def fail(message: str) -> None:
 
 def perform(action: Callable[[], T]) -> T:
     """Run a command's body; what people should read of an error is printed, without a traceback."""
+    # The clients log what their exceptions say again.
+    for name in ("aiokafka", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return action()
     except (*EXPECTED, Refused) as error:

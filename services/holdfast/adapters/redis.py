@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from redis import exceptions
@@ -130,6 +131,23 @@ class RouteMirror:
         """Raises RedisUnavailable unless Redis answers."""
         async with self._bounded():
             await self._redis.ping()
+
+    async def clock(self) -> datetime:
+        """The server's time. Raises RedisUnavailable."""
+        async with self._bounded():
+            seconds, microseconds = await self._redis.time()
+            return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))
+
+    async def epochs(self, models: Sequence[str]) -> dict[str, int | None]:
+        """The epoch that Redis holds for each model, None where it holds none. Raises RedisUnavailable."""
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hget(redis_state_key(model), "epoch")
+            answers = await pipe.execute(raise_on_error=False)
+        return {
+            model: int(answer) if isinstance(answer, str | bytes) and answer.isdigit() else None
+            for model, answer in zip(models, answers, strict=True)
+        }
 
     async def close(self) -> None:
         """Close the connections, if this mirror opened them. Never raises for a server that is away."""
