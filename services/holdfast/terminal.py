@@ -16,6 +16,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from holdfast.adapters.embedded import EmbeddedUnavailable
 from holdfast.adapters.kafka import KafkaUnavailable, describe
 from holdfast.adapters.redis import RedisUnavailable
 from holdfast.adapters.service import ServiceError
@@ -32,7 +33,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why; it is kept in the audit.")]
 ActorOption = Annotated[str | None, typer.Option("--actor", help="Who; the login name without it.")]
 
-EXPECTED = (KafkaUnavailable, PolicyError, RedisUnavailable, ServiceError, SettingsError)
+EXPECTED = (EmbeddedUnavailable, KafkaUnavailable, PolicyError, RedisUnavailable, ServiceError, SettingsError)
 """Errors whose message is meant for people."""
 
 
