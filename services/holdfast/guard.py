@@ -32,7 +32,7 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
-from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Route, Verdict
 
@@ -56,8 +56,10 @@ class RouteFollower:
             if record.value is not None:
                 route = Route.model_validate_json(record.value)
                 self.routes[route.model] = route
+                metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
             elif record.key is not None:
                 self.routes.pop(record.key.decode(), None)
+                metrics.ROUTE_EPOCH.remove("guard", record.key.decode())
 
     async def follow(self, partitions: int) -> None:
         """Read everything, then go on reading; runs until cancelled. Raises what reading or decoding raised."""
@@ -89,6 +91,8 @@ class GuardWork:
         self._pending: list[tuple[Policy | None, Judgement]] = []
         self._malformed = 0
         self._oldest_ms: int | None = None
+        self._progress = metrics.PROGRESS.labels("guard", str(partition))
+        self._progress.set_to_current_time()
 
     async def restore(self) -> None:
         """Rebuild the memory from the tail of the same partition of the approved topic."""
@@ -106,6 +110,7 @@ class GuardWork:
 
     def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
         if not records:
+            self._progress.set_to_current_time()
             return []
         policies = self._guard.policies.current
         if policies.remembered_fields() - self._remembered:
@@ -253,9 +258,13 @@ class GuardWork:
         if self._oldest_ms is not None:
             metrics.DELAY_SECONDS.observe(max(0.0, time.time() - self._oldest_ms / 1000))
         metrics.REMEMBERED.labels(str(self._partition)).set(self._memory.entities())
+        self._progress.set_to_current_time()
 
     def closed(self) -> None:
-        metrics.REMEMBERED.labels(str(self._partition)).set(0)
+        """The partition is another worker's now: this one has nothing more to say about it."""
+        metrics.REMEMBERED.remove(str(self._partition))
+        metrics.LAG.remove(str(self._partition))
+        metrics.PROGRESS.remove("guard", str(self._partition))
 
     def _forget_the_oldest(self) -> None:
         limit = self._settings.guard.max_entities
@@ -275,12 +284,32 @@ def _source(record: ConsumerRecord) -> bytes:
     return f"{record.topic}/{record.partition}/{record.offset}".encode()
 
 
+def _policies_refused() -> None:
+    metrics.POLICIES_REFUSED.inc()
+    metrics.POLICIES_IN_FORCE.labels("guard").set(0)
+
+
+def _policies_loaded(policies: PolicySet) -> None:
+    metrics.POLICIES_IN_FORCE.labels("guard").set(1)
+    for model in (*policies.policies, NO_POLICY):
+        for verdict in (Verdict.APPROVED, Verdict.BLOCKED):
+            metrics.PREDICTIONS.labels(model, verdict.value)
+    metrics.FINDINGS.labels(NO_POLICY, "no_policy", "true")
+    for policy in policies.policies.values():
+        for name in BUILT_IN_CHECKS:
+            if name != "no_policy":
+                metrics.FINDINGS.labels(policy.model, name, "true")
+        for check in policy.active_checks():
+            metrics.FINDINGS.labels(policy.model, check.name, str(policy.enforces(check)).lower())
+            metrics.UNKNOWN.labels(policy.model, check.name)
+
+
 class Guard:
     """The service: policies, fences, and one lane for each assigned partition."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded)
         self.follower = RouteFollower(settings)
         self.control_partitions = 0
         self.loop: TransactionalLoop | None = None

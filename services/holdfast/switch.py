@@ -32,9 +32,11 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.policy import PolicySet
 from holdfast.core.routing import Decision, ModelState, Tick, decide
 from holdfast.settings import Settings
 from holdfast_schemas import (
+    Action,
     AuditRecord,
     Command,
     Header,
@@ -42,6 +44,7 @@ from holdfast_schemas import (
     IncidentStatus,
     Outcome,
     Route,
+    RouteState,
     Tally,
     parse_control,
 )
@@ -69,6 +72,7 @@ class Mirror:
         """Leave these models to the worker that owns them now."""
         for model in models:
             self._routes.pop(model, None)
+            metrics.ROUTE_MISMATCH.remove(model)
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -81,7 +85,7 @@ class Mirror:
                 if everything:
                     due = time.monotonic() + self._every
                 routes = [r for model, r in list(self._routes.items()) if everything or model in fresh]
-                if routes:
+                if routes or everything:
                     await self._publish(routes, fresh)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), max(0.0, due - time.monotonic()))
@@ -90,12 +94,18 @@ class Mirror:
 
     async def _publish(self, routes: Sequence[Route], fresh: set[str]) -> None:
         try:
+            if not routes:
+                await self._redis.ping()
             for model, outcome in (await self._redis.publish_all(routes)).items():
-                if outcome is PublishOutcome.WRITTEN and model not in fresh:
+                lost = outcome is PublishOutcome.WRITTEN and model not in fresh
+                newer = outcome is PublishOutcome.NEWER_EXISTS
+                if lost:
                     metrics.REDIS_REPAIRS.inc()
                     log.warning("route re-asserted in Redis", model=model)
-                if outcome is PublishOutcome.NEWER_EXISTS:
+                if newer:
                     log.warning("Redis has a newer route than this worker", model=model)
+                if model in self._routes:
+                    metrics.ROUTE_MISMATCH.labels(model).set(float(lost or newer))
             up, error = True, None
         except RedisUnavailable as failure:
             up, error = False, str(failure)
@@ -105,7 +115,7 @@ class Mirror:
             else:
                 log.error("routes are not mirrored to Redis; guards go on obeying Kafka", error=error)
         self.up = up
-        metrics.REDIS_UP.set(float(up))
+        metrics.REDIS_UP.labels("switch").set(float(up))
 
 
 class SwitchWork:
@@ -118,6 +128,8 @@ class SwitchWork:
         self._pending: dict[str, ModelState] = {}
         self._decisions: list[Decision] = []
         self._next_tick = 0.0
+        self._progress = metrics.PROGRESS.labels("switch", str(partition))
+        self._progress.set_to_current_time()
 
     async def restore(self) -> None:
         """Read the states back; the previous owner's last transaction has ended, so they are complete."""
@@ -133,6 +145,7 @@ class SwitchWork:
 
         await read_to_end(self._switch.settings.kafka, [TopicPartition(self._topics.state, self._partition)], take)
         for state in self._states.values():
+            _start_at_zero(state.model)
             self._show(state)
         log.info("state restored", partition=self._partition, models=len(self._states))
 
@@ -153,7 +166,10 @@ class SwitchWork:
             self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
             for model in list(self._states):
                 self._decide(model, Tick())
-        return self._writes(aside)
+        writes = self._writes(aside)
+        if not records and not writes:
+            self._progress.set_to_current_time()
+        return writes
 
     def _decide(self, model: str, event: Tally | Command | Tick) -> None:
         policy = self._switch.policies.current.policies.get(model)
@@ -215,16 +231,50 @@ class SwitchWork:
             if decision.route is not None:
                 _report_route(decision.route)
         self._pending, self._decisions = {}, []
+        self._progress.set_to_current_time()
 
     def closed(self) -> None:
-        """The partition is another worker's now."""
+        """The partition is another worker's now: this one has nothing more to say about it."""
         self._switch.mirror.forget(list(self._states))
+        metrics.PROGRESS.remove("switch", str(self._partition))
+        for model in self._states:
+            metrics.ROUTE_HELD.remove(model)
+            metrics.ROUTE_PINNED.remove(model)
+            metrics.ROUTE_EPOCH.remove("switch", model)
+            for status in _OPEN:
+                metrics.OPEN_INCIDENTS.remove(model, status.value)
 
     def _show(self, state: ModelState) -> None:
+        statuses = [known.incident.status for known in state.incidents.values()]
+        for status in _OPEN:
+            metrics.OPEN_INCIDENTS.labels(state.model, status.value).set(statuses.count(status))
         if state.route is not None:
             self._switch.mirror.show(state.route)
-            metrics.ROUTE_HELD.labels(state.route.model).set(float(state.route.state == "held"))
-            metrics.ROUTE_EPOCH.labels(state.route.model).set(state.route.epoch)
+            metrics.ROUTE_HELD.labels(state.model).set(float(state.route.state is RouteState.HELD))
+            metrics.ROUTE_PINNED.labels(state.model).set(float(state.route.state is RouteState.PINNED))
+            metrics.ROUTE_EPOCH.labels("switch", state.model).set(state.route.epoch)
+
+
+_OPEN = (IncidentStatus.TRIGGERED, IncidentStatus.ACKNOWLEDGED)
+
+
+def _start_at_zero(model: str) -> None:
+    metrics.TRIPS.labels(model)
+    metrics.SWITCHES.labels(model)
+    for action in Action:
+        for outcome in Outcome:
+            metrics.COMMANDS.labels(model, action.value, outcome.value)
+
+
+def _policies_refused() -> None:
+    metrics.POLICIES_REFUSED.inc()
+    metrics.POLICIES_IN_FORCE.labels("switch").set(0)
+
+
+def _policies_loaded(policies: PolicySet) -> None:
+    metrics.POLICIES_IN_FORCE.labels("switch").set(1)
+    for model in policies.policies:
+        _start_at_zero(model)
 
 
 def _put_aside(record: ConsumerRecord, reason: str) -> Out:
@@ -281,7 +331,7 @@ class Switch:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded)
         self.mirror = Mirror(settings)
         self.partitions: dict[str, int] = {}
         self.loop: TransactionalLoop | None = None

@@ -1,8 +1,15 @@
-"""The catalogue of metrics. No label ever carries an entity, a version or a prediction."""
+"""The catalogue of metrics. No label ever carries an entity, a version or a prediction.
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+Every process of Holdfast exports the whole of it. What has no label is there from the start, as 0, also where it is
+not that process's to count; hence a gauge always has a label, and is absent where nobody sets it. The services
+show the label sets that they know in advance from their start: a counter that first appears as 1 has not increased.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 PREDICTIONS = Counter(
@@ -38,17 +45,46 @@ REMEMBERED = Gauge(
 POLICIES_REFUSED = Counter(
     "holdfast_policies_refused_total", "Changed policy files that did not load.", registry=REGISTRY
 )
+POLICIES_IN_FORCE = Gauge(
+    "holdfast_policies_in_force",
+    "1 while the policy files are in force as they are, 0 while the ones before stay because these did not load.",
+    ["service"],
+    registry=REGISTRY,
+)
 READY = Gauge("holdfast_ready", "1 while this process does its work.", ["service"], registry=REGISTRY)
+PROGRESS = Gauge(
+    "holdfast_progress_timestamp_seconds",
+    "When a partition was opened, or last had a turn that went well, be it one without records.",
+    ["service", "partition"],
+    registry=REGISTRY,
+)
 TRIPS = Counter("holdfast_trips_total", "Versions found bad.", ["model"], registry=REGISTRY)
 SWITCHES = Counter("holdfast_route_changes_total", "Records of a model's route.", ["model"], registry=REGISTRY)
 ROUTE_HELD = Gauge("holdfast_route_held", "1 while no version may serve.", ["model"], registry=REGISTRY)
-ROUTE_EPOCH = Gauge("holdfast_route_epoch", "The model's epoch.", ["model"], registry=REGISTRY)
-OPEN_INCIDENTS = Gauge("holdfast_open_incidents", "Incidents not resolved.", ["model"], registry=REGISTRY)
+ROUTE_PINNED = Gauge("holdfast_route_pinned", "1 while a person's pin is in force.", ["model"], registry=REGISTRY)
+ROUTE_EPOCH = Gauge(
+    "holdfast_route_epoch",
+    "The model's epoch: as the switch has decided it, and as each guard obeys it.",
+    ["service", "model"],
+    registry=REGISTRY,
+)
+ROUTE_MISMATCH = Gauge(
+    "holdfast_route_mismatch",
+    "1 where Redis held another or a newer route than Kafka when it was last looked at.",
+    ["model"],
+    registry=REGISTRY,
+)
+OPEN_INCIDENTS = Gauge(
+    "holdfast_open_incidents",
+    "Incidents not resolved, by status: triggered or acknowledged.",
+    ["model", "status"],
+    registry=REGISTRY,
+)
 COMMANDS = Counter("holdfast_commands_total", "Commands by outcome.", ["model", "action", "outcome"], registry=REGISTRY)
 BAD_CONTROL = Counter(
     "holdfast_control_malformed_total", "Control records that could not be decoded.", registry=REGISTRY
 )
-REDIS_UP = Gauge("holdfast_redis_up", "1 while the routes could be mirrored.", registry=REGISTRY)
+REDIS_UP = Gauge("holdfast_redis_up", "1 while the routes could be mirrored.", ["service"], registry=REGISTRY)
 REDIS_REPAIRS = Counter(
     "holdfast_redis_repairs_total",
     "Routes that Redis had lost or held wrong, and that were re-asserted.",

@@ -77,11 +77,20 @@ def load_policies(folder: Path) -> PolicySet:
 
 
 class PolicyStore:
-    """The policies in force. A change that does not load is refused: the old ones stay."""
+    """The policies in force. A change that does not load is refused: the old ones stay.
 
-    def __init__(self, folder: Path, on_refused: Callable[[], None] = lambda: None) -> None:
-        self._folder, self._on_refused = folder, on_refused
+    `on_loaded` is called with the policies whenever the files were read, `on_refused` whenever they did not load.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        on_refused: Callable[[], None] = lambda: None,
+        on_loaded: Callable[[PolicySet], None] = lambda _: None,
+    ) -> None:
+        self._folder, self._on_refused, self._on_loaded = folder, on_refused, on_loaded
         self.current = load_policies(folder)
+        on_loaded(self.current)
 
     def reload(self) -> bool:
         """Take over what the files say now; False where they were refused."""
@@ -100,6 +109,7 @@ class PolicyStore:
         if changed or removed:
             self.current = fresh
             log.info("policies changed", now=changed, removed=removed)
+        self._on_loaded(self.current)
         return True
 
     async def follow(self) -> None:
