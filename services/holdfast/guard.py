@@ -190,15 +190,16 @@ class GuardWork:
     ) -> None:
         versions = batch.columns.values("model_version")
         ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
-        for position, version in zip(batch.positions, versions, strict=True):
-            record = records[position]
-            headers = ours[version]
-            approved[position] = (
-                record.timestamp,
-                record.key,
-                record.value,
-                _with(record, headers) if record.headers else headers,
-            )
+        mine = records if len(versions) == len(records) else [records[position] for position in batch.positions]
+        outs: list[Out] = [
+            (record.timestamp, record.key, record.value, _with(record, headers) if record.headers else headers)
+            for record, headers in zip(mine, map(ours.__getitem__, versions), strict=True)
+        ]
+        if mine is records:
+            approved[:] = outs
+        else:
+            for position, out in zip(batch.positions, outs, strict=True):
+                approved[position] = out
         passes = judgement.approved
         for row, findings in judgement.findings.items():
             position = batch.positions[row]

@@ -7,9 +7,11 @@ number, and every comparison is written so that NaN never passes.
 
 import ast
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import repeat
 from typing import Annotated, Any, Literal, Self
 
 import numexpr
@@ -188,7 +190,7 @@ class RangeCheck(_OneField):
         unlisted: Mask | None = None
         if self._table is not None:
             find = self._table.index.get
-            at = np.array([find(entity, -1) for entity in columns.values("entity_id")], dtype=np.intp)
+            at = np.fromiter(map(find, columns.values("entity_id"), repeat(-1)), dtype=np.intp, count=len(columns))
             own_low, own_high = self._table.low[at], self._table.high[at]
             missing = at < 0
             low = np.where(missing | np.isnan(own_low), low, own_low)
@@ -233,51 +235,57 @@ class MaxChangeCheck(_OneField):
         return self
 
     def resolve(
-        self, columns: Columns, memory: Memory, model: str, approvable: list[bool], *, enforced: bool
+        self, columns: Columns, memory: Memory, model: str, approvable: Mask, *, enforced: bool
     ) -> tuple[Outcome, dict[str, float]]:
-        """Judge row by row, since an entity's second value in a batch is held against its first.
+        """Judge as if row by row, since an entity's second value in a batch is held against its first.
 
         `approvable[i]` says whether every other check lets row i pass: only such values become the reference.
         Returns the outcome and the entities' new last values.
         """
+        entities, values = columns.values("entity_id"), columns.numbers(self.field)
+        last = memory.last.get((model, self.field), {})
+        # An entity that is not known is None in the list, and NaN in the array.
+        references = np.array(list(map(last.get, entities)), dtype=np.float64)
+        failed, unknown = self._compare(values, references)
+        usable = approvable & ~np.isnan(values)
+        kept = usable & self._keeps(failed, unknown, enforced)
+        if len(set(entities)) < len(entities):
+            newer: dict[str, float] = {}
+            for i in _rows_of_repeated(entities):
+                entity = entities[i]
+                row = slice(i, i + 1)
+                if entity in newer:
+                    references[i] = newer[entity]
+                    failed[row], unknown[row] = self._compare(values[row], references[row])
+                    kept[row] = usable[row] & self._keeps(failed[row], unknown[row], enforced)
+                if kept[i]:
+                    newer[entity] = float(values[i])
+        updates = columns.by_entity(self.field, kept)
+        outcome = Outcome(
+            failed,
+            unknown if unknown.any() else None,
+            lambda i: (self.field, _plain(values[i]), self._limit(_plain(references[i]))),
+        )
+        return outcome, updates
+
+    def _compare(self, values: Numbers, references: Numbers) -> tuple[Mask, Mask]:
+        """(n,) failed and unknown."""
         down = self.down if self.down is not None else 0.0
         up = self.up if self.up is not None else math.inf
-        fail_unknown = self.unknown == "fail"
-        last = memory.last.get((model, self.field), {})
-        before = last.get
-        updates: dict[str, float] = {}
-        newer = updates.get
-        failed: list[int] = []
-        unknown: list[int] = []
-        references: dict[int, float] = {}
-        values = columns.numbers(self.field).tolist()
-        for i, entity in enumerate(columns.values("entity_id")):
-            value = values[i]
-            reference = newer(entity)
-            if reference is None:
-                reference = before(entity)
-            passes = True
-            if reference is None or reference == 0.0 or value != value:
-                unknown.append(i)
-                passes = not fail_unknown
-            elif not (
-                reference * down <= value <= reference * up
-                if reference > 0
-                else reference * up <= value <= reference * down
-            ):
-                failed.append(i)
-                references[i] = reference
-                passes = False
-            if approvable[i] and (passes or not enforced) and value == value:
-                updates[entity] = value
-        return (
-            Outcome(
-                _mask(failed, len(values)),
-                _mask(unknown, len(values)) if unknown else None,
-                lambda i: (self.field, _plain(values[i]), self._limit(references.get(i))),
-            ),
-            updates,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower, upper = references * down, references * up
+            within = (lower <= values) & (values <= upper)
+            negative = references < 0
+            if negative.any():
+                within = np.where(negative, (upper <= values) & (values <= lower), within)
+        unknown = np.isnan(references) | (references == 0.0) | np.isnan(values)
+        return ~within & ~unknown, unknown
+
+    def _keeps(self, failed: Mask, unknown: Mask, enforced: bool) -> Mask:
+        """(n,) whether this check lets the value become the reference."""
+        if not enforced:
+            return np.ones(len(failed), dtype=np.bool_)
+        return ~(failed | unknown) if self.unknown == "fail" else ~failed
 
     def _limit(self, reference: float | None) -> dict[str, float] | str:
         if reference is None:
@@ -659,6 +667,12 @@ AnyCheck = Annotated[
     | RequiredCheck,
     Field(discriminator="kind"),
 ]
+
+
+def _rows_of_repeated(entities: Sequence[str]) -> list[int]:
+    """The rows of the entities that stand more than once, in order."""
+    counts = Counter(entities)
+    return [i for i, entity in enumerate(entities) if counts[entity] > 1]
 
 
 def _plain(number: Any) -> float | None:

@@ -93,12 +93,14 @@ def judge(
     # Last, because only what every other check lets pass may become an entity's reference.
     for position, check in enumerate(relative):
         outcome, updates = check.resolve(
-            columns, memory, policy.model, result.approved.tolist(), enforced=policy.enforces(check)
+            columns, memory, policy.model, result.approved, enforced=policy.enforces(check)
         )
         _apply(result, check, policy.enforces(check), outcome, countable)
         result.last[policy.model, check.field] = updates
         for earlier in relative[:position]:
-            _keep_approved(result.last[policy.model, earlier.field], columns, earlier.field, result.approved)
+            # A later check may have blocked rows that had entered it.
+            kept = result.approved & ~np.isnan(columns.numbers(earlier.field))
+            result.last[policy.model, earlier.field] = columns.by_entity(earlier.field, kept)
     for check in policy.active_checks():
         if isinstance(check, OutlierCheck):
             result.recent[policy.model, check.field] = _approved_by_segment(columns, check, result.approved)
@@ -190,14 +192,6 @@ def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) 
     return learned
 
 
-def _keep_approved(updates: dict[str, float], columns: Columns, field_name: str, approved: Mask) -> None:
-    """Re-make `updates` after a later check blocked rows that had entered it."""
-    entities, values = columns.values("entity_id"), columns.numbers(field_name)
-    updates.clear()
-    for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
-        updates[entities[row]] = float(values[row])
-
-
 def learn(memory: Memory, judgement: Judgement, windows: Mapping[tuple[str, str], int]) -> None:
     """Let the memory take in what was approved; `windows` bounds the recent values of each segment."""
     for key, updates in judgement.last.items():
@@ -216,7 +210,7 @@ def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
     for check in policy.active_checks():
         key = (policy.model, getattr(check, "field", ""))
         if isinstance(check, MaxChangeCheck):
-            _keep_approved(past.last.setdefault(key, {}), columns, check.field, everything)
+            past.last[key] = columns.by_entity(check.field, ~np.isnan(columns.numbers(check.field)))
         elif isinstance(check, OutlierCheck):
             past.recent[key] = _approved_by_segment(columns, check, everything)
             windows[key] = max(check.window, windows.get(key, 0))
