@@ -33,6 +33,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from holdfast.login import REDIS_URL, check_redis_url
 from holdfast_schemas.route import REDIS_CHANNEL, RouteState, redis_state_key
 
 __all__ = ["CurrentRoute", "RouteReader", "SyncRouteReader"]
@@ -84,16 +85,25 @@ class _Follower:
     """What both readers share: the thread that follows Redis, and the answers in memory."""
 
     def __init__(
-        self, source: str | redis.Redis, *models: str, poll_seconds: float = 1.0, stale_after: float = 5.0
+        self,
+        source: str | redis.Redis,
+        *models: str,
+        poll_seconds: float = 1.0,
+        stale_after: float = 5.0,
+        allow_password_without_tls: bool = False,
     ) -> None:
         """Follow the routes of `models`. Nothing is opened before the reader is entered.
 
         `source` is a URL, or a client with short time-outs and without retries, which stays the caller's to
-        close. `poll_seconds` and `stale_after` are seconds. Raises ValueError for a URL that cannot be used,
-        and if no model is named.
+        close. A URL for TLS and a user of the ACL is `rediss://user:password@host:6379/0?ssl_ca_certs=ca.pem`, with
+        `&ssl_certfile=…&ssl_keyfile=…` for a client certificate. `poll_seconds` and `stale_after` are seconds.
+        Raises ValueError for a URL that cannot be used or would send its password without TLS to another machine
+        (unless allowed), and if no model is named.
         """
         if not models:
             raise ValueError("name the models to follow: RouteReader(url, 'pricing')")
+        if isinstance(source, str):
+            check_redis_url(source, allow_password_without_tls=allow_password_without_tls)
         self._source = source
         self._client = _connect(source) if isinstance(source, str) else source
         self._models = frozenset(models)
@@ -314,10 +324,7 @@ def _connect(url: str) -> redis.Redis:
         client.connection_pool.make_connection()  # No I/O: finds options of the URL that do not exist.
     except (ValueError, TypeError):
         # The cause may quote a part of the URL, and so of the password.
-        raise ValueError(
-            "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
-            " TLS), with special characters of the password percent-encoded"
-        ) from None
+        raise ValueError(REDIS_URL) from None
     return client
 
 

@@ -17,11 +17,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, unreachable, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, utc_now
+from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.core.policy import PolicyError
-from holdfast.settings import Settings
+from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import TOPICS, Route
 
 MAX_SKEW = timedelta(seconds=2)
@@ -68,11 +69,11 @@ async def diagnose(settings: Settings) -> AsyncIterator[Diagnosis]:
             )
         else:
             yield Diagnosis("routes", Health.OK, f"{len(routes)} models have a route, none is held")
-    except KafkaUnavailable as error:
+    except (KafkaUnavailable, SettingsError) as error:
         finding, _, advice = str(error).partition(". ")
         yield Diagnosis("kafka", Health.FAILED, finding, advice)
     except KafkaError as error:
-        finding, _, advice = unreachable(settings.kafka, error).partition(". ")
+        finding, _, advice = (await explain(settings.kafka, error)).partition(". ")
         yield Diagnosis("kafka", Health.FAILED, finding, advice)
     async for diagnosis in _redis(settings, routes):
         yield diagnosis
@@ -175,7 +176,13 @@ async def _group(
 
 
 async def _redis(settings: Settings, routes: dict[str, Route] | None) -> AsyncIterator[Diagnosis]:
-    mirror = RouteMirror(settings.redis.url.get_secret_value())
+    try:
+        mirror = RouteMirror(settings.redis.connection_url())
+    except SettingsError as error:
+        yield Diagnosis(
+            "redis", Health.FAILED, str(error), "Serving code that uses the same files has the same trouble."
+        )
+        return
     try:
         yield _skew("redis", await mirror.clock())
         if routes is None:

@@ -28,9 +28,9 @@ from holdfast.adapters.kafka import (
     partition_for,
     read_to_end,
     send_all,
-    unreachable,
     utc_now,
 )
+from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import load_policies
 from holdfast.core.checks import Memory
@@ -128,7 +128,7 @@ async def find_blocked(
         tps = [TopicPartition(settings.topics.blocked, number) for number in range(counts["blocked"])]
         await read_to_end(settings.kafka, tps, take, since=since)
     except KafkaError as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return sorted(found, key=lambda one: (one.at, one.source))
 
 
@@ -178,7 +178,7 @@ async def release(
             "Somebody else released at the same time, so nothing was published. See what they did, then do it again."
         ) from None
     except KafkaError as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return [
         replace(result, answer=Answer.RELEASED) if result.answer is Answer.WOULD_BE_RELEASED else result
         for result in results

@@ -4,8 +4,10 @@ import os
 import socket
 import tomllib
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -14,8 +16,10 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
+from holdfast.login import check_redis_url, is_loopback, secret, tls_context
 from holdfast_schemas import TOPICS
 
 
@@ -28,59 +32,190 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
+    """Where Kafka is, and how to log in. Each secret may come from a file instead, which is read at every use."""
+
     bootstrap_servers: str = "localhost:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
+    sasl_password_file: Path | None = None
+    oauth_token_url: str | None = None
+    """Where OAUTHBEARER gets its tokens, by client credentials."""
+    oauth_client_id: str | None = None
+    oauth_client_secret: SecretStr | None = None
+    oauth_client_secret_file: Path | None = None
+    oauth_scope: str | None = None
+    oauth_audience: str | None = None
+    oauth_ca_file: Path | None = None
+    """Of the token endpoint; the system's authorities without it."""
     ssl_ca_file: Path | None = None
+    """Of the brokers; the system's authorities without it."""
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    ssl_key_password_file: Path | None = None
     allow_password_without_tls: bool = False
 
     @model_validator(mode="after")
-    def _no_password_in_clear(self) -> Self:
-        wants_sasl = self.sasl_mechanism or self.sasl_username or self.sasl_password
-        if wants_sasl and not self.security_protocol.startswith("SASL_"):
+    def _login_is_whole(self) -> Self:
+        protocol, mechanism = self.security_protocol, self.sasl_mechanism
+        given = self.model_dump(exclude_none=True)
+        login = sorted(key for key in given if key.startswith(("sasl_", "oauth_")))
+        if login and not protocol.startswith("SASL_"):
             raise ValueError(
-                f"a SASL login is configured, but security_protocol is {self.security_protocol}, which would send "
-                "none; set security_protocol = 'SASL_SSL'"
+                f"{login[0]} is set, but security_protocol is {protocol}, which would send "
+                "no login; set security_protocol = 'SASL_SSL'"
             )
-        if self.security_protocol == "SASL_PLAINTEXT" and not self.allow_password_without_tls:
+        tls = sorted(key for key in given if key.startswith("ssl_"))
+        if tls and not protocol.endswith("SSL"):
+            raise ValueError(
+                f"{tls[0]} is set, but security_protocol is {protocol}, which is without TLS; "
+                f"set security_protocol = '{'SASL_SSL' if protocol.startswith('SASL') else 'SSL'}'"
+            )
+        if protocol == "SASL_PLAINTEXT" and not self.allow_password_without_tls:
             raise ValueError(
                 "SASL_PLAINTEXT sends the login without TLS; use SASL_SSL, or set "
                 "allow_password_without_tls = true where the network is trusted"
             )
-        if self.security_protocol.startswith("SASL_") and not (
-            self.sasl_mechanism and self.sasl_username and self.sasl_password
-        ):
-            raise ValueError(
-                f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password; set all three"
-            )
+        for key in ("sasl_password", "oauth_client_secret", "ssl_key_password"):
+            _not_twice(self, key)
+        if self.ssl_key_file and not self.ssl_cert_file:
+            raise ValueError("ssl_key_file is the key of a client certificate; set ssl_cert_file too")
+        if protocol.startswith("SASL_"):
+            self._needs_its_credentials(mechanism)
         return self
 
+    def _needs_its_credentials(self, mechanism: str | None) -> None:
+        if mechanism is None:
+            raise ValueError(f"{self.security_protocol} needs a sasl_mechanism; set it to what the brokers offer")
+        if mechanism != "OAUTHBEARER":
+            if not (self.sasl_username and (self.sasl_password or self.sasl_password_file)):
+                raise ValueError(f"{mechanism} needs sasl_username, and sasl_password or sasl_password_file; set both")
+            if self.oauth_token_url:
+                raise ValueError(f"oauth_token_url is for OAUTHBEARER, not for {mechanism}; remove one of them")
+            return
+        url = urlsplit(self.oauth_token_url or "")
+        if not (url.hostname and self.oauth_client_id and (self.oauth_client_secret or self.oauth_client_secret_file)):
+            raise ValueError(
+                "OAUTHBEARER needs oauth_token_url, oauth_client_id, and oauth_client_secret or "
+                "oauth_client_secret_file; set all three"
+            )
+        if self.sasl_username or self.sasl_password or self.sasl_password_file:
+            raise ValueError("OAUTHBEARER takes no sasl_username and no sasl_password; remove them")
+        if url.username or url.password:
+            raise ValueError("oauth_token_url holds a login; use oauth_client_id and oauth_client_secret")
+        if url.scheme != "https" and not is_loopback(url.hostname) and not self.allow_password_without_tls:
+            raise ValueError(
+                f"the client secret would go to {url.hostname} without TLS; use an https:// oauth_token_url, or set "
+                "allow_password_without_tls = true where the network is trusted"
+            )
+
+    @cached_property
+    def token_provider(self) -> Any:
+        """One for all clients that are opened with these settings, so that they share a token."""
+        from holdfast.tokens import TokenProvider
+
+        return TokenProvider(
+            self.oauth_token_url or "",
+            self.oauth_client_id or "",
+            lambda: secret("oauth_client_secret_file", self.oauth_client_secret, self.oauth_client_secret_file) or "",
+            scope=self.oauth_scope,
+            audience=self.oauth_audience,
+            tls=lambda: tls_context(self.oauth_ca_file),
+        )
+
     def client_options(self) -> dict[str, Any]:
-        """What every aiokafka client is opened with."""
+        """What every aiokafka client is opened with. Raises SettingsError for files that cannot be used."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
             "security_protocol": self.security_protocol,
         }
-        if self.security_protocol.endswith("SSL"):
-            from aiokafka.helpers import create_ssl_context
-
-            options["ssl_context"] = create_ssl_context(
-                cafile=self.ssl_ca_file, certfile=self.ssl_cert_file, keyfile=self.ssl_key_file
-            )
-        if self.sasl_password is not None:
-            options["sasl_mechanism"] = self.sasl_mechanism
-            options["sasl_plain_username"] = self.sasl_username
-            options["sasl_plain_password"] = self.sasl_password.get_secret_value()
+        try:
+            if self.security_protocol.endswith("SSL"):
+                key_password = secret("ssl_key_password_file", self.ssl_key_password, self.ssl_key_password_file)
+                options["ssl_context"] = tls_context(
+                    self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file, key_password
+                )
+            if self.sasl_mechanism is not None:
+                options["sasl_mechanism"] = self.sasl_mechanism
+            if self.sasl_mechanism == "OAUTHBEARER":
+                options["sasl_oauth_token_provider"] = self.token_provider
+            elif self.sasl_mechanism is not None:
+                options["sasl_plain_username"] = self.sasl_username
+                options["sasl_plain_password"] = secret(
+                    "sasl_password_file", self.sasl_password, self.sasl_password_file
+                )
+        except ValueError as error:
+            raise SettingsError(f"Kafka's login cannot be used: {error}.") from None
         return options
 
 
 class RedisSettings(_Section):
+    """Where Redis is, and how to log in; the login and the TLS files may also be part of the URL."""
+
     url: SecretStr = SecretStr("redis://localhost:6379/0")
+    url_file: Path | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    ssl_ca_file: Path | None = None
+    """Of the server; the system's authorities without it."""
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    ssl_key_password_file: Path | None = None
+    allow_password_without_tls: bool = False
     reassert_every: Duration = timedelta(seconds=1)
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Self:
+        for key in ("url", "password", "ssl_key_password"):
+            _not_twice(self, key)
+        if self.username and not (self.password or self.password_file):
+            raise ValueError("username needs password or password_file; set one")
+        if self.ssl_key_file and not self.ssl_cert_file:
+            raise ValueError("ssl_key_file is the key of a client certificate; set ssl_cert_file too")
+        if self.url_file is None and self.password_file is None:
+            self._whole_url(None)
+        return self
+
+    def _whole_url(self, key_password: str | None) -> str:
+        """Raises ValueError."""
+        url = urlsplit(secret("url_file", self.url, self.url_file) or "")
+        options = {
+            "ssl_ca_certs": self.ssl_ca_file,
+            "ssl_certfile": self.ssl_cert_file,
+            "ssl_keyfile": self.ssl_key_file,
+            "ssl_password": key_password,
+        }
+        if any(options.values()) and url.scheme != "rediss":
+            raise ValueError("ssl_ files are set, but the URL is without TLS; write rediss://")
+        query = "&".join([*filter(None, [url.query]), urlencode({k: v for k, v in options.items() if v})]).strip("&")
+        place = url.netloc
+        password = secret("password_file", self.password, self.password_file)
+        if password is not None:
+            place = f"{quote(self.username or '', safe='')}:{quote(password, safe='')}@{place.rpartition('@')[2]}"
+        whole = urlunsplit(url._replace(netloc=place, query=query))
+        check_redis_url(whole, allow_password_without_tls=self.allow_password_without_tls)
+        return whole
+
+    def connection_url(self) -> str:
+        """What every Redis client is opened with: the URL with the login and the TLS files.
+
+        Raises SettingsError for what cannot be used.
+        """
+        try:
+            key_password = secret("ssl_key_password_file", self.ssl_key_password, self.ssl_key_password_file)
+            tls_context(self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file, key_password)
+            return self._whole_url(key_password)
+        except ValueError as error:
+            raise SettingsError(f"The login to Redis cannot be used: {error}.") from None
+
+
+def _not_twice(section: _Section, key: str) -> None:
+    if key in section.model_fields_set and getattr(section, key) is not None and getattr(section, f"{key}_file"):
+        raise ValueError(f"{key} and {key}_file are both set; remove one")
 
 
 class TopicNames(_Section):
@@ -207,8 +342,11 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         return Settings(**overrides)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{named or 'holdfast.toml'} is not TOML: {error}. Mend the line named.") from None
+    except SourceError as error:
+        # What could not be parsed may hold a secret; the message names only the section.
+        raise SettingsError(f"Configuration refused: {error}. Write JSON, or one variable for each key.") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

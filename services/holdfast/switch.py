@@ -56,7 +56,7 @@ class Mirror:
     """Writes routes to Redis as they change, and all of them again on a timer; an outage only delays it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = RouteMirror(settings.redis.url.get_secret_value())
+        self._redis = RouteMirror(settings.redis.connection_url())
         self._every = settings.redis.reassert_every.total_seconds()
         self._routes: dict[str, Route] = {}
         self._changed = asyncio.Event()

@@ -8,7 +8,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_for, read_to_end, reader, unreachable
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_for, read_to_end, reader
+from holdfast.adapters.kafka_login import explain
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Command, Incident, Outcome, Route
@@ -48,7 +49,7 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
             f"be carried out then (command {command.command_id}); see: holdfast route show {command.model}"
         ) from None
     except KafkaError as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await producer.stop()
         await answers.stop()
@@ -87,7 +88,7 @@ async def await_verdict_on(settings: Settings, promoted: AuditRecord) -> AuditRe
                 if known is not None and known.state is VersionState.GOOD:
                     return promoted.model_copy(update={**update, "detail": f"{version} is active and good"})
     except KafkaError as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await states.stop()
 
@@ -113,5 +114,5 @@ async def _latest(settings: Settings, role: str, parse: Callable[[bytes], T]) ->
     try:
         await read_to_end(settings.kafka, [TopicPartition(topic, number) for number in range(counts[role])], take)
     except KafkaError as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return {key: parse(value) for key, value in latest.items() if value is not None}

@@ -22,17 +22,18 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
-    KafkaConnectionError,
     KafkaError,
     OffsetOutOfRangeError,
     ProducerFenced,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import ConsumerRecord
 
+from holdfast.adapters.kafka_login import explain
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
 
@@ -326,7 +327,7 @@ class TransactionalLoop:
         try:
             await self.consumer.start()
         except KafkaError as error:
-            raise KafkaUnavailable(unreachable(self.kafka, error)) from None
+            raise KafkaUnavailable(await explain(self.kafka, error)) from None
         self.consumer.subscribe([self.topic], listener=_Listener(self))
         self._watch = asyncio.create_task(self._watch_assignment())
 
@@ -461,13 +462,15 @@ async def describe_topics(kafka: KafkaSettings, topics: Sequence[str]) -> dict[s
         await admin.start()
         found = {t["topic"]: t for t in await admin.describe_topics(list(topics))}
     except (KafkaError, OSError) as error:
-        raise KafkaUnavailable(unreachable(kafka, error)) from None
+        raise KafkaUnavailable(await explain(kafka, error)) from None
     finally:
         await admin.close()
     counts: dict[str, int] = {}
     for topic in topics:
         entry = found.get(topic)
         if entry is None or entry["error_code"]:
+            if entry is not None and entry["error_code"] == TopicAuthorizationFailedError.errno:
+                raise KafkaUnavailable(await explain(kafka, TopicAuthorizationFailedError(topic)))
             missing = entry is None or entry["error_code"] == UnknownTopicOrPartitionError.errno
             reason = (
                 "does not exist" if entry is None or missing else f"answers {for_code(entry['error_code']).__name__}"
@@ -519,7 +522,7 @@ async def create_topics(settings: Settings) -> dict[str, str]:
             except TopicAlreadyExistsError:
                 result[name] = "exists"
     except (KafkaError, OSError) as error:
-        raise KafkaUnavailable(unreachable(settings.kafka, error)) from None
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await admin.close()
     return result
@@ -531,15 +534,6 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
     for error in response.topic_errors:
         if error[1]:
             raise for_code(error[1])(*error[2:])
-
-
-def unreachable(kafka: KafkaSettings, error: Exception) -> str:
-    if isinstance(error, KafkaConnectionError | OSError):
-        return (
-            f"No Kafka broker answers at {kafka.bootstrap_servers}. Start it, or set kafka.bootstrap_servers "
-            "(HOLDFAST_KAFKA__BOOTSTRAP_SERVERS)."
-        )
-    return f"Kafka at {kafka.bootstrap_servers} refused: {describe(error)}. Check its log and the ACLs."
 
 
 def describe(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from holdfast.login import REDIS_URL
 from holdfast_schemas import Route, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
 
@@ -202,10 +203,7 @@ def _connect(url: str) -> Redis:
         client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError):
         # The cause may quote a part of the URL, and so of the password.
-        raise ValueError(
-            "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
-            " TLS), with special characters of the password percent-encoded"
-        ) from None
+        raise ValueError(REDIS_URL) from None
     return client
 
 
@@ -232,7 +230,17 @@ def _explain(error: Exception, address: str) -> str:
             return f"Redis at {address} is a cluster node without this key: connect with a Redis Cluster client"
         case exceptions.TimeoutError() | TimeoutError():
             return f"Redis at {address} did not answer in time: check that it is running and not overloaded"
+        case exceptions.ConnectionError() | OSError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return (
+                f"Redis at {address} showed a certificate that is not accepted ({_verification(error)}): give the CA"
+                " that signed it as redis.ssl_ca_file, and an address that it names"
+            )
         case exceptions.ConnectionError() | OSError():
             return f"Redis at {address} cannot be reached ({error}): check that it is running and the address"
         case _:
             return f"Redis at {address} refused the route ({error}): see `redis-cli INFO` and the server's log"
+
+
+def _verification(error: Exception) -> str:
+    """What OpenSSL says is wrong with the certificate, without the rest of its message."""
+    return str(error).rpartition("certificate verify failed: ")[2].partition(" (_ssl")[0].rstrip(".")

@@ -1,0 +1,90 @@
+"""How a client proves who it is, and knows whom it talks to: secrets from files, TLS, and URLs of Redis."""
+
+import ipaddress
+import ssl
+from pathlib import Path
+
+from pydantic import SecretStr
+from redis.connection import parse_url
+
+REDIS_URL = (
+    "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
+    " TLS), with special characters of the password percent-encoded"
+)
+
+
+def secret(key: str, value: SecretStr | None, file: Path | None) -> str | None:
+    """A secret from the configuration, or from its file as it is now, so that a changed one is taken up.
+
+    Raises ValueError for a file that cannot be read or is empty.
+    """
+    if file is None:
+        return value.get_secret_value() if value is not None else None
+    try:
+        content = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"{key} {file} cannot be read: {reason}; let this process read it") from None
+    if not content:
+        raise ValueError(f"{key} {file} is empty; write the secret into it")
+    return content
+
+
+def tls_context(
+    ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None, key_password: str | None = None
+) -> ssl.SSLContext:
+    """A context that verifies the server, by the system's authorities without a `ca_file`.
+
+    Raises ValueError for a file that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"the CA file {ca_file} cannot be used: {_reason(error)}; give a PEM file") from None
+    if cert_file is not None:
+        try:
+            # Never None: OpenSSL would ask for the password on the terminal, and wait.
+            context.load_cert_chain(cert_file, key_file, key_password or "")
+        except (OSError, ssl.SSLError, ValueError) as error:
+            raise ValueError(
+                f"the client certificate {cert_file} and its key {key_file or 'in it'} cannot be used: "
+                f"{_reason(error)}; give PEM files that belong together, and the key's password if it has one"
+            ) from None
+    return context
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason.lower().replace("_", " ") if error.reason else "they are no PEM, or the password is wrong"
+    return (error.strerror if isinstance(error, OSError) else None) or "it is not readable"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_redis_url(url: str, *, allow_password_without_tls: bool = False) -> None:
+    """Raises ValueError for a URL that cannot be used, or would send a password where others can read it.
+
+    TLS that does not verify the server protects no password.
+    """
+    try:
+        options = parse_url(url)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError):
+        # The cause may quote a part of the URL, and so of the password.
+        raise ValueError(REDIS_URL) from None
+    host = str(options.get("host", "localhost"))
+    verified = (
+        url.startswith("rediss://")
+        and str(options.get("ssl_cert_reqs", "required")).lower() == "required"
+        and options.get("ssl_check_hostname", True)
+    )
+    private = verified or url.startswith("unix://") or is_loopback(host)
+    if options.get("password") and not private and not allow_password_without_tls:
+        raise ValueError(
+            f"the password for Redis would go to {host} without verified TLS; use a rediss:// URL, or set "
+            "allow_password_without_tls = true where the network is trusted"
+        )
