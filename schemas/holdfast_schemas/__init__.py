@@ -14,12 +14,22 @@ from holdfast_schemas.incident import Incident, IncidentAction, IncidentSeverity
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
 from holdfast_schemas.topics import TOPICS, Topic
-from holdfast_schemas.verdict import Finding, Header, Severity, Verdict
+from holdfast_schemas.verdict import (
+    ApprovedHeaders,
+    BlockedHeaders,
+    Finding,
+    Header,
+    MalformedHeaders,
+    Severity,
+    Verdict,
+)
 
 __all__ = [
     "TOPICS",
     "Action",
+    "ApprovedHeaders",
     "AuditRecord",
+    "BlockedHeaders",
     "Command",
     "Contract",
     "ControlRecord",
@@ -29,6 +39,7 @@ __all__ = [
     "IncidentAction",
     "IncidentSeverity",
     "IncidentStatus",
+    "MalformedHeaders",
     "Name",
     "NonEmpty",
     "Outcome",

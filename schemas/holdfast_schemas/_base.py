@@ -9,11 +9,13 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Strin
 class Contract(BaseModel):
     """A frozen, strict value; a key that the contract does not name is refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def to_json(self) -> bytes:
         """The record's bytes: UTF-8 JSON, optional members left out when absent."""
-        return self.model_dump_json(exclude_none=True).encode()
+        return self.model_dump_json(exclude_none=True, by_alias=True, round_trip=True).encode()
 
 
 UtcTime = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]

@@ -1,9 +1,9 @@
 """What `holdfast.control` and `holdfast.audit` carry: tallies, commands, and the outcome of each decision."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime
 from holdfast_schemas.incident import Sample
@@ -12,8 +12,15 @@ Count = Annotated[int, Field(ge=0)]
 MAX_TALLY_ENTITIES = 32
 
 
+def _require_type(schema: dict[str, Any]) -> None:
+    """The record's `type` is never left out: it tells tallies and commands apart."""
+    schema["required"] = ["type", *schema["required"]]
+
+
 class Tally(Contract):
     """What one guard saw of one model version in one batch; written in the transaction of its verdicts."""
+
+    model_config = ConfigDict(json_schema_extra=_require_type)
 
     type: Literal["tally"] = "tally"
     model: Name
@@ -45,6 +52,14 @@ class Tally(Contract):
     """Kafka timestamp of the first blocked prediction."""
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.seen != self.approved + self.blocked:
+            raise ValueError(f"{self.approved} approved and {self.blocked} blocked are not {self.seen} seen")
+        if not self.critical <= self.failed <= self.blocked:
+            raise ValueError(f"{self.critical} critical of {self.failed} failed of {self.blocked} blocked cannot be")
+        return self
+
 
 class Action(StrEnum):
     PROMOTE = "promote"
@@ -61,6 +76,8 @@ class Action(StrEnum):
 
 class Command(Contract):
     """What a person or a pipeline asks for; `actor` and `reason` are never empty."""
+
+    model_config = ConfigDict(json_schema_extra=_require_type)
 
     type: Literal["command"] = "command"
     command_id: NonEmpty

@@ -23,12 +23,12 @@ class IncidentSeverity(StrEnum):
 
 
 class IncidentAction(StrEnum):
+    """`switched`: the bad version was active, the route moved to `routed_to`; `fenced`: it was not active, the route
+    stayed; `held`: no version may serve."""
+
     SWITCHED = "switched"
-    """The bad version was active; the route moved to `routed_to`."""
     FENCED = "fenced"
-    """The bad version was not active; the route stayed."""
     HELD = "held"
-    """No version may serve."""
 
 
 class Sample(Contract):

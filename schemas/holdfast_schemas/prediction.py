@@ -13,12 +13,21 @@ class Prediction(Contract):
     Members that are not named here pass through Holdfast untouched.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {name: {"not": {"type": "null"}}}, "required": [name]} for name in ("value", "outputs")
+            ]
+        },
+    )
 
     prediction_id: NonEmpty
+    """Unique; it names this output in findings and to people."""
     model: NonEmpty
     model_version: NonEmpty
     entity_id: NonEmpty
+    """What the output is about (a product, a customer, …): `max_change` and tables go by it."""
     value: float | None = None
     """The output, in the unit of the model (a price in `currency`, a score, …)."""
     outputs: dict[str, float | list[float]] | None = None
@@ -26,7 +35,9 @@ class Prediction(Contract):
     currency: str | None = None
     predicted_at: UtcTime | None = None
     segment: str | None = None
+    """The group whose bounds and recent values hold for it."""
     features: dict[str, Any] | None = None
+    """What the model saw; `expression` reads the numbers among them."""
 
     @model_validator(mode="after")
     def _has_an_output(self) -> Self:

@@ -3,21 +3,29 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from holdfast_schemas._base import Contract, Name, UtcTime
 
 
 class RouteState(StrEnum):
+    """`pinned`: a person chose the version, automatic switching is off; `held`: no version may serve, everything is
+    blocked."""
+
     AUTO = "auto"
     PINNED = "pinned"
-    """A person chose the version; automatic switching is off."""
     HELD = "held"
-    """No version may serve: everything is blocked."""
 
 
 class Route(Contract):
     """A record of the compacted topic `holdfast.routes`, keyed by model: the truth about its route."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"state": {"const": "held"}}, "required": ["state"]},
+            "then": {"properties": {"version": {"type": "null"}}},
+        }
+    )
 
     model: Name
     version: Name | None = None
@@ -29,9 +37,13 @@ class Route(Contract):
     """Where a trip of the active version would move the route now."""
     reason: str
     incident_id: str | None = None
+    """The incident that the change belongs to."""
     actor: str
+    """The person or pipeline that changed it; `holdfast` for automatic decisions."""
     since: UtcTime
+    """When this record was decided."""
     fenced: tuple[Name, ...] = ()
+    """The versions whose outputs are blocked, sorted."""
 
     @model_validator(mode="after")
     def _held_routes_have_no_version(self) -> Self:

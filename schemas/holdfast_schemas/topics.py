@@ -8,6 +8,7 @@ from holdfast_schemas.control import AuditRecord, Command, Tally
 from holdfast_schemas.incident import Incident
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route
+from holdfast_schemas.verdict import ApprovedHeaders, BlockedHeaders, MalformedHeaders
 
 MIB = 1024 * 1024
 HOUR_MS = 3_600_000
@@ -21,8 +22,12 @@ class Topic:
     default_name: str
     key: str
     messages: tuple[type[Contract], ...]
+    """What the values are; empty where they are not for others to read, or are as they came."""
     producer: str
     consumer: str
+    summary: str
+    headers: type[Contract] | None = None
+    """The headers that Holdfast adds."""
     cleanup: Literal["delete", "compact"] = "delete"
     retention_ms: int = 7 * 24 * HOUR_MS
     partitions: Literal["predictions", "control"] | int = "predictions"
@@ -59,11 +64,39 @@ TOPICS: dict[str, Topic] = {
             (Prediction,),
             "model servers",
             "guard",
+            "What the models say, unchecked.",
             max_message_bytes=MIB,
         ),
-        Topic("approved", "predictions.approved", "entity_id", (Prediction,), "guard", "downstream consumers"),
-        Topic("blocked", "predictions.blocked", "entity_id", (Prediction,), "guard", "people, release"),
-        Topic("malformed", "predictions.malformed", "as it came", (), "guard", "people"),
+        Topic(
+            "approved",
+            "predictions.approved",
+            "entity_id",
+            (Prediction,),
+            "guard, release",
+            "downstream consumers",
+            "What passed, byte for byte; read it with isolation level read_committed.",
+            ApprovedHeaders,
+        ),
+        Topic(
+            "blocked",
+            "predictions.blocked",
+            "entity_id",
+            (Prediction,),
+            "guard",
+            "people, release",
+            "What did not pass, byte for byte, with the findings in the headers.",
+            BlockedHeaders,
+        ),
+        Topic(
+            "malformed",
+            "predictions.malformed",
+            "as it came",
+            (),
+            "guard",
+            "people",
+            "What could not be decoded, as it came, with the reason in the headers.",
+            MalformedHeaders,
+        ),
         Topic(
             "control",
             "holdfast.control",
@@ -71,6 +104,7 @@ TOPICS: dict[str, Topic] = {
             (Tally, Command),
             "guard, api, command line",
             "switch",
+            "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
         ),
         Topic(
@@ -80,6 +114,7 @@ TOPICS: dict[str, Topic] = {
             (),
             "switch",
             "switch",
+            "The switch's own memory, restored from here; private to it.",
             cleanup="compact",
             partitions="control",
             extra=_COMPACTED,
@@ -91,6 +126,7 @@ TOPICS: dict[str, Topic] = {
             (Route,),
             "switch",
             "guard, api",
+            "The latest record of a model is its route: guards obey it, Redis mirrors it.",
             cleanup="compact",
             partitions=1,
             extra=_COMPACTED,
@@ -102,6 +138,7 @@ TOPICS: dict[str, Topic] = {
             (Incident,),
             "switch",
             "notify, api",
+            "Each update is the full incident; the latest one counts.",
             retention_ms=90 * 24 * HOUR_MS,
             partitions=1,
         ),
@@ -110,8 +147,9 @@ TOPICS: dict[str, Topic] = {
             "holdfast.audit",
             "model",
             (AuditRecord,),
-            "switch",
+            "switch, release",
             "api, command line",
+            "The outcome of every command, every automatic decision, and every release.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,
         ),

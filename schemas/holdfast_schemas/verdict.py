@@ -1,37 +1,41 @@
 """The verdict on one prediction and the findings behind it."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from holdfast_schemas._base import Contract
+from pydantic import ConfigDict, Field, Json, StringConstraints
+
+from holdfast_schemas._base import Contract, NonEmpty
 
 
 class Verdict(StrEnum):
+    """`released`: blocked first, then approved by a person."""
+
     APPROVED = "approved"
     BLOCKED = "blocked"
     RELEASED = "released"
-    """Blocked first, then approved by a person."""
 
 
 class Severity(StrEnum):
+    """`critical`: one failure trips the breaker; `error`: blocks, and counts in the breaker's window; `warning` and
+    `info`: reported only, neither blocks nor trips."""
+
     CRITICAL = "critical"
-    """One failure trips the breaker."""
     ERROR = "error"
-    """Blocks, and counts in the breaker's window."""
     WARNING = "warning"
-    """Reported only: neither blocks nor trips."""
     INFO = "info"
-    """Reported only: neither blocks nor trips."""
 
 
 class Finding(Contract):
     """Why one check failed on one prediction."""
 
     check: str
+    """Its name in the policy, or a built-in: `non_finite`, `negative_zero`, `fenced`, `held`, `no_policy`."""
     severity: Severity
     enforced: bool
     """Whether this finding blocked the prediction; false in shadow mode and for reported-only severities."""
     field: str | None = None
+    """The field that it read, where it read one."""
     seen: Any = None
     """What the prediction said. A number that JSON cannot hold is given as text (`"nan"`, `"inf"`)."""
     limit: Any = None
@@ -51,3 +55,59 @@ class Header(StrEnum):
     ERROR = "holdfast-error"
     RELEASED_BY = "holdfast-released-by"
     RELEASE_REASON = "holdfast-release-reason"
+
+
+def _header_name(field: str) -> str:
+    return f"holdfast-{field.replace('_', '-')}"
+
+
+class _Headers(Contract):
+    """UTF-8 text each; the producer's own headers stand beside them."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", alias_generator=_header_name, validate_by_name=True
+    )
+
+
+_Policy = Annotated[str, StringConstraints(pattern=r"^(none|.+@[0-9a-f]{12})$")]
+_Source = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[0-9]+/[0-9]+$")]
+_Findings = Annotated[tuple[Finding, ...], Field(min_length=1)]
+
+
+class _Judged(_Headers):
+    policy: _Policy
+    """`pricing@<12 hex digits of the policy's content>`; `none` where the model has no policy."""
+    model: NonEmpty
+    model_version: NonEmpty
+
+
+class ApprovedHeaders(_Judged):
+    """What Holdfast adds to the headers of an approved or released record."""
+
+    verdict: Literal[Verdict.APPROVED, Verdict.RELEASED]
+    findings: Json[_Findings] | None = None
+    """Present where something failed that does not block (shadow mode, `warning`, `info`), or was released anyway."""
+    source: _Source | None = None
+    """On released records: `topic/partition/offset` of the prediction."""
+    released_by: NonEmpty | None = None
+    """On released records: the person."""
+    release_reason: NonEmpty | None = None
+
+
+class BlockedHeaders(_Judged):
+    """What Holdfast adds to the headers of a blocked record."""
+
+    verdict: Literal[Verdict.BLOCKED]
+    findings: Json[_Findings]
+    """At least one of them is enforced."""
+    source: _Source
+    """`topic/partition/offset` of the prediction."""
+
+
+class MalformedHeaders(_Headers):
+    """What Holdfast adds to the headers of a record that it could not decode; key and value are as they came."""
+
+    error: NonEmpty
+    """The reason."""
+    source: _Source
+    """`topic/partition/offset` of the record."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import signal
 import socket
@@ -12,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator
 import structlog
 import uvicorn
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
-from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
 
 from holdfast.adapters import asyncapi
@@ -92,15 +92,28 @@ async def run_service(
         reason = ready()
         return AsgiResponse((reason or "ready").encode() + b"\n", status_code=503 if reason else 200)
 
+    described, page = json.dumps(asyncapi.document(settings)).encode(), asyncapi.page(settings).encode()
+
+    @get
+    async def asyncapi_json(scope: object) -> AsgiResponse:
+        return AsgiResponse(described, status_code=200, headers={"content-type": "application/json"})
+
+    # Not FastStream's own page: it loads its scripts from somewhere else.
+    @get
+    async def asyncapi_page(scope: object) -> AsgiResponse:
+        policy = "default-src 'none'; style-src 'unsafe-inline'"
+        headers = {"content-type": "text/html; charset=utf-8", "content-security-policy": policy}
+        return AsgiResponse(page, status_code=200, headers=headers)
+
     app = AsgiFastStream(
         asgi_routes=[
             ("/health", health),
             ("/ready", readiness),
             ("/metrics", make_asgi_app(REGISTRY)),
+            ("/asyncapi", asyncapi_page),
+            ("/asyncapi.json", asyncapi_json),
         ],
         logger=None,
-        specification=AsyncAPI(asyncapi.broker(settings), title="Holdfast", version="1.0.0"),
-        asyncapi_path="/asyncapi",
     )
     server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
     stopping = asyncio.Event()
