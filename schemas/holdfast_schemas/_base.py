@@ -18,7 +18,14 @@ class Contract(BaseModel):
         return self.model_dump_json(exclude_none=True, by_alias=True, round_trip=True).encode()
 
 
-UtcTime = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+def _to_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is outside the years 1 to 9999 of UTC") from None
+
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 """An aware time, normalised to UTC; `2026-11-24T10:00:00Z` on the wire."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$")]

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast import operate
+from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.kafka import check_topics, create_topics, describe
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.service import ServiceError, configure_logging
@@ -30,6 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 topics_app = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
+api_app = typer.Typer(help="Serve the HTTP API and the console page; make its tokens.")
+token_app = typer.Typer(help="The tokens that let people and pipelines in.", no_args_is_help=True)
+api_app.add_typer(token_app, name="token")
+app.add_typer(api_app, name="api")
 app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
@@ -65,6 +70,36 @@ def guard(config: ConfigOption = None) -> None:
 def switch(config: ConfigOption = None) -> None:
     """Decide routes from tallies and commands, and keep Redis in line."""
     _serve("switch", config)
+
+
+@api_app.callback(invoke_without_command=True)
+def api(context: typer.Context, config: ConfigOption = None) -> None:
+    """Serve the HTTP API and the console page."""
+    if context.invoked_subcommand is None:
+        _serve("api", config)
+
+
+@token_app.command("create")
+def token_create(
+    name: Annotated[str, typer.Option(help="Whose it is: the actor of every command sent with it.")],
+    role: Annotated[Role, typer.Option(help="What it may do.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bearer token; only its hash is kept, so note it now."""
+
+    def action() -> tuple[str, str]:
+        try:
+            return create_token(name, role)
+        except ValueError as error:
+            raise Refused(f"{error}. No token was made.") from None
+
+    token, line = perform(action)
+
+    def display(console: Console) -> None:
+        for text in ("The token, shown only now:", f"  {token}", "Its line, for api.tokens_file:", f"  {line}"):
+            console.print(text, soft_wrap=True, markup=False)
+
+    show(as_json, {"token": token, "line": line}, display)
 
 
 @app.command()

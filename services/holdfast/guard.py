@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 
 import structlog
-from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 from pydantic_core import to_json
 
 from holdfast.adapters import metrics
+from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     Headers,
     Out,
@@ -23,8 +23,6 @@ from holdfast.adapters.kafka import (
     check_topics,
     describe,
     partition_for,
-    read_to_end,
-    reader,
     utc_now,
 )
 from holdfast.adapters.memory import restore_memory
@@ -43,13 +41,12 @@ NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 
 
-class RouteFollower:
+class RouteFollower(Follower):
     """The routes as `holdfast.routes` tells them; `routes` is complete once `caught_up` is set."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings.kafka, self.take)
         self.routes: dict[str, Route] = {}
-        self.caught_up = asyncio.Event()
 
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
@@ -60,24 +57,6 @@ class RouteFollower:
             elif record.key is not None:
                 self.routes.pop(record.key.decode(), None)
                 metrics.ROUTE_EPOCH.remove("guard", record.key.decode())
-
-    async def follow(self, partitions: int) -> None:
-        """Read everything, then go on reading; runs until cancelled. Raises what reading or decoding raised."""
-        topic = self._settings.topics.routes
-        tps = [TopicPartition(topic, number) for number in range(partitions)]
-        ends = await read_to_end(self._settings.kafka, tps, self.take)
-        self.caught_up.set()
-        consumer = reader(self._settings.kafka, fetch_max_wait_ms=100)
-        await consumer.start()
-        try:
-            consumer.assign(tps)
-            for tp in tps:
-                consumer.seek(tp, ends[tp])
-            while True:
-                for records in (await consumer.getmany(timeout_ms=1000)).values():
-                    self.take(records)
-        finally:
-            await consumer.stop()
 
 
 class GuardWork:
@@ -333,7 +312,7 @@ class Guard:
             give_up_after=guard.give_up_after,
         )
         self._tasks = [
-            asyncio.create_task(self._must_run(self.follower.follow(counts["routes"]))),
+            asyncio.create_task(self._must_run(self.follower.follow({self.settings.topics.routes: counts["routes"]}))),
             asyncio.create_task(self.policies.follow()),
             asyncio.create_task(self._measure_lag()),
         ]

@@ -287,9 +287,16 @@ class ApiSettings(_Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     tokens_file: Path | None = None
-    """Hashed bearer tokens; without it the API serves on loopback only."""
+    """Lines of `holdfast api token create`; read again when it changes."""
+    tokens: list[str] = []
+    """The same lines, for those who have no file. Without any token the API serves on loopback only."""
     commands_per_minute: Annotated[int, Field(ge=1)] = 30
     """For each token."""
+    outcome_within: Duration = timedelta(seconds=15)
+    """How long a request waits for the switch to answer its command."""
+    keep_incidents: Annotated[int, Field(ge=100)] = 5000
+    keep_audit: Annotated[int, Field(ge=100)] = 10_000
+    """How many of the latest are held in memory; the topics have all."""
 
 
 class ReleaseSettings(_Section):

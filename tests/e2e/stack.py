@@ -172,7 +172,7 @@ class Stack:
         """A configuration file: the stack's, with `changes` over it by section."""
         document = {**self.document}
         for section, values in (changes or {}).items():
-            document[section] = {**document[section], **values} if isinstance(values, Mapping) else values
+            document[section] = {**document.get(section, {}), **values} if isinstance(values, Mapping) else values
         path = self.folder / f"{name}.toml"
         path.write_text(_toml(document))
         return path
@@ -192,7 +192,8 @@ class Stack:
         started = []
         for service in services:
             port, number = free_port(), len(self.workers)
-            changes = {"worker": f"{service}-{number}", service: {"health_port": port}}
+            port_name = "port" if service == "api" else "health_port"
+            changes = {"worker": f"{service}-{number}", service: {port_name: port}}
             for section, values in (settings or {}).items():
                 changes[section] = {**changes.get(section, {}), **values}
             worker = Worker(service, self.write_config(f"{service}-{number}", changes), port, program)

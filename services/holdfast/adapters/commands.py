@@ -55,6 +55,36 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
         await answers.stop()
 
 
+class CommandWriter:
+    """Writes commands to `holdfast.control` through one producer that stays open."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+
+    async def write(self, command: Command) -> None:
+        """Return once the broker has the command. Raises KafkaUnavailable; it may be written nevertheless."""
+        try:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    enable_idempotence=True, request_timeout_ms=10_000, **self._settings.kafka.client_options()
+                )
+                await producer.start()
+                self._producer = producer
+            await self._producer.send_and_wait(
+                self._settings.topics.control, command.to_json(), key=command.model.encode()
+            )
+        except KafkaError as error:
+            # After some errors a producer takes nothing any more.
+            await self.close()
+            raise KafkaUnavailable(await explain(self._settings.kafka, error)) from None
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+
 async def await_verdict_on(settings: Settings, promoted: AuditRecord) -> AuditRecord:
     """Wait until a version that was promoted has earned `good`, or serves no longer.
 

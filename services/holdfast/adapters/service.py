@@ -14,12 +14,16 @@ import structlog
 import uvicorn
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from prometheus_client import make_asgi_app
+from starlette.types import ASGIApp
 
 from holdfast.adapters import asyncapi
 from holdfast.adapters.metrics import READY, REGISTRY
 from holdfast.settings import Settings
 
 log = structlog.get_logger("holdfast.service")
+
+OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi")
+"""What every service answers at."""
 
 
 class ServiceError(Exception):
@@ -60,7 +64,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ServiceError(
-            f"Port {port} on {host} cannot be used: {error.strerror}. Set another health_port, or 0 for any."
+            f"Port {port} on {host} cannot be used: {error.strerror}. Set another port, or 0 for any."
         ) from None
     return listener
 
@@ -75,10 +79,12 @@ async def run_service(
     run: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
     ready: Callable[[], str | None],
+    site: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> None:
     """Run until SIGTERM, SIGINT or an error of `run`, which is raised.
 
-    `ready()` says why the service is not ready, or None when it is.
+    `ready()` says why the service is not ready, or None when it is. `site` is given the application that answers at
+    `OWN_PATHS`, and returns the one that answers everything.
     """
     listener = _bind(host, port)
     READY.labels(name).set_function(lambda: float(ready() is None))
@@ -115,7 +121,8 @@ async def run_service(
         ],
         logger=None,
     )
-    server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    front = app if site is None else site(app)
+    server = _Server(uvicorn.Config(front, lifespan="off", log_config=None, access_log=False))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,7 +14,10 @@ def _parse(value: Any) -> Any:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value)
         if match is None:
             raise ValueError(f"{value!r} is not a duration: write a number and one of ms, s, m, h, d, as in '30s'")
-        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+        try:
+            return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+        except OverflowError:
+            raise ValueError(f"{value!r} is too long") from None
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(f"a duration needs its unit: write '{value}s', or one of ms, m, h, d")
     return value

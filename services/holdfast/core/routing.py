@@ -191,6 +191,11 @@ def standing(state: ModelState) -> Standing:
     return Standing.UNROUTED
 
 
+def refusal(state: ModelState, action: Action) -> str | None:
+    """Why the route, as it stands, does not take this command; None: what the command names decides."""
+    return _REFUSED_IN[action].get(standing(state))
+
+
 class _RefusedError(Exception):
     pass
 
@@ -525,8 +530,8 @@ class _Turn:
         before = self.state
         incident = self._incident_meant(command)
         try:
-            if (refusal := _REFUSED_IN[command.action].get(standing(self.state))) is not None:
-                raise _RefusedError(refusal)
+            if (refused_here := refusal(self.state, command.action)) is not None:
+                raise _RefusedError(refused_here)
             self._check(command)
             detail, outcome = _HANDLERS[command.action](self, command), Outcome.APPLIED
         except _RefusedError as refused:

@@ -1,0 +1,68 @@
+"""Follow topics: everything that is there, then everything that comes."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+
+from holdfast.adapters.kafka import read_to_end, reader
+from holdfast.settings import KafkaSettings
+
+PROBE_EVERY = 1.0
+"""Seconds between questions to a broker that has nothing to tell."""
+PROBE_WITHIN = 2.0
+
+
+class Follower:
+    """Gives committed records of some topics to `take`, each call with those of one partition.
+
+    What was there at the start has been taken once `caught_up` is set.
+    """
+
+    def __init__(self, kafka: KafkaSettings, take: Callable[[Sequence[ConsumerRecord]], None]) -> None:
+        self._kafka, self._take = kafka, take
+        self.caught_up = asyncio.Event()
+        self._heard_at = time.monotonic()
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since Kafka last gave a record, or said that there is none."""
+        return time.monotonic() - self._heard_at
+
+    async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
+        """Runs until cancelled. Raises what reading raised, and what `take` raised.
+
+        `partitions` is the number of them by topic; `tails` bounds how many offsets of each partition of a topic
+        are read of what is there, from its end.
+        """
+        tails = tails or {}
+        ends: dict[TopicPartition, int] = {}
+        for topic, count in partitions.items():
+            tps = [TopicPartition(topic, number) for number in range(count)]
+            ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
+        self._heard_at = time.monotonic()
+        self.caught_up.set()
+        consumer = reader(self._kafka, fetch_max_wait_ms=100)
+        await consumer.start()
+        try:
+            consumer.assign(list(ends))
+            for tp, end in ends.items():
+                consumer.seek(tp, end)
+            while True:
+                batches = await consumer.getmany(timeout_ms=1000)
+                for records in batches.values():
+                    self._take(records)
+                if batches:
+                    self._heard_at = time.monotonic()
+                elif self.silent_for > PROBE_EVERY:
+                    # A consumer reconnects in silence: that nothing came does not mean that nothing happened.
+                    try:
+                        await asyncio.wait_for(consumer.end_offsets(list(ends)[:1]), PROBE_WITHIN)
+                        self._heard_at = time.monotonic()
+                    except (KafkaError, TimeoutError):
+                        pass
+        finally:
+            await consumer.stop()

@@ -1,0 +1,208 @@
+"""What every HTTP answer has in common: problem documents (RFC 9457), and what browsers are told."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from starlette.datastructures import URL, Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger("holdfast.http")
+
+PROBLEM_TYPE = "application/problem+json"
+MAX_BODY_BYTES = 65_536
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_SECURITY_HEADERS = {
+    # Everything a page needs comes from here, and nothing is inline: what a prediction says can never run.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: with it browsers send `Origin: null`, also to ourselves.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Flaw(BaseModel):
+    """One thing that is wrong with a request."""
+
+    where: str
+    """A dotted path: `body.reason`, `query.limit`."""
+    detail: str
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457). `detail` says what happened and what to do."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(description="Names the kind of problem.", examples=["urn:holdfast:problem:refused"])
+    title: str
+    status: int
+    detail: str
+    errors: list[Flaw] | None = None
+
+
+class ProblemError(Exception):
+    """Raised to answer with a problem document; `members` are its extension members."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        title: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.document = {
+            "type": f"urn:holdfast:problem:{kind}",
+            "title": title,
+            "status": status,
+            "detail": detail,
+            **members,
+        }
+        self.headers = headers
+
+    def response(self) -> Response:
+        return Response(to_json(self.document), self.status, self.headers, PROBLEM_TYPE)
+
+
+_TOO_LONG = ProblemError(
+    413, "content-too-large", "Content too large", f"The body is longer than {MAX_BODY_BYTES} bytes. Send less."
+)
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Let every 4xx and 5xx of `app` be a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def ours(_: Request, error: ProblemError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        # What was sent is not repeated: it may not even be text that UTF-8 can carry.
+        flaws = [
+            {
+                "where": ".".join(str(part).encode("ascii", "replace").decode() for part in one["loc"]),
+                "detail": one["msg"].removeprefix("Value error, ").encode("utf-8", "replace").decode(),
+            }
+            for one in error.errors()
+        ]
+        first = "; ".join(f"{flaw['where']}: {flaw['detail']}" for flaw in flaws[:3])
+        return ProblemError(
+            422, "invalid", "The request is not valid", f"{first}. See /docs for what is expected.", errors=flaws
+        ).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == _TOO_LONG.status:
+            return _TOO_LONG.response()
+        path = request.url.path
+        details = {
+            404: f"There is nothing at {path}. See /docs for what there is.",
+            405: f"{path} does not take {request.method}. See the header Allow, or /docs.",
+        }
+        phrase = HTTPStatus(error.status_code).phrase
+        return ProblemError(
+            error.status_code,
+            phrase.lower().replace(" ", "-"),
+            phrase,
+            details.get(error.status_code, f"{error.detail}. See /docs for what is expected."),
+            headers=error.headers,
+        ).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+        return ProblemError(
+            500,
+            "unexpected",
+            "Unexpected failure",
+            "The request could not be answered because of a defect. Please report it with what the API's log says.",
+        ).response()
+
+
+class Edge:
+    """Around the application: tells browsers what to keep from, and refuses what comes from other sites.
+
+    With `hosts` given, requests that name another host are refused: without tokens, a foreign name that was
+    made to resolve to this machine must not read or command anything.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None = None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        await (self._app if refusal is None else refusal.response())(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> ProblemError | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self._hosts is not None and URL(f"http://{host}").hostname not in self._hosts:
+            return ProblemError(
+                421,
+                "other-host",
+                "Not served under this name",
+                "Without tokens the API answers on this machine only, as localhost or 127.0.0.1. Use one of these "
+                "names, or configure tokens with `holdfast api token create`.",
+            )
+        if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
+            return _TOO_LONG
+        if scope["method"] not in {"GET", "HEAD", "OPTIONS"} and not _from_here(headers, host):
+            return ProblemError(
+                403,
+                "other-site",
+                "Sent by another site",
+                "A page of another site sent this, so nothing was done. Use the console itself.",
+            )
+        return None
+
+
+def _from_here(headers: Headers, host: str) -> bool:
+    """Whether one of our own pages sent this, or something that is no browser."""
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site in {"same-origin", "none"}
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == host
+
+
+def json_of(value: Any) -> Response:
+    """`value` as JSON; absent members are left out, and numbers that JSON cannot hold become text."""
+    return Response(to_json(value, exclude_none=True, inf_nan_mode="strings"), media_type="application/json")
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: these statuses answer with a problem document."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: schema}} for status in statuses
+    }

@@ -1,0 +1,623 @@
+"""The API: what people and pipelines read, and command, over HTTP.
+
+What is read comes from the board, which follows the topics. A command is written to `holdfast.control` and answered
+with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is whose token
+came with it. Every answer that is no success is a problem document.
+"""
+
+import asyncio
+import getpass
+import hashlib
+import ipaddress
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import structlog
+from aiokafka.errors import KafkaError
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema
+from starlette.routing import Route as Endpoint
+from starlette.types import ASGIApp
+
+from holdfast.adapters.access import Principal, Role, Tokens
+from holdfast.adapters.commands import CommandWriter
+from holdfast.adapters.follow import Follower
+from holdfast.adapters.http import (
+    LOOPBACK_NAMES,
+    MAX_BODY_BYTES,
+    Edge,
+    Problem,
+    ProblemError,
+    handle_problems,
+    json_of,
+    problem_responses,
+)
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics
+from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
+from holdfast.board import HISTORY, Board
+from holdfast.core.duration import Duration
+from holdfast.core.routing import VersionState
+from holdfast.settings import Settings
+from holdfast_schemas import (
+    Action,
+    AuditRecord,
+    Command,
+    Contract,
+    Incident,
+    IncidentStatus,
+    Name,
+    Outcome,
+    Route,
+    UtcTime,
+    utc_now,
+)
+
+log = structlog.get_logger("holdfast.api")
+
+T = TypeVar("T")
+SILENT_TOO_LONG = 10.0
+"""Seconds without a word from Kafka, after which what is shown may be old."""
+REMEMBERED_KEYS = 10_000
+COOKIE = "holdfast_token"
+
+
+# What is asked and answered
+
+
+class RouteNow(Route):
+    """A route, and when its pin or hold ends by itself."""
+
+    ends_at: UtcTime | None = None
+
+
+class VersionNow(Contract):
+    """One entry of a model's version ledger."""
+
+    model: Name
+    version: Name
+    state: VersionState
+    active: bool
+    activated: int | None = None
+    """The epoch at which it last became active."""
+    active_since: UtcTime | None = None
+    approved: int
+    """Outputs approved since it became active."""
+    last_seen: UtcTime | None = None
+    fence_at: UtcTime | None = None
+    """When an unfence that was granted for a while ends."""
+
+
+class RatesNow(Contract):
+    """How many predictions of a model are approved and blocked."""
+
+    model: Name
+    approved_per_second: float
+    blocked_per_second: float
+    history: list[tuple[int, int]] = Field(
+        description=f"Approved and blocked of each of the last {HISTORY} seconds, the oldest first."
+    )
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list; `next`, given as `after`, asks for what follows it."""
+
+    items: list[T]
+    total: int
+    next: str | None = None
+
+
+class OfModel(BaseModel):
+    """What to list; a parameter that does not exist is refused, because its list would be the wrong one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Name | None = Field(None, description="Of one model.")
+
+    def fits(self, model: str) -> bool:
+        return self.model in (None, model)
+
+
+class _Paged(OfModel):
+    limit: int = Field(100, ge=1, le=500, description="How many at most.")
+    after: str | None = Field(None, max_length=200, description="`next` of the page before.")
+
+
+class OfIncidents(_Paged):
+    status: Literal["all", "open", "triggered", "acknowledged", "resolved"] = Field(
+        "all", description="`open` is triggered or acknowledged."
+    )
+
+
+class OfAudit(_Paged):
+    actor: str | None = Field(None, max_length=1000)
+    action: str | None = Field(None, max_length=100)
+    outcome: Outcome | None = None
+
+
+def _rfc_3339(value: Any) -> Any:
+    # Numbers and bare dates would be taken for times otherwise.
+    if not isinstance(value, str) or re.match(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d", value) is None:
+        raise ValueError("write a time as in 2026-11-24T10:00:00Z")
+    return value
+
+
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
+Until = Annotated[UtcTime, BeforeValidator(_rfc_3339), WithJsonSchema({"type": "string", "format": "date-time"})]
+Lasts = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}(s|m|h|d)$")]
+_duration = TypeAdapter[Any](Duration).validate_python
+
+
+class Ask(BaseModel):
+    """A command; its actor is whose token comes with it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Name
+    reason: Reason = Field(description="Why; it is kept in the audit.")
+
+
+class AskVersion(Ask):
+    version: Name
+
+
+class AskMaybeVersion(Ask):
+    version: Name | None = Field(None, description="Without it: the last good one, or the one that was active.")
+
+
+class _ForAWhile(BaseModel):
+    expires_at: Until | None = Field(None, description="When it ends by itself; with `lasts` too, what comes first.")
+    lasts: Lasts | None = Field(None, description="After how long it ends by itself: 90s, 30m, 2h or 7d.")
+
+
+class AskPin(_ForAWhile, Ask):
+    version: Name | None = Field(None, description="Without it: the active one.")
+
+
+class AskHold(_ForAWhile, Ask):
+    pass
+
+
+class AskUnfence(_ForAWhile, AskVersion):
+    pass
+
+
+class AskIncident(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    incident_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    reason: Reason = Field(description="Why; it is kept in the audit.")
+
+
+_COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
+    Action.PROMOTE: (AskVersion, "Let a version serve."),
+    Action.PIN: (AskPin, "Fix the version; automatic switching is off until unpin."),
+    Action.UNPIN: (Ask, "Let Holdfast switch automatically again."),
+    Action.ROLLBACK: (AskMaybeVersion, "Leave the active version, fence it, and go back to the last good one."),
+    Action.HOLD: (AskHold, "Let no version serve; everything is blocked."),
+    Action.RESUME: (AskMaybeVersion, "End a hold."),
+    Action.FENCE: (AskVersion, "Block every output of a version."),
+    Action.UNFENCE: (AskUnfence, "Let a fenced version be a candidate again."),
+    Action.ACKNOWLEDGE: (AskIncident, "Say that somebody is looking at an incident."),
+    Action.RESOLVE: (AskIncident, "Close an incident; the version stays fenced."),
+}
+
+
+# The service
+
+
+class Api:
+    """What the endpoints work with."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for tokens that cannot be read, ServiceError where anybody could come in."""
+        self.settings = settings
+        self.tokens = Tokens(settings.api)
+        self.local = None if self.tokens.configured else _whoever_is_here(settings.api.host)
+        self.board = Board(
+            settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
+        )
+        self.follower = Follower(settings.kafka, self.board.take)
+        self.writer = CommandWriter(settings)
+        self._limit = RateLimitItemPerMinute(settings.api.commands_per_minute)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._keys: dict[str, str] = {}
+        self._partitions: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Raises KafkaUnavailable."""
+        roles = ("routes", "state", "incidents", "audit", "control")
+        counts = await check_topics(self.settings, roles)
+        self._partitions = {getattr(self.settings.topics, role): counts[role] for role in roles}
+        if self.local is not None:
+            log.warning(
+                "no tokens are configured: this machine only is served, and everybody on it may command",
+                actor=self.local.name,
+                to_change="holdfast api token create",
+            )
+
+    async def run(self) -> None:
+        """Raises KafkaUnavailable."""
+        topics = self.settings.topics
+        # Each record may have a transaction's marker beside it, which takes an offset too.
+        tails = {topics.audit: 2 * self.settings.api.keep_audit, topics.control: 0}
+        try:
+            await self.follower.follow(self._partitions, tails)
+        except KafkaError as error:
+            raise KafkaUnavailable(await explain(self.settings.kafka, error)) from None
+
+    async def stop(self) -> None:
+        await self.writer.close()
+
+    def not_ready(self) -> str | None:
+        """Why the API does not know what is going on, or None."""
+        if not self.follower.caught_up.is_set():
+            return "reading the topics"
+        if self.follower.silent_for > SILENT_TOO_LONG:
+            return f"Kafka has not answered for {self.follower.silent_for:.0f} s"
+        return None
+
+    def who(self, token: str | None) -> Principal | None:
+        """Whose token this is; where there are no tokens, whoever is logged in."""
+        return self.local or (self.tokens.find(token) if token else None)
+
+    async def command(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> AuditRecord:
+        """Send a command and return its audit record. Raises ProblemError when it is not applied."""
+        if not who.may(action):
+            raise ProblemError(
+                403,
+                "forbidden",
+                "Not allowed",
+                f"{who.name} has the role {who.role.value}, which may not {action.value}. Ask somebody whose role "
+                "may, or an administrator for another token.",
+            )
+        command_id = self._command_id(who, action, wanted, key)
+        audit = self.board.outcomes.get(command_id)
+        if audit is None:
+            self._count_against_limit(who)
+            audit = await self._send(
+                Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
+            )
+        if audit.outcome is Outcome.REFUSED:
+            detail = f"{audit.detail[:1].upper()}{audit.detail[1:]}."
+            outcome = audit.model_dump(mode="json", exclude_none=True)
+            raise ProblemError(409, "refused", "The command was refused", detail, outcome=outcome)
+        return audit
+
+    def _command_id(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> str:
+        """Made of the token's name, the key and the request: the same after a restart, and on another instance."""
+        if key is None:
+            return f"api-{secrets.token_hex(16)}"
+        named = f"api-{_hash(who.name, key)}"
+        command_id = f"{named}-{_hash(action.value, json.dumps(wanted, sort_keys=True))}"
+        earlier = self._keys.get(named) or next((one for one in self.board.outcomes if one.startswith(named)), None)
+        if earlier not in (None, command_id):
+            raise ProblemError(
+                422,
+                "key-used",
+                "The Idempotency-Key came with another request before",
+                "Nothing was done. Choose a new key for a new command.",
+            )
+        self._keys[named] = command_id
+        if len(self._keys) > REMEMBERED_KEYS:
+            del self._keys[next(iter(self._keys))]
+        return command_id
+
+    def _count_against_limit(self, who: Principal) -> None:
+        if self._limiter.hit(self._limit, who.name):
+            return
+        free_at = self._limiter.get_window_stats(self._limit, who.name).reset_time
+        seconds = max(1, math.ceil(free_at - time.time()))
+        raise ProblemError(
+            429,
+            "too-many-commands",
+            "Too many commands",
+            f"{who.name} sent {self._limit.amount} commands within a minute. Try again in {seconds} s.",
+            headers={"Retry-After": str(seconds)},
+        )
+
+    def _complete(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The command's members: the end of what lasts for a while, and the model and version of an incident."""
+        members = dict(wanted)
+        lasts, expires_at = members.pop("lasts", None), members.pop("expires_at", None)
+        ends = [utc_now() + _duration(lasts)] if lasts is not None else []
+        ends += [datetime.fromisoformat(expires_at)] if expires_at is not None else []
+        if (incident_id := members.get("incident_id")) is not None:
+            incident = self.incident(incident_id)
+            members |= {"model": incident.model, "version": incident.bad_version}
+        return {**members, "expires_at": min(ends, default=None)}
+
+    async def _send(self, command: Command) -> AuditRecord:
+        seconds = self.settings.api.outcome_within.total_seconds()
+        written = False
+        try:
+            async with asyncio.timeout(seconds):
+                await self.writer.write(command)
+                written = True
+                return await self.board.outcome(command.command_id)
+        except KafkaUnavailable as error:
+            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
+        except TimeoutError:
+            what = (
+                f"The command was written, but no switch answered within {seconds:g} s. It will be carried out as soon "
+                "as a switch runs: start one"
+                if written
+                else f"Kafka did not take the command within {seconds:g} s. It may still be carried out"
+            )
+            raise ProblemError(
+                504,
+                "no-outcome",
+                "No outcome in time",
+                f"{what}, and see the audit for command {command.command_id}.",
+                command_id=command.command_id,
+            ) from None
+
+    def incident(self, incident_id: str) -> Incident:
+        """Raises ProblemError (404)."""
+        if (found := self.board.incidents.get(incident_id)) is None:
+            raise ProblemError(
+                404,
+                "no-such-incident",
+                "No such incident",
+                "No incident of this id is known. See /api/v1/incidents for those that are.",
+            )
+        return found
+
+
+def _whoever_is_here(host: str) -> Principal:
+    """Without tokens: the login name, on loopback only. Raises ServiceError."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ServiceError(
+            f"Without tokens the API would let anybody who reaches {host} command it, so it does not start. Make a "
+            "token with `holdfast api token create` and name its file in api.tokens_file, or set api.host to 127.0.0.1."
+        )
+    try:
+        return Principal(getpass.getuser(), Role.ADMIN)
+    except (OSError, KeyError):
+        raise ServiceError(
+            "There is no login name that commands could be sent in. Make a token with: holdfast api token create"
+        ) from None
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+# The endpoints
+
+router = APIRouter(prefix="/api/v1")
+_bearer = HTTPBearer(auto_error=False, description="A token of `holdfast api token create`.")
+
+
+def _api(request: Request) -> Api:
+    """Raises ProblemError (503) before the topics have been read: an answer would be wrong."""
+    api: Api = request.app.state.api
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        detail = f"{', '.join(repeated)[:200]} is given more than once. Ask for one at a time."
+        raise ProblemError(422, "invalid", "The request is not valid", detail)
+    if not api.follower.caught_up.is_set():
+        raise ProblemError(
+            503,
+            "starting",
+            "Starting",
+            "The API is still reading the topics. Try again in a moment.",
+            headers={"Retry-After": "1"},
+        )
+    return api
+
+
+def _who(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
+    """Raises ProblemError (401)."""
+    api: Api = request.app.state.api
+    who = api.who(bearer.credentials if bearer is not None else request.cookies.get(COOKIE))
+    if who is None:
+        raise ProblemError(
+            401,
+            "unauthorized",
+            "No valid token",
+            "This needs a bearer token that the API knows. Send it as `Authorization: Bearer …`; an administrator "
+            "makes one with `holdfast api token create`.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return who
+
+
+Caller = Annotated[Principal, Depends(_who)]
+TheApi = Annotated[Api, Depends(_api)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[!-~]{1,200}$",
+        description="The same key with the same request is carried out once, and answered the same.",
+    ),
+]
+_READ = problem_responses(401, 421, 422, 503)
+
+
+def _page(everything: Mapping[str, T], order: Callable[[T], Any], fits: Callable[[T], bool], asked: _Paged) -> Page[T]:
+    """The latest by `order` first. Raises ProblemError (404) for an `after` that is not known any more."""
+    below = None
+    if asked.after is not None:
+        if asked.after not in everything:
+            raise ProblemError(
+                404,
+                "cursor-gone",
+                "The list has moved on",
+                "What `after` names is not known any more. Start again without it.",
+            )
+        below = order(everything[asked.after])
+    found = sorted(((order(one), key) for key, one in everything.items() if fits(one)), reverse=True)
+    rest = [key for place, key in found if below is None or place < below]
+    return Page(
+        items=[everything[key] for key in rest[: asked.limit]],
+        total=len(found),
+        next=rest[asked.limit - 1] if len(rest) > asked.limit else None,
+    )
+
+
+@router.get("/routes", response_model=Page[RouteNow], responses=_READ, tags=["read"])
+def routes(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+    """Which version of each model serves, and since when and why."""
+    found = [
+        RouteNow.model_validate({**route.model_dump(), "ends_at": state.ends_at if state is not None else None})
+        for name, route in sorted(api.board.routes.items())
+        if of.fits(name)
+        for state in [api.board.states.get(name)]
+    ]
+    return json_of(Page(items=found, total=len(found)))
+
+
+@router.get("/versions", response_model=Page[VersionNow], responses=_READ, tags=["read"])
+def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+    """The versions that are known of each model: candidate, good or fenced."""
+    found = [
+        VersionNow(
+            model=name,
+            version=version,
+            state=known.state,
+            active=state.route is not None and state.route.version == version,
+            activated=known.activated,
+            active_since=known.active_since,
+            approved=known.approved,
+            last_seen=known.last_seen,
+            fence_at=known.fence_at,
+        )
+        for name, state in sorted(api.board.states.items())
+        if of.fits(name)
+        for version, known in sorted(state.versions.items())
+    ]
+    return json_of(Page(items=found, total=len(found)))
+
+
+@router.get("/rates", response_model=Page[RatesNow], responses=_READ, tags=["read"])
+def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+    """How many predictions of each model are approved and blocked per second."""
+    now = int(time.time())
+    found = [
+        RatesNow(model=name, approved_per_second=approved, blocked_per_second=blocked, history=known.history(now))
+        for name, known in sorted(api.board.rates.items())
+        if of.fits(name)
+        for approved, blocked in [known.per_second(now)]
+    ]
+    return json_of(Page(items=found, total=len(found)))
+
+
+@router.get("/incidents", response_model=Page[Incident], responses=_READ | problem_responses(404), tags=["read"])
+def incidents(
+    api: TheApi,
+    _: Caller,
+    of: Annotated[OfIncidents, Query()],
+) -> Response:
+    """Incidents with their evidence, the latest first."""
+
+    def fits(incident: Incident) -> bool:
+        is_open = incident.status is not IncidentStatus.RESOLVED
+        return of.fits(incident.model) and (
+            of.status in ("all", incident.status.value) or (of.status == "open" and is_open)
+        )
+
+    return json_of(_page(api.board.incidents, lambda one: (one.opened_at, one.incident_id), fits, of))
+
+
+@router.get(
+    "/incidents/{incident_id}", response_model=Incident, responses=_READ | problem_responses(404), tags=["read"]
+)
+def incident(api: TheApi, _: Caller, incident_id: str) -> Response:
+    """One incident with its evidence."""
+    return json_of(api.incident(incident_id))
+
+
+@router.get("/audit", response_model=Page[AuditRecord], responses=_READ | problem_responses(404), tags=["read"])
+def audit(
+    api: TheApi,
+    _: Caller,
+    of: Annotated[OfAudit, Query()],
+) -> Response:
+    """Every decision, by people and by Holdfast itself, the latest first."""
+
+    def fits(record: AuditRecord) -> bool:
+        return (
+            of.fits(record.model)
+            and of.actor in (None, record.actor)
+            and of.action in (None, record.action)
+            and of.outcome in (None, record.outcome)
+        )
+
+    return json_of(_page(api.board.audit, lambda one: (one.at, one.audit_id), fits, of))
+
+
+def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
+    async def command(
+        api: TheApi,
+        who: Caller,
+        ask: body,  # type: ignore[valid-type]  # each command has its own members
+        key: IdempotencyKey = None,
+    ) -> Response:
+        wanted = ask.model_dump(mode="json", exclude_none=True)  # type: ignore[attr-defined]
+        return json_of(await api.command(who, action, wanted, key))
+
+    router.post(
+        f"/commands/{action.value}",
+        operation_id=action.value,
+        summary=summary,
+        response_model=AuditRecord,
+        responses=problem_responses(400, 401, 403, 409, 413, 421, 422, 429, 503, 504)
+        | ({} if body is not AskIncident else problem_responses(404)),
+        tags=["command"],
+    )(command)
+
+
+for _action, (_body, _summary) in _COMMANDS.items():
+    _add_command(_action, _body, _summary)
+
+
+def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
+    """The whole site; `service` answers at the paths that every service has."""
+    app = FastAPI(
+        title="Holdfast",
+        version="1",
+        summary="Which model versions serve, what was blocked, and every command.",
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    app.state.api = api
+    handle_problems(app)
+    app.include_router(router)
+    if service is not None:
+        app.router.routes += [Endpoint(path, service) for path in OWN_PATHS]
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    app.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
+    return Edge(app, None if api.local is None else LOOPBACK_NAMES)
+
+
+async def serve(settings: Settings) -> None:
+    """Run the API until it is told to stop. Raises KafkaUnavailable, ServiceError, SettingsError."""
+    api = Api(settings)
+    await run_service(
+        "api",
+        settings,
+        host=settings.api.host,
+        port=settings.api.port,
+        start=api.start,
+        run=api.run,
+        stop=api.stop,
+        ready=api.not_ready,
+        site=lambda service: make_app(api, service),
+    )

@@ -1,0 +1,203 @@
+"""What is going on, in memory, as the topics tell it: what the API answers from and the console shows.
+
+Bounded: of incidents and audit records the latest are kept, of predictions only counts of the last minute.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from aiokafka.structs import ConsumerRecord
+from pydantic import ValidationError
+
+from holdfast.core.routing import ModelState
+from holdfast.settings import TopicNames
+from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route
+
+log = structlog.get_logger("holdfast.board")
+
+HISTORY = 60
+"""Seconds of rates that are kept."""
+STEADY = 5
+"""Seconds that a rate is the mean of."""
+
+
+class _Counts(msgspec.Struct):
+    """What is read of a tally; its samples are not."""
+
+    type: str
+    model: str = ""
+    approved: int = 0
+    blocked: int = 0
+
+
+_decode_counts = msgspec.json.Decoder(_Counts).decode
+
+
+class Rates:
+    """Approved and blocked predictions of each of the last seconds, by the clock of this process."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, int, int]] = deque(maxlen=HISTORY + 1)
+
+    def add(self, second: int, approved: int, blocked: int) -> None:
+        if self._seconds and self._seconds[-1][0] >= second:
+            last = self._seconds.pop()
+            second, approved, blocked = last[0], last[1] + approved, last[2] + blocked
+        self._seconds.append((second, approved, blocked))
+
+    def history(self, now: int) -> list[tuple[int, int]]:
+        """(approved, blocked) of each of the `HISTORY` seconds before `now`, the oldest first."""
+        known = {second: (approved, blocked) for second, approved, blocked in self._seconds}
+        return [known.get(second, (0, 0)) for second in range(now - HISTORY, now)]
+
+    def per_second(self, now: int) -> tuple[float, float]:
+        """The mean of the last `STEADY` whole seconds."""
+        recent = self.history(now)[-STEADY:]
+        return sum(a for a, _ in recent) / STEADY, sum(b for _, b in recent) / STEADY
+
+
+class Board:
+    """Routes and version ledgers by model, incidents and audit records by id, rates by model.
+
+    `revision` rises with each change, and `changed` says at which revision a thing changed last.
+    """
+
+    def __init__(self, topics: TopicNames, *, keep_incidents: int, keep_audit: int) -> None:
+        self._keep_incidents, self._keep_audit = keep_incidents, keep_audit
+        self._takers: dict[str, Callable[[Sequence[ConsumerRecord]], None]] = {
+            topics.routes: lambda records: self._latest(records, self._take_route),
+            topics.state: lambda records: self._latest(records, self._take_state),
+            topics.incidents: lambda records: self._latest(records, self._take_incident),
+            topics.audit: self._take_audit,
+            topics.control: self._take_control,
+        }
+        self.routes: dict[str, Route] = {}
+        self.states: dict[str, ModelState] = {}
+        self.incidents: dict[str, Incident] = {}
+        self.audit: dict[str, AuditRecord] = {}
+        self.outcomes: dict[str, AuditRecord] = {}
+        """Audit records by command id."""
+        self.rates: dict[str, Rates] = {}
+        self.revision = 0
+        self.changed: dict[str, int] = {}
+        """By `model/<model>`, `incident/<id>` and `audit/<id>`."""
+        self._next_change = asyncio.Event()
+
+    @property
+    def models(self) -> set[str]:
+        return self.routes.keys() | self.states.keys()
+
+    async def change(self) -> None:
+        """Wait for the next change."""
+        await self._next_change.wait()
+
+    async def outcome(self, command_id: str) -> AuditRecord:
+        """Wait until the switch has answered a command."""
+        while (found := self.outcomes.get(command_id)) is None:
+            await self.change()
+        return found
+
+    def open_incidents(self) -> list[Incident]:
+        return [one for one in self.incidents.values() if one.status is not IncidentStatus.RESOLVED]
+
+    def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Take over records of one partition."""
+        self._takers[records[0].topic](records)
+        waiting, self._next_change = self._next_change, asyncio.Event()
+        waiting.set()
+
+    def _note(self, thing: str) -> None:
+        self.revision += 1
+        self.changed[thing] = self.revision
+
+    def _latest(self, records: Sequence[ConsumerRecord], take: Callable[[str, bytes | None], None]) -> None:
+        """Give `take` only the last record of each key: years of updates are read at the start."""
+        for record in {record.key: record for record in records}.values():
+            _tolerantly(record, lambda record: take((record.key or b"").decode(), record.value))
+
+    def _take_route(self, model: str, value: bytes | None) -> None:
+        if value is None:
+            self.routes.pop(model, None)
+        else:
+            self.routes[model] = Route.model_validate_json(value)
+        self._note(f"model/{model}")
+
+    def _take_state(self, model: str, value: bytes | None) -> None:
+        if value is None:
+            self.states.pop(model, None)
+        else:
+            fresh = ModelState.model_validate_json(value)
+            known = self.states.get(model)
+            self.states[model] = fresh
+            if known is not None and _shown(known) == _shown(fresh):
+                return
+        self._note(f"model/{model}")
+
+    def _take_incident(self, incident_id: str, value: bytes | None) -> None:
+        if value is None:
+            self.incidents.pop(incident_id, None)
+            self.changed.pop(f"incident/{incident_id}", None)
+            return
+        incident = Incident.model_validate_json(value)
+        self.incidents[incident_id] = incident
+        self._note(f"incident/{incident_id}")
+        # Its model is shown with the number of its open incidents.
+        self._note(f"model/{incident.model}")
+        if len(self.incidents) > self._keep_incidents:
+            resolved = (key for key, one in self.incidents.items() if one.status is IncidentStatus.RESOLVED)
+            oldest = next(resolved, None) or next(iter(self.incidents))
+            del self.incidents[oldest]
+            self.changed.pop(f"incident/{oldest}", None)
+
+    def _take_audit(self, records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            _tolerantly(record, self._take_decision)
+
+    def _take_decision(self, record: ConsumerRecord) -> None:
+        audit = AuditRecord.model_validate_json(record.value)
+        if audit.command_id is not None:
+            self.outcomes[audit.command_id] = audit
+        if audit.audit_id in self.audit:
+            # A repeated command is answered with the record of the first.
+            return
+        self.audit[audit.audit_id] = audit
+        self._note(f"audit/{audit.audit_id}")
+        if len(self.audit) > self._keep_audit:
+            oldest = self.audit.pop(next(iter(self.audit)))
+            self.changed.pop(f"audit/{oldest.audit_id}", None)
+            self.outcomes.pop(oldest.command_id or "", None)
+
+    def _take_control(self, records: Sequence[ConsumerRecord]) -> None:
+        second = int(time.time())
+        for record in records:
+            try:
+                counts = _decode_counts(record.value or b"")
+            except msgspec.MsgspecError:
+                continue  # the switch puts it aside, and says so
+            # Only models that are routed are shown, so that names do not fill the memory.
+            if counts.type == "tally" and counts.model in self.models:
+                self.rates.setdefault(counts.model, Rates()).add(second, counts.approved, counts.blocked)
+
+
+def _shown(state: ModelState) -> Any:
+    """What of a model's state people see; the rest changes with every batch."""
+    return (
+        state.ends_at,
+        state.held_by_person,
+        state.resume_to,
+        [(name, v.state, v.activated, v.fence_at) for name, v in sorted(state.versions.items())],
+    )
+
+
+def _tolerantly(record: ConsumerRecord, take: Callable[[ConsumerRecord], None]) -> None:
+    """A record that cannot be read is logged and left out: people need the rest all the more."""
+    try:
+        take(record)
+    except (ValidationError, UnicodeDecodeError) as error:
+        reason = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        log.warning("record left out", topic=record.topic, offset=record.offset, reason=reason)

@@ -1,0 +1,420 @@
+"""The API as people and pipelines meet it: a real broker, a switch and the API as processes, and HTTP."""
+
+import asyncio
+import getpass
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import pytest_asyncio
+import schemathesis
+from schemathesis.checks import load_all_checks
+from stack import Stack, Worker
+
+from backends import Kafka, RedisServer
+from holdfast.adapters.access import MAY_SEND, Role, create_token
+from holdfast_schemas import Action
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+CHUNKED = object()
+"""A body that comes in pieces, and does not say how long it is."""
+MANY = 1_000_000
+"""Commands a minute for tests that are not about the limit."""
+
+
+class Served:
+    """A stack with an API, and a client for each role."""
+
+    def __init__(self, stack: Stack, api: Worker, tokens: dict[str, str], model: str = "pricing") -> None:
+        self.stack, self.api, self.tokens, self.model = stack, api, tokens, model
+        self.url = f"http://127.0.0.1:{api.port}"
+
+    def __call__(self, name: str | None = "admin") -> httpx.AsyncClient:
+        """A client with the token of `name`: viewer, operator or admin."""
+        headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
+        return httpx.AsyncClient(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
+
+    async def post(self, action: str, name: str = "admin", key: str | None = None, **body: Any) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        async with self(name) as client:
+            if action not in ("acknowledge", "resolve"):
+                body = {"model": self.model, **body}
+            return await client.post(f"/commands/{action}", json={"reason": "a test", **body}, headers=headers)
+
+    async def get(self, path: str, name: str | None = "viewer", **query: Any) -> httpx.Response:
+        async with self(name) as client:
+            return await client.get(path, params=query)
+
+    async def shown(self, path: str, condition: Callable[[list[dict[str, Any]]], Any], **query: Any) -> Any:
+        """The items of a list, once they are as awaited."""
+        async with asyncio.timeout(30):
+            while not condition(items := (await self.get(path, **query)).json()["items"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return items
+
+
+def problem(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The problem document that this is."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["status"] == status
+    assert document["type"] == f"urn:holdfast:problem:{kind}"
+    assert document["title"]
+    assert document["detail"].endswith(".")
+    return document
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(
+    kafka: Kafka, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """Switch and API, with a token of each role."""
+    folder, tokens, lines = tmp_path_factory.mktemp("api"), {}, []
+    for role in Role:
+        tokens[role.value], line = create_token(f"{role.value}-ann", role)
+        lines.append(line)
+    (folder / "tokens").write_text("# who may come in\n" + "\n".join(lines) + "\n")
+    settings = {"api": {"tokens_file": str(folder / "tokens"), "commands_per_minute": MANY}}
+    async with Stack(kafka, redis_server.url, {}, folder=folder, settings=settings) as stack:
+        api, _ = await stack.start("api", "switch")
+        yield Served(stack, api, tokens)
+
+
+@pytest.fixture
+def served(site: Served, unique: str) -> Served:
+    """The same, and a model of the test's own."""
+    return Served(site.stack, site.api, site.tokens, unique)
+
+
+def tally(model: str, version: str, **counts: Any) -> dict[str, Any]:
+    """What a guard would say: 100 seen, and by default all of them bad."""
+    failed = counts.pop("failed", 100)
+    return {
+        "type": "tally",
+        "model": model,
+        "model_version": version,
+        "policy": f"{model}@0123456789ab",
+        "at": datetime.now(UTC).isoformat(),
+        "worker": "w",
+        "partition": 0,
+        "first_offset": 0,
+        "last_offset": 99,
+        "seen": 100,
+        "approved": 100 - failed,
+        "blocked": failed,
+        "failed": failed,
+        "blocked_by_check": {"price_floor": failed} if failed else {},
+        "entities": [f"SKU-{n}" for n in range(10)] if failed else [],
+        **counts,
+    }
+
+
+async def test_a_commands_outcome_is_its_answer(served: Served) -> None:
+    """Applied answers 200 with the audit record, in the name of the token; then the route and the audit show it."""
+    answer = await served.post("promote", "operator", version="v1", reason="first release")
+    assert answer.status_code == 200
+    audit = answer.json()
+    assert (audit["outcome"], audit["actor"], audit["action"]) == ("applied", "operator-ann", "promote")
+    (route,) = await served.shown("/routes", lambda items: items, model=served.model)
+    assert (route["version"], route["state"], route["reason"]) == ("v1", "auto", "first release")
+    (version,) = await served.shown("/versions", lambda items: items, model=served.model)
+    assert (version["version"], version["state"], version["active"]) == ("v1", "candidate", True)
+    (kept,) = await served.shown("/audit", lambda items: items, model=served.model)
+    assert kept == audit
+
+
+async def test_a_refusal_says_why(served: Served) -> None:
+    """409, with the switch's own words and its audit record."""
+    document = problem(await served.post("unpin"), 409, "refused")
+    assert document["detail"] == "The route is not pinned; there is nothing to end."
+    assert document["outcome"]["outcome"] == "refused"
+    await served.shown("/audit", lambda items: len(items) == 1, outcome="refused", model=served.model)
+
+
+async def test_a_body_cannot_say_who_acts(served: Served) -> None:
+    """The actor is whose token it is; a member that is not known is refused."""
+    document = problem(await served.post("hold", actor="somebody-else"), 422, "invalid")
+    assert [flaw["where"] for flaw in document["errors"]] == ["body.actor"]
+    assert not served.stack.audits(served.model)
+
+
+@pytest.mark.parametrize(
+    ("body", "minutes"),
+    [
+        ({"lasts": "30m"}, 30),
+        ({"expires_at": (datetime.now(UTC) + timedelta(hours=2)).isoformat()}, 120),
+        ({"lasts": "3h", "expires_at": (datetime.now(UTC) + timedelta(hours=2)).isoformat()}, 120),
+    ],
+)
+async def test_a_hold_ends_when_it_shall(served: Served, body: dict[str, str], minutes: int) -> None:
+    """After a while, at a time, or at the earlier of both."""
+    before = datetime.now(UTC)
+    assert (await served.post("hold", **body)).status_code == 200
+    (route,) = await served.shown("/routes", lambda items: items and items[0].get("ends_at"), model=served.model)
+    assert route["state"] == "held"
+    ends = datetime.fromisoformat(route["ends_at"])
+    assert timedelta(minutes=minutes - 2) < ends - before < timedelta(minutes=minutes + 2)
+
+
+async def test_a_trip_is_read_and_worked_on(served: Served) -> None:
+    """The route, the incident with its evidence, and who acknowledged and resolved it; `unfence` needs an admin."""
+    await served.post("promote", version="v1")
+    sample = {
+        "source": "predictions/0/7",
+        # As it came: a number that JSON does not have.
+        "prediction": {"entity_id": "<script>", "value": None, "odd": float("nan")},
+        "findings": [{"check": "price_floor", "severity": "error", "enforced": True, "seen": 1.5, "limit": 10.0}],
+    }
+    bad = tally(served.model, "v1", samples=[sample])
+    await served.stack.send([bad], role="control")
+    (found,) = await served.shown("/incidents", lambda items: items, status="open", model=served.model)
+    assert (found["bad_version"], found["action"], found["blocked"]) == ("v1", "held", 100)
+    assert found["samples"][0]["prediction"]["entity_id"] == "<script>"
+    assert found["samples"][0]["findings"] == sample["findings"]
+    path = f"/incidents/{found['incident_id']}"
+    assert (await served.get(path)).json() == found
+    for action, status in (("acknowledge", "acknowledged"), ("resolve", "resolved")):
+        answer = await served.post(action, "operator", incident_id=found["incident_id"])
+        assert answer.json()["outcome"] == "applied"
+        await served.shown("/incidents", lambda items: items, status=status, model=served.model)
+    assert (await served.get(path)).json()["resolved_by"] == "operator-ann"
+    problem(await served.post("acknowledge", incident_id=found["incident_id"]), 409, "refused")
+    problem(await served.post("unfence", "operator", version="v1"), 403, "forbidden")
+    assert (await served.post("unfence", "admin", version="v1", lasts="1h")).status_code == 200
+
+
+async def test_every_role_may_what_the_table_says(served: Served) -> None:
+    """A viewer reads, an operator commands, only an admin unfences; nobody without a token does anything."""
+    incident = {"incident_id": "none"}
+    for role in Role:
+        assert (await served.get("/routes", role.value)).status_code == 200
+        for action in Action:
+            body = incident if action in (Action.ACKNOWLEDGE, Action.RESOLVE) else {}
+            versioned = action in (Action.PROMOTE, Action.FENCE, Action.UNFENCE)
+            answer = await served.post(action.value, role.value, **body, **({"version": "v1"} if versioned else {}))
+            assert (answer.status_code != 403) == (action in MAY_SEND[role]), (role, action, answer.text)
+    for headers in ({}, {"Authorization": "Bearer hf_guess"}, {"Authorization": "Basic YTpi"}):
+        async with served(None) as client:
+            for path in ("/routes", "/versions", "/incidents", "/audit", "/rates"):
+                answer = await client.get(path, headers=headers)
+                problem(answer, 401, "unauthorized")
+                assert answer.headers["www-authenticate"] == "Bearer"
+            answer = await client.post("/commands/hold", json={"model": served.model, "reason": "r"}, headers=headers)
+            problem(answer, 401, "unauthorized")
+
+
+async def test_a_token_ends_when_its_line_is_gone(served: Served) -> None:
+    """Without a restart; and a file that is broken changes nothing."""
+    path = served.stack.folder / "tokens"
+    lines = path.read_text().splitlines()
+    path.write_text("this is no line of ours\n")
+    assert (await served.get("/routes", "viewer")).status_code == 200
+    path.write_text("\n".join(line for line in lines if "viewer" not in line))
+    problem(await served.get("/routes", "viewer"), 401, "unauthorized")
+    assert (await served.get("/routes", "admin")).status_code == 200
+    path.write_text("\n".join(lines))
+    assert (await served.get("/routes", "viewer")).status_code == 200
+    assert served.api.told("changed tokens refused, the old ones stay")
+
+
+async def test_the_same_key_is_carried_out_once(served: Served) -> None:
+    """Whether the repetition comes at the same time, later, or to an API that was restarted."""
+    key = uuid.uuid4().hex
+    first, second = await asyncio.gather(*(served.post("hold", key=key) for _ in range(2)))
+    assert first.status_code == second.status_code == 200
+    assert first.json() == second.json()
+    document = problem(await served.post("hold", key=key, reason="another"), 422, "key-used")
+    assert "new key" in document["detail"]
+    # Another token's key is another key.
+    assert (await served.post("hold", "operator", key=key)).json() != first.json()
+    await asyncio.to_thread(served.api.restart)
+    await served.stack.ready(served.api)
+    assert (await served.post("hold", key=key)).json() == first.json()
+    problem(await served.post("resume", key=key), 422, "key-used")
+    holds = [a for a in served.stack.audits(served.model) if a["actor"] == "admin-ann" and a["action"] == "hold"]
+    assert {a["audit_id"] for a in holds} == {first.json()["audit_id"]}
+
+
+async def test_without_a_switch_the_answer_says_what_will_become_of_it(
+    kafka: Kafka, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """504; the command is carried out when a switch starts, and the same key then answers its outcome."""
+    token, line = create_token("ann", Role.ADMIN)
+    settings = {"api": {"tokens": [line], "outcome_within": "500ms"}}
+    async with Stack(kafka, redis_server.url, {}, folder=tmp_path, settings=settings) as stack:
+        (api,) = await stack.start("api")
+        served = Served(stack, api, {"admin": token, "viewer": token})
+        document = problem(await served.post("hold", key="k"), 504, "no-outcome")
+        assert "will be carried out" in document["detail"]
+        assert document["command_id"] in document["detail"]
+        await stack.start("switch")
+        (kept,) = await served.shown("/audit", lambda items: items)
+        assert kept["command_id"] == document["command_id"]
+        assert (await served.post("hold", key="k")).json() == kept
+
+
+async def test_commands_are_limited_for_each_token(kafka: Kafka, redis_server: RedisServer, tmp_path: Path) -> None:
+    """429 with Retry-After; reading goes on, and so do others' commands."""
+    (ann, ann_line), (bob, bob_line) = create_token("ann", Role.ADMIN), create_token("bob", Role.ADMIN)
+    settings = {"api": {"tokens": [ann_line, bob_line], "commands_per_minute": 2}}
+    async with Stack(kafka, redis_server.url, {}, folder=tmp_path, settings=settings) as stack:
+        api, _ = await stack.start("api", "switch")
+        served = Served(stack, api, {"ann": ann, "bob": bob, "viewer": ann})
+        for _ in range(2):
+            assert (await served.post("hold", "ann", key="same")).status_code == 200
+        assert (await served.post("hold", "ann")).status_code == 200
+        refused = await served.post("hold", "ann")
+        problem(refused, 429, "too-many-commands")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        # What was answered before needs no command.
+        assert (await served.post("hold", "ann", key="same")).status_code == 200
+        assert (await served.post("hold", "bob")).status_code == 200
+        assert (await served.get("/routes")).status_code == 200
+
+
+async def test_lists_come_in_pages(served: Served) -> None:
+    """The latest first; `next` leads through all of them, each once."""
+    for number in range(7):
+        await served.post("fence", version=f"v{number}")
+    await served.shown("/incidents", lambda items: len(items) == 7, model=served.model)
+    for path, what in (("/incidents", "bad_version"), ("/audit", "version")):
+        found: list[str] = []
+        query: dict[str, Any] = {}
+        while True:
+            page = (await served.get(path, limit=3, model=served.model, **query)).json()
+            assert page["total"] == 7
+            found += [item[what] for item in page["items"]]
+            if "next" not in page:
+                break
+            query = {"after": page["next"]}
+        assert found == [f"v{number}" for number in reversed(range(7))]
+        problem(await served.get(path, after="unheard-of"), 404, "cursor-gone")
+    assert (await served.get("/audit", model="another")).json() == {"items": [], "total": 0}
+
+
+async def test_rates_are_counted_for_each_model(served: Served) -> None:
+    """Approved and blocked per second, from the guards' tallies; of models that have a route."""
+    await served.post("promote", version="v1")
+    await served.shown("/routes", lambda items: items, model=served.model)
+    known = tally(served.model, "v1", failed=1)
+    await served.stack.send([known, known, tally("unrouted", "v1", failed=1)], role="control")
+    (rates,) = await served.shown(
+        "/rates", lambda items: items and sum(map(sum, items[0]["history"])) == 200, model=served.model
+    )
+    assert len(rates["history"]) == 60
+    assert [sum(counts) for counts in zip(*rates["history"], strict=True)] == [198, 2]
+    await served.shown("/rates", lambda items: 0 < items[0]["approved_per_second"] <= 198 / 5, model=served.model)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "kind"),
+    [
+        ("GET", "/nowhere", None, 404, "not-found"),
+        ("GET", "/api/v1/incidents/none", None, 404, "no-such-incident"),
+        ("DELETE", "/api/v1/routes", None, 405, "method-not-allowed"),
+        ("GET", "/api/v1/audit?limit=0", None, 422, "invalid"),
+        ("GET", "/api/v1/audit?modle=pricing", None, 422, "invalid"),
+        ("GET", "/api/v1/routes?model=%00", None, 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b"{", 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b"[1]", 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":" "}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"\\ud800"}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","\\ud800":1}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","expires_at":5}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","expires_at":"2026-11-24"}', 422, "invalid"),
+        (
+            "POST",
+            "/api/v1/commands/hold",
+            b'{"model":"m","reason":"r","expires_at":"0001-01-01T00:00:00+23:00"}',
+            422,
+            "invalid",
+        ),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","lasts":"100000d"}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b"[" * 60_000, 400, "bad-request"),
+        ("POST", "/api/v1/commands/hold", b" " * 70_000, 413, "content-too-large"),
+        ("POST", "/api/v1/commands/hold", CHUNKED, 413, "content-too-large"),
+        ("POST", "/api/v1/commands/dance", b"{}", 404, "not-found"),
+    ],
+)
+async def test_bad_input_gets_a_problem_document(
+    served: Served, method: str, path: str, content: Any, status: int, kind: str
+) -> None:
+    """Every 4xx is one, and says what to do."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b" " * 1000
+
+    sent = pieces() if content is CHUNKED else content
+    async with served() as client:
+        answer = await client.request(
+            method, served.url + path, content=sent, headers={"Content-Type": "application/json"}
+        )
+    problem(answer, status, kind)
+
+
+async def test_schemathesis_finds_nothing(served: Served) -> None:
+    """Every operation of the OpenAPI document, with what fits it and what does not: no 5xx, answers as documented."""
+    await served.post("promote", version="v1")
+    await served.stack.send([tally(served.model, "v1")], role="control")
+    await served.shown("/incidents", lambda items: items, model=served.model)
+    await asyncio.to_thread(_try_everything, served)
+    assert not served.api.told("request failed")
+
+
+def _try_everything(served: Served) -> None:
+    load_all_checks()
+    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    tried = 0
+    for operation in (found.ok() for found in schema.get_all_operations()):
+        for mode in schemathesis.GenerationMode:
+
+            @hypothesis.settings(
+                derandomize=True,
+                max_examples=15,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+            def attempt(case: schemathesis.Case) -> None:
+                # By chance the same key would come with two requests.
+                case.headers.pop("Idempotency-Key", None)
+                case.call_and_validate(headers={"Authorization": f"Bearer {served.tokens['admin']}"})
+
+            attempt()
+            tried += 1
+    assert tried == 2 * 16
+
+
+async def test_without_tokens_only_this_machine_is_served(
+    kafka: Kafka, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """It says so; the actor is the login name; other hosts' names and other sites' pages are refused."""
+    async with Stack(kafka, redis_server.url, {}, folder=tmp_path) as stack:
+        api, _ = await stack.start("api", "switch")
+        (told,) = api.told("no tokens are configured: this machine only is served, and everybody on it may command")
+        served = Served(stack, api, {})
+        url, body = f"{served.url}/api/v1", {"model": served.model, "reason": "r"}
+        async with httpx.AsyncClient() as client:
+            for site in ({}, {"Origin": served.url}, {"Sec-Fetch-Site": "same-origin", "Origin": served.url}):
+                answer = await client.post(f"{url}/commands/hold", json=body, headers=site)
+                assert answer.json()["actor"] == getpass.getuser() == told["actor"]
+            for site in (
+                {"Origin": "https://evil.example"},
+                {"Origin": "null"},
+                {"Origin": f"http://127.0.0.1:{api.port + 1}"},
+                {"Sec-Fetch-Site": "cross-site", "Origin": served.url},
+            ):
+                problem(await client.post(f"{url}/commands/hold", json=body, headers=site), 403, "other-site")
+            for host in ("evil.example", f"evil.example:{api.port}", "localhost.evil.example", ""):
+                problem(await client.get(f"{url}/routes", headers={"Host": host}), 421, "other-host")
+            for host in ("localhost", f"localhost:{api.port}", "[::1]:80"):
+                assert (await client.get(f"{url}/routes", headers={"Host": host})).status_code == 200
+        assert len(stack.audits(served.model)) == 3
