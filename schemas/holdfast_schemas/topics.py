@@ -52,6 +52,8 @@ class Topic:
         }
 
 
+_BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
+"""Fences and tallies are compared in time by `holdfast audit`: one clock for both, not those of the services."""
 _COMPACTED = {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(HOUR_MS)}
 
 TOPICS: dict[str, Topic] = {
@@ -106,6 +108,7 @@ TOPICS: dict[str, Topic] = {
             "switch",
             "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
+            extra=_BROKER_TIME,
         ),
         Topic(
             "state",
@@ -129,7 +132,7 @@ TOPICS: dict[str, Topic] = {
             "The latest record of a model is its route: guards obey it, Redis mirrors it.",
             cleanup="compact",
             partitions=1,
-            extra=_COMPACTED,
+            extra=_COMPACTED | _BROKER_TIME,
         ),
         Topic(
             "incidents",

@@ -22,7 +22,7 @@ from holdfast.adapters.kafka import check_topics, create_topics, describe
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.service import ServiceError, configure_logging
 from holdfast.settings import load_settings
-from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, fail, perform, run, show
+from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, duration, fail, perform, run, show
 from holdfast_schemas import TOPICS
 
 app = typer.Typer(
@@ -100,6 +100,45 @@ def token_create(
             console.print(text, soft_wrap=True, markup=False)
 
     show(as_json, {"token": token, "line": line}, display)
+
+
+@app.command()
+def audit(
+    config: ConfigOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Read to the end, print what was found, and end.")] = False,
+    since: Annotated[str | None, typer.Option(help="With --once: only what came in that time, such as 1h.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every prediction with its verdict, and judge what was approved again, independently of the guards.
+
+    With --once the exit code is 1 when anything is wrong.
+    """
+    if not once:
+        if since or as_json:
+            raise typer.BadParameter("--since and --json go with --once")
+        _serve("audit", config)
+        return
+    from holdfast.audit import Findings, audit_once
+
+    def action() -> Findings:
+        settings = load_settings(config)
+        configure_logging(settings.log_format)
+        return run(audit_once(settings, duration(since, "--since") if since else None))
+
+    found = perform(action)
+
+    def display(console: Console) -> None:
+        table = Table("violation", "count", "for instance")
+        for kind, (count, example) in found.rows().items():
+            table.add_row(kind, Text(str(count), style="bold red" if count else "green"), Text(example))
+        console.print(table)
+        console.print(f"{found.checked} predictions compared; {found.released} released by people.")
+        if found.unjudged:
+            console.print(f"{found.unjudged} not judged again: their policy, or their tally, is not known here.")
+
+    show(as_json, found.facts(), display)
+    if found.violations.total():
+        raise typer.Exit(1)
 
 
 @app.command()

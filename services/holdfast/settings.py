@@ -304,6 +304,15 @@ class ReleaseSettings(_Section):
     """An older prediction is never released: an hour-old price is no price."""
 
 
+class AuditSettings(_Section):
+    look_back: Duration = timedelta(hours=1)
+    """How far before its start the service begins to compare."""
+    fence_within: Duration = timedelta(seconds=10)
+    """How long after a fence was written a guard may still judge without it."""
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 8003
+    health_host: str = "127.0.0.1"
+
+
 class Settings(BaseSettings):
     """The whole configuration, with every default filled in."""
 
@@ -320,6 +329,7 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     api: ApiSettings = ApiSettings()
     release: ReleaseSettings = ReleaseSettings()
+    audit: AuditSettings = AuditSettings()
     policies: Path = Path("policies")
     worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -440,14 +440,14 @@ async def read_to_end(
 
 def reader(kafka: KafkaSettings, **options: Any) -> AIOKafkaConsumer:
     """A consumer outside of any group that sees only committed records."""
-    return AIOKafkaConsumer(
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        max_partition_fetch_bytes=4 * 1024 * 1024,
-        **{**kafka.client_options(), **options},
-    )
+    ours: dict[str, Any] = {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",
+        "max_partition_fetch_bytes": 4 * 1024 * 1024,
+    }
+    return AIOKafkaConsumer(**{**kafka.client_options(), **ours, **options})
 
 
 async def partitions_of(kafka: KafkaSettings, topic: str) -> int:

@@ -90,3 +90,23 @@ REDIS_REPAIRS = Counter(
     "Routes that Redis had lost or held wrong, and that were re-asserted.",
     registry=REGISTRY,
 )
+AUDIT_VIOLATIONS = Counter(
+    "holdfast_audit_violations_total",
+    "What `holdfast audit` found wrong, by kind: each one breaks a promise.",
+    ["kind"],
+    registry=REGISTRY,
+)
+AUDIT_CHECKED = Counter(
+    "holdfast_audit_checked_total", "Predictions whose verdict was compared and judged again.", registry=REGISTRY
+)
+AUDIT_UNJUDGED = Counter(
+    "holdfast_audit_unjudged_total",
+    "Approved predictions that were not judged again, because their policy is not known here.",
+    registry=REGISTRY,
+)
+AUDIT_LAG = Gauge(
+    "holdfast_audit_lag_records",
+    "Predictions with a committed verdict that have not been compared.",
+    ["partition"],
+    registry=REGISTRY,
+)

@@ -1,0 +1,392 @@
+"""The checker: an independent process that reads with read_committed what came in and what became of it.
+
+It compares by partition (core/ledger.py says how, and what it can find). It starts from `audit.look_back` before now
+and goes on for good, or reads once to the end. A cycle: (1) the guard's committed offsets, then the ends of
+the verdicts' topics, (2) the routes, (3) predictions, verdicts and tallies up to there, each only as far as needed,
+so that memory stays bounded, (4) what is missing now is lost. It writes nothing to Kafka.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import ConsumerRecord
+from pydantic import ValidationError
+
+from holdfast.adapters import metrics
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, unreachable, utc_now
+from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.service import run_service
+from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
+from holdfast.core.policy import PolicySet
+from holdfast.settings import Settings
+from holdfast_schemas import Route, Tally, parse_control
+
+log = structlog.get_logger("holdfast.audit")
+
+PATIENCE = 10.0
+"""Seconds that a verdict may be visible before the guard's committed offset shows it; brokers write the two apart."""
+MARGIN = timedelta(minutes=10)
+"""How much earlier verdicts are read than predictions: producers' timestamps need not be in order."""
+EXAMPLES = 20
+"""Violations of a kind that are logged in a minute, and kept for printing."""
+AT_ONCE = 2000
+
+
+@dataclass(slots=True)
+class Findings:
+    """What has been found so far."""
+
+    checked: int = 0
+    unjudged: int = 0
+    released: int = 0
+    violations: Counter[Kind] = field(default_factory=Counter)
+    examples: dict[Kind, list[Violation]] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, tuple[int, str]]:
+        """By kind: how many there are, and the first."""
+        return {
+            kind.value: (self.violations[kind], found[0].describe() if (found := self.examples.get(kind)) else "")
+            for kind in Kind
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """For printing: JSON values."""
+        return {
+            "checked": self.checked,
+            "not_judged_policy_unknown": self.unjudged,
+            "released": self.released,
+            "violations": {kind.value: self.violations[kind] for kind in Kind},
+            "examples": [
+                {
+                    "kind": kind.value,
+                    "partition": one.partition,
+                    "offset": one.offset,
+                    "model": one.model,
+                    "detail": one.detail,
+                }
+                for kind, found in self.examples.items()
+                for one in found
+            ],
+        }
+
+
+class Auditor:
+    """`since` None: from the first record that Kafka still has."""
+
+    def __init__(self, settings: Settings, since: datetime | None) -> None:
+        self.findings = Findings()
+        self._settings, self._since = settings, since
+        self._policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self._known: dict[str, PolicySet] = {}
+        self._reload_at = 0.0
+        self._routes = RouteHistory()
+        self._ledgers: dict[int, Ledger] = {}
+        self._control: dict[TopicPartition, int] = {}
+        self._route_ends: dict[TopicPartition, int] = {}
+        self._position: dict[TopicPartition, int] = {}
+        self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
+        self._reader: AIOKafkaConsumer | None = None
+        self._surveyor: AIOKafkaConsumer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trouble: str | None = "starting"
+        names = settings.topics
+        self._streams = {
+            Stream.PREDICTIONS: names.predictions,
+            Stream.APPROVED: names.approved,
+            Stream.BLOCKED: names.blocked,
+            Stream.MALFORMED: names.malformed,
+        }
+        self._rules = Rules(
+            predictions_topic=names.predictions,
+            exactly_once=settings.guard.delivery == "exactly_once",
+            approve_without_policy=settings.guard.no_policy == "approve",
+            fence_within_ms=int(settings.audit.fence_within.total_seconds() * 1000),
+            restore_records=settings.guard.restore_records,
+            max_entities=settings.guard.max_entities,
+        )
+        for kind in Kind:
+            metrics.AUDIT_VIOLATIONS.labels(kind.value)
+
+    async def start(self) -> None:
+        """Raises KafkaUnavailable."""
+        kafka = self._settings.kafka
+        # Not in the group, only asking for what it committed; and for ends that open transactions do not hold back.
+        self._surveyor = AIOKafkaConsumer(
+            group_id=self._settings.guard.group, enable_auto_commit=False, **kafka.client_options()
+        )
+        self._reader = reader(kafka, auto_offset_reset="none", metadata_max_age_ms=30_000)
+        try:
+            await self._surveyor.start()
+            await self._reader.start()
+            await self._take_up_partitions()
+        except KafkaError as error:
+            raise KafkaUnavailable(unreachable(kafka, error)) from None
+
+    async def follow(self) -> None:
+        """Compare for good; an outage only delays it. Raises KafkaUnavailable when records went away unread."""
+        self._tasks.append(asyncio.create_task(self._policies.follow()))
+        while True:
+            try:
+                await self.cycle()
+                self._trouble = None
+            except KafkaError as error:
+                self._trouble = f"Kafka does not answer: {describe(error)}"
+                log.warning("cycle failed, it is done again", error=describe(error))
+            await asyncio.sleep(1)
+
+    async def once(self) -> Findings:
+        """Compare everything that is committed now. Raises KafkaUnavailable."""
+        try:
+            first = await self.cycle()
+            # What is visible may be ahead of the committed offset that shows where it belongs.
+            while any(
+                ledger.settled() < first[number].committed or ledger.undecided(first[number].ends)
+                for number, ledger in self._ledgers.items()
+                if number in first
+            ):
+                await asyncio.sleep(0.5)
+                await self.cycle()
+        except KafkaError as error:
+            raise KafkaUnavailable(unreachable(self._settings.kafka, error)) from None
+        return self.findings
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for consumer in (self._reader, self._surveyor):
+            if consumer is not None:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(consumer.stop(), 2)
+
+    def not_ready(self) -> str | None:
+        """Why nothing is being compared, or None."""
+        return self._trouble
+
+    async def cycle(self) -> dict[int, Frontier]:
+        """Follow every partition up to where it is now; returns that."""
+        reader = self._consumer
+        surveyed_at = time.monotonic()
+        await self._take_up_partitions()
+        frontiers = await self._survey()
+        while any(self._position[tp] < end for tp, end in self._route_ends.items()):
+            await self._read(reader, list(self._route_ends))
+        while True:
+            tallies_read = all(self._position[tp] >= end for tp, end in self._control.items())
+            for number, ledger in self._ledgers.items():
+                self._take_findings(ledger.advance(self._positions(number), tallies_read=tallies_read))
+            wanted = [
+                tp
+                for number, ledger in self._ledgers.items()
+                for stream in Stream
+                if ledger.wants(stream, self._position[tp := self._tp(stream, number)])
+            ]
+            # Tallies as they are needed: they are everybody's, so nothing else bounds how many are held.
+            if not tallies_read and (not wanted or any(ledger.starved for ledger in self._ledgers.values())):
+                wanted += [tp for tp, end in self._control.items() if self._position[tp] < end]
+            if not wanted:
+                break
+            await self._read(reader, wanted)
+        for number, ledger in self._ledgers.items():
+            self._take_findings(ledger.finish(self._positions(number), surveyed_at - PATIENCE))
+            lag = frontiers[number].committed - ledger.settled()
+            metrics.AUDIT_LAG.labels(str(number)).set(max(0, lag))
+        self._count()
+        return frontiers
+
+    # Where to read.
+
+    @property
+    def _consumer(self) -> AIOKafkaConsumer:
+        assert self._reader is not None  # noqa: S101  start() made it
+        return self._reader
+
+    def _tp(self, stream: Stream, partition: int) -> TopicPartition:
+        return TopicPartition(self._streams[stream], partition)
+
+    def _positions(self, number: int) -> dict[Stream, int]:
+        return {stream: self._position[self._tp(stream, number)] for stream in Stream}
+
+    async def _take_up_partitions(self) -> None:
+        """Begin with every partition that is not followed yet. Raises KafkaUnavailable."""
+        counts = await check_topics(
+            self._settings, ("predictions", "approved", "blocked", "malformed", "control", "routes")
+        )
+        topics = self._settings.topics
+        shared = [
+            TopicPartition(name, number)
+            for name, count in ((topics.control, counts["control"]), (topics.routes, counts["routes"]))
+            for number in range(count)
+        ]
+        numbers = [number for number in range(counts["predictions"]) if number not in self._ledgers]
+        fresh = [tp for tp in shared if tp not in self._position]
+        fresh += [self._tp(stream, number) for number in numbers for stream in Stream]
+        if not fresh:
+            return
+        starts = await self._starts(fresh)
+        reader = self._consumer
+        reader.assign([*self._position, *fresh])
+        for tp, position in [*self._position.items(), *starts.items()]:
+            reader.seek(tp, position)
+        self._position.update(starts)
+        for tp in shared:
+            (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
+        for number in numbers:
+            self._ledgers[number] = Ledger(
+                number,
+                starts[self._tp(Stream.PREDICTIONS, number)],
+                whole=all(starts[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)]),
+                rules=self._rules,
+                routes=self._routes,
+                policy=self._policy,
+            )
+
+    async def _starts(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        surveyor = self._surveyor
+        assert surveyor is not None  # noqa: S101  start() made it
+        topics = self._settings.topics
+        starts: dict[TopicPartition, int] = await surveyor.beginning_offsets(partitions)
+        if self._since is None:
+            return starts
+        ends: dict[TopicPartition, int] = await surveyor.end_offsets(partitions)
+        times = {
+            tp: int((self._since - (timedelta() if tp.topic == topics.predictions else MARGIN)).timestamp() * 1000)
+            for tp in partitions
+            if tp.topic != topics.routes
+        }
+        # What was approved before is needed too, as far as a guard would remember it.
+        remembers = bool(self._policies.current.remembered_fields())
+        for tp, found in (await surveyor.offsets_for_times(times)).items():
+            offset = ends[tp] if found is None else found.offset
+            if tp.topic == topics.approved and remembers:
+                offset -= self._settings.guard.restore_records
+            starts[tp] = max(starts[tp], offset)
+        return starts
+
+    async def _survey(self) -> dict[int, Frontier]:
+        """The committed offsets first, then the ends: what is below those offsets has its verdict below the ends."""
+        surveyor = self._surveyor
+        assert surveyor is not None  # noqa: S101  start() made it
+        committed = {
+            number: await surveyor.committed(self._tp(Stream.PREDICTIONS, number)) or 0 for number in self._ledgers
+        }
+        tps = [tp for tp in self._position if tp.topic != self._settings.topics.predictions]
+        ends: dict[TopicPartition, int] = await surveyor.end_offsets(tps)
+        for known in (self._control, self._route_ends):
+            known.update({tp: ends[tp] for tp in known})
+        frontiers = {
+            number: Frontier(committed[number], {stream: ends[self._tp(stream, number)] for stream in VERDICTS})
+            for number in self._ledgers
+        }
+        for number, frontier in frontiers.items():
+            self._ledgers[number].expect(frontier)
+        return frontiers
+
+    # What was read.
+
+    async def _read(self, reader: AIOKafkaConsumer, wanted: Sequence[TopicPartition]) -> None:
+        try:
+            fetched = await reader.getmany(*wanted, timeout_ms=200, max_records=AT_ONCE)
+        except OffsetOutOfRangeError as error:
+            (tp, offset), *_ = error.args[0].items()
+            raise KafkaUnavailable(
+                f"Records of {tp.topic}/{tp.partition} from offset {offset} on were removed before they were compared. "
+                "Lengthen the topic's retention, and start the audit again."
+            ) from None
+        for tp, records in fetched.items():
+            self._take(tp, records)
+        for tp in wanted:
+            # A transaction's markers take offsets too, and may be the last thing in the partition.
+            self._position[tp] = await reader.position(tp)
+
+    def _take(self, tp: TopicPartition, records: Sequence[ConsumerRecord]) -> None:
+        topics = self._settings.topics
+        if tp.topic == topics.control:
+            for record in records:
+                # What is no control record the switch has put aside; commands are not compared.
+                with contextlib.suppress(ValidationError):
+                    event = parse_control(record.value or b"")
+                    if isinstance(event, Tally) and event.partition in self._ledgers:
+                        self._ledgers[event.partition].add_tally(event, record.timestamp)
+        elif tp.topic == topics.routes:
+            for record in records:
+                if record.value is not None:
+                    self._routes.add(Route.model_validate_json(record.value), record.timestamp)
+        else:
+            stream = next(stream for stream, name in self._streams.items() if name == tp.topic)
+            self._ledgers[tp.partition].add(stream, records, time.monotonic())
+
+    def _policy(self, policy_id: str) -> PolicySet | None:
+        """The policy of that id, as it is or was since this process started; None if it never was."""
+        if policy_id not in self._known:
+            if time.monotonic() >= self._reload_at:
+                self._reload_at = time.monotonic() + 5
+                self._policies.reload()
+            for policy in self._policies.current.policies.values():
+                self._known.setdefault(policy.id, PolicySet.of([policy]))
+        return self._known.get(policy_id)
+
+    # What was found.
+
+    def _take_findings(self, found: Sequence[Violation]) -> None:
+        now = time.monotonic()
+        for violation in found:
+            kind = violation.kind
+            self.findings.violations[kind] += 1
+            metrics.AUDIT_VIOLATIONS.labels(kind.value).inc()
+            examples = self.findings.examples.setdefault(kind, [])
+            if len(examples) < EXAMPLES:
+                examples.append(violation)
+            logged = self._logged[kind]
+            if len(logged) < EXAMPLES or now - logged[0] > 60:
+                logged.append(now)
+                log.error(
+                    "violation",
+                    kind=kind.value,
+                    partition=violation.partition,
+                    offset=violation.offset,
+                    model=violation.model,
+                    detail=violation.detail,
+                )
+
+    def _count(self) -> None:
+        findings, ledgers = self.findings, self._ledgers.values()
+        checked, unjudged = sum(ledger.checked for ledger in ledgers), sum(ledger.unjudged for ledger in ledgers)
+        metrics.AUDIT_CHECKED.inc(checked - findings.checked)
+        metrics.AUDIT_UNJUDGED.inc(unjudged - findings.unjudged)
+        findings.checked, findings.unjudged = checked, unjudged
+        findings.released = sum(ledger.released for ledger in ledgers)
+
+
+async def audit_once(settings: Settings, within: timedelta | None) -> Findings:
+    """Compare what came in `within` that time, or everything. Raises KafkaUnavailable, PolicyError."""
+    auditor = Auditor(settings, None if within is None else utc_now() - within)
+    try:
+        await auditor.start()
+        return await auditor.once()
+    finally:
+        await auditor.stop()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the checker until it is told to stop. Raises KafkaUnavailable, PolicyError, ServiceError."""
+    auditor = Auditor(settings, utc_now() - settings.audit.look_back)
+    await run_service(
+        "audit",
+        settings,
+        host=settings.audit.health_host,
+        port=settings.audit.health_port,
+        start=auditor.start,
+        run=auditor.follow,
+        stop=auditor.stop,
+        ready=auditor.not_ready,
+    )

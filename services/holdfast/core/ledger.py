@@ -1,0 +1,655 @@
+"""The checker's book-keeping: does every prediction have exactly one verdict, and is it the right one?
+
+A ledger follows one partition. It is given, each in the order of its topic, the predictions, the approved, blocked
+and malformed records and the tallies, and says what does not add up.
+
+Which prediction a verdict belongs to: blocked and malformed records name their source. Approved ones do not; they
+are the prediction's own bytes, key and timestamp, and come in its order, so the first prediction of that identity
+that has no other verdict is meant. Predictions are read only up to the guard's committed offset, which is always the
+end of a batch, and verdicts up to where their topics ended after that offset was seen: what has no verdict then is
+lost.
+
+What was approved is judged again, batch by batch as the tallies tell them, with the policy whose id is in the header,
+at the time that the tally gives, and with a memory of what was approved before. Where the guard may have known less
+than the ledger (a reference further back than `restore_records`, or a release in between, which a guard learns of
+only when it rebuilds its memory), a failure against the memory is not counted.
+
+Memory is bounded by `LIMIT` records a stream, and by what the checks themselves remember.
+"""
+
+import hashlib
+import json
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
+from holdfast.core.judge import Judgement, decode_by_model, judge, remember
+from holdfast.core.policy import Policy, PolicySet
+from holdfast_schemas import Header, Route, RouteState, Tally, Verdict
+
+LIMIT = 4000
+"""Records of one stream held while the others catch up."""
+LIMIT_BYTES = 16 * 1024 * 1024
+MISSING_LIMIT = 100_000
+"""Predictions without a verdict that are waited for; beyond it the oldest are given up as lost."""
+RECENT = 20_000
+"""Approved records remembered to tell a repetition from a forgery."""
+NO_POLICY = "none"
+
+
+class Kind(StrEnum):
+    """What can be wrong."""
+
+    LOST = "lost"
+    """A prediction has no verdict, although the guard's committed offset is past it."""
+    REPEATED = "repeated"
+    """A prediction has two verdicts."""
+    OUT_OF_ORDER = "out_of_order"
+    """A verdict came after that of a later prediction with the same key."""
+    UNCHECKED = "unchecked"
+    """A verdict belongs to no prediction, or does not say how it was reached: something else than a guard wrote it."""
+    ALTERED = "altered"
+    """A blocked or malformed record is not the prediction at its source."""
+    WRONGLY_APPROVED = "wrongly_approved"
+    """The policy that the record names blocks it."""
+    AFTER_FENCE = "after_fence"
+    """Approved although its version had been fenced, or its model held, for longer than a guard may take to know."""
+    TALLY = "tally"
+    """A tally does not add up to the verdicts, or there is none, or there are two."""
+
+
+class Stream(StrEnum):
+    PREDICTIONS = "predictions"
+    APPROVED = "approved"
+    BLOCKED = "blocked"
+    MALFORMED = "malformed"
+
+
+VERDICTS = (Stream.APPROVED, Stream.BLOCKED, Stream.MALFORMED)
+
+
+class Record(Protocol):
+    """A Kafka record; `timestamp` in ms since the epoch."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """`offset` is the prediction's, where it is known; `model` is empty where it is not."""
+
+    kind: Kind
+    partition: int
+    offset: int | None
+    model: str
+    detail: str
+
+    def describe(self) -> str:
+        """In one line."""
+        at = "" if self.offset is None else f"/{self.offset}"
+        return f"partition {self.partition}{at}{f', {self.model}' if self.model else ''}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the guards were configured with, as far as it matters here."""
+
+    predictions_topic: str
+    exactly_once: bool = True
+    approve_without_policy: bool = False
+    fence_within_ms: int = 10_000
+    """How long after a fence was written a guard may still judge without it."""
+    restore_records: int = 2_000_000
+    max_entities: int = 2_000_000
+
+
+class RouteHistory:
+    """Which version was forbidden when, as `holdfast.routes` tells it."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, deque[tuple[int, Route]]] = {}
+
+    def add(self, route: Route, at_ms: int) -> None:
+        self._records.setdefault(route.model, deque(maxlen=1000)).append((at_ms, route))
+
+    def forbidden_since(self, model: str, version: str, at_ms: int) -> int | None:
+        """From when on `version` was fenced or `model` held without a break up to `at_ms`; None if it was neither."""
+        since: int | None = None
+        for written_ms, route in self._records.get(model, ()):
+            if written_ms > at_ms:
+                break
+            forbidden = route.state is RouteState.HELD or version in route.fenced
+            since = (written_ms if since is None else since) if forbidden else None
+        return since
+
+
+@dataclass(slots=True, eq=False)
+class _Prediction:
+    offset: int
+    key: int
+    identity: bytes
+    stream: Stream | None = None
+    verdict: Record | None = None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _OpenTally:
+    """A tally, and what the verdicts in its range come to so far."""
+
+    tally: Tally
+    written_ms: int
+    seen: int = 0
+    approved: int = 0
+    blocked: int = 0
+    blocked_by: Counter[str] = field(default_factory=Counter)
+    shadow_by: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Approved records of one model and one batch of the guard, to be judged together."""
+
+    policy_id: str
+    tally: Tally
+    values: list[bytes] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    approved_offsets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """The guard's committed offset, and where the verdicts' topics ended after it was seen."""
+
+    committed: int
+    ends: Mapping[Stream, int]
+
+
+def identity(record: Record) -> bytes:
+    """What a prediction and its approved record have in common."""
+    digest = hashlib.blake2b(digest_size=16)
+    key = record.key
+    digest.update(f"{record.timestamp} {-1 if key is None else len(key)} {record.value is None} ".encode())
+    digest.update(key or b"")
+    digest.update(record.value or b"")
+    return digest.digest()
+
+
+class Ledger:
+    """One partition. Times are milliseconds where a name says so, else seconds of the caller's clock.
+
+    `start` is the first prediction's offset. `whole` says that every topic is read from its first record ever:
+    otherwise approved records before the first that matches belong to predictions before `start`.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        start: int,
+        *,
+        whole: bool,
+        rules: Rules,
+        routes: RouteHistory,
+        policy: Callable[[str], PolicySet | None],
+    ) -> None:
+        self.partition = partition
+        self.checked = 0
+        self.unjudged = 0
+        self.released = 0
+        self.starved = False
+        self._start, self._next, self._settled = start, start, start
+        # From here on a missing verdict means something; None until it is known.
+        self._exact_from: int | None = start if whole else None
+        self._rules, self._routes, self._policy = rules, routes, policy
+        self._frontiers: deque[Frontier] = deque()
+        self._window: OrderedDict[int, _Prediction] = OrderedDict()
+        self._missing: OrderedDict[int, _Prediction] = OrderedDict()
+        self._waiting: dict[bytes, deque[_Prediction]] = {}
+        self._early: dict[Stream, deque[tuple[Record, float]]] = {stream: deque() for stream in VERDICTS}
+        self._early_bytes, self._window_bytes = 0, 0
+        self._last_approved = -1
+        self._last_of_key: dict[Stream, OrderedDict[int, int]] = {stream: OrderedDict() for stream in VERDICTS}
+        self._recent: OrderedDict[bytes, None] = OrderedDict()
+        self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
+        self._groups: dict[str, _Group] = {}
+        self._memory = Memory()
+        # (model, entity) → the approved offset of its last value.
+        self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
+        # The same, of what makes everything before it doubtful; entity None: for the whole model.
+        self._uncertain: dict[tuple[str, str | None], int] = {}
+        self._found: list[Violation] = []
+
+    # What it is given.
+
+    def expect(self, frontier: Frontier) -> None:
+        """The next stretch to follow: read predictions up to `committed`, and the others up to their ends."""
+        self._frontiers.append(frontier)
+
+    def add(self, stream: Stream, records: Sequence[Record], now: float) -> None:
+        if stream is not Stream.PREDICTIONS:
+            self._early[stream].extend((record, now) for record in records)
+            self._early_bytes += sum(map(_size, records))
+            return
+        for record in records:
+            prediction = _Prediction(record.offset, hash(record.key), identity(record))
+            self._window[record.offset] = prediction
+            self._waiting.setdefault(prediction.identity, deque()).append(prediction)
+
+    def add_tally(self, tally: Tally, written_ms: int) -> None:
+        if tally.last_offset < self._start:
+            return
+        queue = self._tallies.setdefault((tally.model, tally.model_version), deque())
+        if queue and tally.first_offset <= queue[-1].tally.last_offset:
+            if self._rules.exactly_once:
+                self._report(
+                    Kind.TALLY, tally.first_offset, tally.model, f"a second tally from {tally.worker} covers it"
+                )
+            return
+        small = tally.model_copy(update={"samples": (), "entities": ()})
+        queue.append(_OpenTally(small, written_ms))
+
+    def wants(self, stream: Stream, position: int) -> bool:
+        """Whether records of `stream` from `position` on are needed now."""
+        if not self._frontiers or position >= self.target(stream):
+            return False
+        if stream is Stream.PREDICTIONS:
+            # Approved records that match nothing here may belong to predictions far behind a long row of lost ones.
+            stuck = not self.wants(Stream.APPROVED, -1)
+            return len(self._window) < (MISSING_LIMIT if stuck else LIMIT)
+        full = len(self._early[stream]) >= LIMIT or self._early_bytes + self._window_bytes >= LIMIT_BYTES
+        return not full or not self._early[stream]
+
+    def target(self, stream: Stream) -> int:
+        """Up to which offset `stream` is to be read by now."""
+        last = self._frontiers[-1]
+        return last.committed if stream is Stream.PREDICTIONS else last.ends[stream]
+
+    # What it makes of it.
+
+    def advance(self, positions: Mapping[Stream, int], *, tallies_read: bool) -> list[Violation]:
+        """Match and judge what can be; `tallies_read`: all tallies of the stretch have been given."""
+        self._next = max(self._next, positions[Stream.PREDICTIONS])
+        explicit_read = True
+        for stream in (Stream.BLOCKED, Stream.MALFORMED):
+            self._early[stream] = self._keep(stream, self._match_named)
+            explicit_read &= positions[stream] >= self.target(stream) or bool(self._early[stream])
+        if explicit_read:
+            # Only now: what a blocked record claims must not be taken for approved.
+            self._early[Stream.APPROVED] = self._keep(Stream.APPROVED, self._match_approved)
+            read = positions[Stream.APPROVED] >= self.target(Stream.APPROVED)
+            self._settle(approved_read=read, tallies_read=tallies_read)
+        return self._take_found()
+
+    def finish(self, positions: Mapping[Stream, int], stale: float) -> list[Violation]:
+        """At the end of a stretch: what is lost, what belongs to nothing, and tallies that nothing more can fill.
+
+        Verdicts that were read before the time `stale` and have found no prediction since belong to none.
+        """
+        while self._frontiers and all(positions[stream] >= self._frontiers[0].ends[stream] for stream in VERDICTS):
+            committed = self._frontiers[0].committed
+            if positions[Stream.PREDICTIONS] < committed or any(offset < committed for offset in self._window):
+                break
+            self._frontiers.popleft()
+            for offset in [offset for offset in self._missing if offset < committed]:
+                self._lose(self._missing.pop(offset))
+            self._exact_from = committed if self._exact_from is None else self._exact_from
+            self._settled = max(self._settled, committed)
+            for (model, version), queue in self._tallies.items():
+                while queue and queue[0].tally.last_offset < committed:
+                    self._close(model, version, queue.popleft())
+            self._tallies = {key: queue for key, queue in self._tallies.items() if queue}
+        if not self._window:
+            for model in list(self._groups):
+                self._judge(model, self._groups.pop(model))
+        for stream in VERDICTS:
+            self._give_up_strays(stream, stale)
+        return self._take_found()
+
+    def settled(self) -> int:
+        """Up to which offset every prediction has been accounted for."""
+        return self._settled
+
+    def undecided(self, ends: Mapping[Stream, int]) -> bool:
+        """Whether a verdict below `ends` has found no prediction yet."""
+        return any(record.offset < ends[stream] for stream in VERDICTS for record, _ in self._early[stream])
+
+    # Matching.
+
+    def _keep(self, stream: Stream, match: Callable[[Stream, Record], bool]) -> deque[tuple[Record, float]]:
+        left: deque[tuple[Record, float]] = deque()
+        for record, read_at in self._early[stream]:
+            if match(stream, record):
+                self._early_bytes -= _size(record)
+            else:
+                left.append((record, read_at))
+        return left
+
+    def _match_named(self, stream: Stream, record: Record) -> bool:
+        """Give a blocked or malformed record to the prediction that it names; False: that is not read yet."""
+        headers = dict(record.headers)
+        source = _source(headers)
+        if stream is Stream.MALFORMED and source is not None and source[0] != self._rules.predictions_topic:
+            return True  # the switch puts malformed control records there too
+        if source is None or source[:2] != (self._rules.predictions_topic, self.partition):
+            self._report(
+                Kind.UNCHECKED, None, "", f"{stream} offset {record.offset} names no prediction of its partition"
+            )
+            return True
+        offset = source[2]
+        if offset < self._start:
+            return True
+        if offset >= self._next:
+            return False
+        prediction = self._window.get(offset) or self._missing.get(offset)
+        if prediction is None or prediction.stream is not None:
+            if self._rules.exactly_once:
+                self._report(Kind.REPEATED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
+            return True
+        if identity(record) != prediction.identity:
+            self._report(Kind.ALTERED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
+        self._waiting[prediction.identity].remove(prediction)
+        self._assign(prediction, stream, record, headers)
+        return True
+
+    def _match_approved(self, stream: Stream, record: Record) -> bool:
+        headers = dict(record.headers)
+        verdict = _text(headers, Header.VERDICT)
+        if verdict == Verdict.RELEASED:
+            self.released += 1
+            self._doubt(headers, record)
+            return True
+        named = all(header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION))
+        if verdict != Verdict.APPROVED or not named:
+            self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} does not say how it was checked")
+            return True
+        digest = identity(record)
+        waiting = self._waiting.get(digest)
+        if waiting:
+            prediction = waiting.popleft()
+            if self._exact_from is None:
+                self._exact_from = prediction.offset
+            self._last_approved = max(self._last_approved, prediction.offset)
+            self._recent[digest] = None
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+            self._assign(prediction, stream, record, headers)
+            return True
+        if self._exact_from is None and self._next > self._start:
+            self._remember_unmatched(headers, record)
+            return True
+        return False
+
+    def _assign(self, prediction: _Prediction, stream: Stream, record: Record, headers: Mapping[str, bytes]) -> None:
+        if not self._waiting[prediction.identity]:
+            del self._waiting[prediction.identity]
+        prediction.stream, prediction.verdict, prediction.headers = stream, record, headers
+        last_of_key = self._last_of_key[stream]
+        if last_of_key.pop(prediction.key, -1) > prediction.offset:
+            self._report(
+                Kind.OUT_OF_ORDER, prediction.offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}"
+            )
+        last_of_key[prediction.key] = prediction.offset
+        if self._missing.pop(prediction.offset, None) is not None:
+            self.checked += 1  # late, and its tally is closed: only its order could be checked
+        else:
+            self._window_bytes += _size(record)
+
+    def _give_up_strays(self, stream: Stream, stale: float) -> None:
+        left: deque[tuple[Record, float]] = deque()
+        for record, read_at in self._early[stream]:
+            if read_at >= stale:
+                left.append((record, read_at))
+                continue
+            self._early_bytes -= _size(record)
+            repeated = identity(record) in self._recent
+            if repeated and not self._rules.exactly_once:
+                continue
+            model = _text(dict(record.headers), Header.MODEL)
+            what = "repeats an approved record" if repeated else "belongs to no prediction"
+            kind = Kind.REPEATED if repeated else Kind.UNCHECKED
+            self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
+        self._early[stream] = left
+
+    # Settling: in the order of the predictions, once nothing more can be said about one.
+
+    def _settle(self, *, approved_read: bool, tallies_read: bool) -> None:
+        self.starved = False
+        for prediction in list(self._window.values()):
+            if prediction.stream is None:
+                if not approved_read and prediction.offset > self._last_approved:
+                    break
+                self._missing[prediction.offset] = prediction
+                if len(self._missing) > MISSING_LIMIT:
+                    self._lose(self._missing.popitem(last=False)[1])
+            elif self._count(prediction, tallies_read):
+                self.checked += 1
+                self._window_bytes -= _size(prediction.verdict)
+            else:
+                self.starved = True
+                break
+            del self._window[prediction.offset]
+            self._settled = prediction.offset + 1
+        oldest = next(iter(self._missing), next(iter(self._window), self._next))
+        for offsets in self._last_of_key.values():
+            while offsets and next(iter(offsets.values())) < oldest:
+                offsets.popitem(last=False)
+
+    def _count(self, prediction: _Prediction, tallies_read: bool) -> bool:
+        """Enter a verdict into its tally, and check it; False where the tally has not been read yet."""
+        if prediction.stream is Stream.MALFORMED:
+            return True
+        headers, offset = prediction.headers, prediction.offset
+        model, version = _text(headers, Header.MODEL), _text(headers, Header.MODEL_VERSION)
+        policy_id = _text(headers, Header.POLICY)
+        approved = prediction.stream is Stream.APPROVED
+        if policy_id == NO_POLICY:
+            if approved and not self._rules.approve_without_policy:
+                self._report(Kind.WRONGLY_APPROVED, offset, model, "no policy, and the configuration says block")
+            return True
+        found = self._tally_of(model, version, offset)
+        if found is None:
+            if tallies_read:
+                self.unjudged += approved
+                if self._rules.exactly_once and self._is_exact(offset):
+                    self._report(Kind.TALLY, offset, model, f"no tally of {version} covers it")
+            return tallies_read
+        found.seen += 1
+        found.approved += approved
+        found.blocked += not approved
+        for finding in json.loads(headers.get(Header.FINDINGS, b"[]")):
+            (found.blocked_by if finding["enforced"] else found.shadow_by)[finding["check"]] += 1
+        if approved:
+            self._check_fence(model, version, offset, found)
+            self._enter_group(prediction, model, policy_id, found.tally)
+        return True
+
+    def _tally_of(self, model: str, version: str, offset: int) -> _OpenTally | None:
+        queue = self._tallies.get((model, version), deque())
+        while queue and queue[0].tally.last_offset < offset:
+            self._close(model, version, queue.popleft())
+        return queue[0] if queue and queue[0].tally.first_offset <= offset else None
+
+    def _close(self, model: str, version: str, done: _OpenTally) -> None:
+        told = done.tally
+        if not self._rules.exactly_once or not self._is_exact(told.first_offset):
+            return
+        counted = {
+            "seen": done.seen,
+            "approved": done.approved,
+            "blocked": done.blocked,
+            "blocked_by_check": dict(done.blocked_by),
+            "shadow_by_check": dict(done.shadow_by),
+        }
+        wrong = [
+            f"{name} is {getattr(told, name)}, counted {value}"
+            for name, value in counted.items()
+            if getattr(told, name) != value
+        ]
+        if wrong:
+            self._report(
+                Kind.TALLY, told.first_offset, model, f"{version} up to {told.last_offset}: {'; '.join(wrong)}"
+            )
+
+    def _is_exact(self, offset: int) -> bool:
+        return self._exact_from is not None and offset >= self._exact_from
+
+    def _lose(self, prediction: _Prediction) -> None:
+        waiting = self._waiting[prediction.identity]
+        waiting.remove(prediction)
+        if not waiting:
+            del self._waiting[prediction.identity]
+        if self._is_exact(prediction.offset):
+            self._report(Kind.LOST, prediction.offset, "", "the guard's committed offset is past it")
+
+    def _check_fence(self, model: str, version: str, offset: int, found: _OpenTally) -> None:
+        # Both clocks must agree that it was late: the guard's may have jumped, and the broker may have been frozen.
+        judged_ms = min(int(found.tally.at.timestamp() * 1000), found.written_ms)
+        since = self._routes.forbidden_since(model, version, judged_ms)
+        if since is not None and judged_ms - since > self._rules.fence_within_ms:
+            late = (judged_ms - since) / 1000
+            self._report(Kind.AFTER_FENCE, offset, model, f"{version} had been forbidden for {late:.1f} s")
+
+    # Judging again.
+
+    def _enter_group(self, prediction: _Prediction, model: str, policy_id: str, tally: Tally) -> None:
+        group = self._groups.get(model)
+        batch = (tally.worker, tally.at)
+        if group is not None and ((group.tally.worker, group.tally.at) != batch or group.policy_id != policy_id):
+            self._judge(model, group)
+            group = None
+        if group is None:
+            group = self._groups[model] = _Group(policy_id, tally)
+        assert prediction.verdict is not None  # noqa: S101  it is settled
+        group.values.append(prediction.verdict.value or b"")
+        group.offsets.append(prediction.offset)
+        group.approved_offsets.append(prediction.verdict.offset)
+
+    def _judge(self, model: str, group: _Group) -> None:
+        policies = self._policy(group.policy_id)
+        if policies is None:
+            self.unjudged += len(group.values)
+            self._uncertain[model, None] = group.approved_offsets[-1]
+            return
+        policy = policies.policies.get(model)
+        if policy is None:
+            for offset in group.offsets:
+                self._report(Kind.WRONGLY_APPROVED, offset, model, f"the policy {group.policy_id} is not for its model")
+            return
+        batches, malformed = decode_by_model(policies, group.values)
+        strangers = [p for name, batch in batches if name != model for p in batch.positions]
+        for position in sorted([*malformed, *strangers]):
+            reason = malformed.get(position, "it is of another model")
+            self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, f"{group.policy_id}: {reason}")
+        for name, batch in batches:
+            if name != model:
+                continue
+            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model)
+            entities = batch.columns.values("entity_id")
+            for row in np.flatnonzero(~judgement.approved).tolist():
+                position = batch.positions[row]
+                at = group.approved_offsets[position]
+                certain = self._is_certain(model, entities[row], at) or entities[row] in entities[:row]
+                checks = _failed_checks(policy, judgement, row, certain=certain, model_certain=self._sure_of(model))
+                if checks:
+                    detail = f"{group.policy_id} blocks it: {', '.join(checks)}"
+                    self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, detail)
+            remember(self._memory, batch.columns, policy)
+            if policy.remembered_fields():
+                for entity, position in zip(entities, batch.positions, strict=True):
+                    self._note(model, entity, group.approved_offsets[position])
+        self._forget_the_oldest()
+
+    def _is_certain(self, model: str, entity: str, approved_offset: int) -> bool:
+        """Whether a guard is sure to have known the entity's last approved value."""
+        known = self._known.get((model, entity))
+        doubtful = max(self._uncertain.get((model, None), -1), self._uncertain.get((model, entity), -1))
+        return known is not None and known > doubtful and approved_offset - known <= self._rules.restore_records
+
+    def _sure_of(self, model: str) -> bool:
+        """Whether the recent values of the model's segments are those that a guard had."""
+        return all(name != model for name, _ in self._uncertain)
+
+    def _note(self, model: str, entity: str, approved_offset: int) -> None:
+        self._known.pop((model, entity), None)
+        self._known[model, entity] = approved_offset
+
+    def _forget_the_oldest(self) -> None:
+        while len(self._known) > self._rules.max_entities:
+            (model, entity), _ = self._known.popitem(last=False)
+            for (name, _), last in self._memory.last.items():
+                if name == model and entity is not None:
+                    last.pop(entity, None)
+
+    def _doubt(self, headers: Mapping[str, bytes], record: Record) -> None:
+        """A guard learns of a released value only when it rebuilds its memory: until the next approval it may not."""
+        model = _text(headers, Header.MODEL)
+        policies = self._policy(_text(headers, Header.POLICY))
+        entity: str | None = None
+        if policies is not None:
+            batches, _ = decode_by_model(policies, [record.value])
+            entity = batches[0][1].columns.values("entity_id")[0] if batches else None
+        self._uncertain[model, entity] = record.offset
+
+    def _remember_unmatched(self, headers: Mapping[str, bytes], record: Record) -> None:
+        """Approved before the start: what the memory then held."""
+        model = _text(headers, Header.MODEL)
+        policies = self._policy(_text(headers, Header.POLICY))
+        if policies is None or model not in policies.policies:
+            self._uncertain[model, None] = record.offset
+            return
+        for name, batch in decode_by_model(policies, [record.value])[0]:
+            if name == model and policies.policies[model].remembered_fields():
+                remember(self._memory, batch.columns, policies.policies[model])
+                self._note(model, batch.columns.values("entity_id")[0], record.offset)
+
+    def _report(self, kind: Kind, offset: int | None, model: str, detail: str) -> None:
+        self._found.append(Violation(kind, self.partition, offset, model, detail))
+
+    def _take_found(self) -> list[Violation]:
+        found, self._found = self._found, []
+        return found
+
+
+def _failed_checks(policy: Policy, judgement: Judgement, row: int, *, certain: bool, model_certain: bool) -> list[str]:
+    """The names of the checks that block `row`, without those whose reference a guard may not have had."""
+    kinds: dict[str, Any] = {check.name: check for check in policy.active_checks()}
+    names: list[str] = []
+    for finding in judgement.findings.get(row, []):
+        check = kinds.get(finding.check)
+        if isinstance(check, MaxChangeCheck | OutlierCheck):
+            unknown = judgement.unknown.get(finding.check)
+            sure = certain if isinstance(check, MaxChangeCheck) else model_certain
+            if not sure or (unknown is not None and unknown[row]):
+                continue
+        if finding.enforced:
+            names.append(finding.check)
+    return names
+
+
+def _size(record: Record | None) -> int:
+    return len(record.value or b"") if record is not None else 0
+
+
+def _text(headers: Mapping[str, bytes], header: Header) -> str:
+    return headers.get(header, b"").decode("utf-8", "replace")
+
+
+def _source(headers: Mapping[str, bytes]) -> tuple[str, int, int] | None:
+    """(topic, partition, offset) of the prediction, where the header says so."""
+    topic, _, rest = _text(headers, Header.SOURCE).rpartition("/")[0].rpartition("/")
+    offset = _text(headers, Header.SOURCE).rpartition("/")[2]
+    return (topic, int(rest), int(offset)) if topic and rest.isdecimal() and offset.isdecimal() else None

@@ -1,0 +1,493 @@
+"""The checker on histories that are right, and on such as are broken in one place: each kind must be found."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.core.checks import Memory
+from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
+from holdfast.core.policy import Policy, PolicySet, parse_policy
+from holdfast_schemas import Header, Route, RouteState, Tally
+
+NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+NOW_MS = int(NOW.timestamp() * 1000)
+SECOND = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Rec:
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+def policy(**checks: Any) -> Policy:
+    found = [
+        {"name": "bounds", "kind": "range", "field": "value", "min": 10, "max": 1000},
+        {"name": "cheap", "kind": "range", "field": "value", "min": 50, "mode": "shadow"},
+        {"name": "jump", "kind": "max_change", "field": "value", "down": 0.5, "up": 3.0},
+        {"name": "fresh", "kind": "freshness", "max_age": "1h", "unknown": "pass"},
+    ]
+    return parse_policy({"model": "pricing", "checks": found, **checks}, "a test")
+
+
+POLICY = policy()
+
+
+@dataclasses.dataclass
+class History:
+    """What a correct guard makes of `predictions`, in batches; the tests then break it."""
+
+    predictions: list[Rec] = dataclasses.field(default_factory=list)
+    out: dict[Stream, list[Rec]] = dataclasses.field(default_factory=lambda: {stream: [] for stream in VERDICTS})
+    tallies: list[tuple[Tally, int]] = dataclasses.field(default_factory=list)
+    routes: list[tuple[Route, int]] = dataclasses.field(default_factory=list)
+    rules: Rules = dataclasses.field(default_factory=lambda: Rules("predictions"))
+    committed: int = 0
+
+    def write(self, stream: Stream, record: Rec, headers: Sequence[tuple[str, bytes]]) -> None:
+        self.out[stream].append(dataclasses.replace(record, offset=2 * len(self.out[stream]), headers=tuple(headers)))
+
+    def renumber(self) -> None:
+        for stream in VERDICTS:
+            self.out[stream] = [
+                dataclasses.replace(record, offset=2 * place) for place, record in enumerate(self.out[stream])
+            ]
+
+    def violations(self, *, start: int = 0, chunk: int = 3, late: float = 100.0) -> list[Kind]:
+        """The kinds found, each as often as it was; everything arrives in pieces of `chunk` records."""
+        routes = RouteHistory()
+        for route, at in self.routes:
+            routes.add(route, at)
+        policies = PolicySet.of([POLICY])
+        self.ledger = Ledger(
+            0,
+            start,
+            whole=start == 0,
+            rules=self.rules,
+            routes=routes,
+            policy=lambda wanted: policies if wanted == POLICY.id else None,
+        )
+        streams: dict[Stream, list[Rec]] = {
+            Stream.PREDICTIONS: [r for r in self.predictions if r.offset >= start],
+            **self.out,
+        }
+        ends = {stream: (records[-1].offset + 2 if records else 0) for stream, records in self.out.items()}
+        positions = dict.fromkeys(Stream, 0)
+        found = []
+        for round_, committed in enumerate([self.committed // 2, self.committed, self.committed]):
+            self.ledger.expect(Frontier(committed, ends))
+            for entry, at in self.tallies if round_ == 0 else ():
+                self.ledger.add_tally(entry, at)
+            progress = True
+            while progress:
+                progress = False
+                for stream in Stream:
+                    if not self.ledger.wants(stream, positions[stream]):
+                        continue
+                    limit = self.ledger.target(stream)
+                    piece = [r for r in streams[stream] if positions[stream] <= r.offset < limit][:chunk]
+                    self.ledger.add(stream, piece, now=0.0)
+                    positions[stream] = piece[-1].offset + 1 if len(piece) == chunk else limit
+                    progress = True
+                found += self.ledger.advance(positions, tallies_read=True)
+            found += self.ledger.finish(positions, stale=late if round_ == 2 else -1.0)
+        self.details = [violation.describe() for violation in found]
+        return [violation.kind for violation in found]
+
+
+def prediction(offset: int, entity: str, value: Any, version: str = "v1", **more: Any) -> Rec:
+    event = {"prediction_id": f"p{offset}", "model": "pricing", "model_version": version, "entity_id": entity}
+    return Rec(offset, NOW_MS + offset, entity.encode(), json.dumps({**event, "value": value, **more}).encode())
+
+
+def history(predictions: Sequence[Rec], *, batch: int = 4, at: Callable[[int], datetime] | None = None) -> History:
+    """Judge as the guard does, with the same core, and write down what it writes."""
+    made = History(list(predictions))
+    memory, policies = Memory(), PolicySet.of([POLICY])
+    for number, first in enumerate(range(0, len(predictions), batch)):
+        records = predictions[first : first + batch]
+        now = at(number) if at else NOW + timedelta(seconds=number)
+        raws = [record.value for record in records]
+        groups, malformed = decode_by_model(policies, raws)
+        source = Source("predictions", 0, [r.offset for r in records], [r.timestamp for r in records], raws, "w")
+        named = {i: (Header.SOURCE.value, f"predictions/0/{r.offset}".encode()) for i, r in enumerate(records)}
+        for i, reason in malformed.items():
+            made.write(Stream.MALFORMED, records[i], [(Header.ERROR.value, reason.encode()), named[i]])
+        for model, group in groups:
+            known = policies.policies.get(model)
+            judged = judge(group, known, memory, None, now, model=model)
+            learn(memory, judged, {})
+            versions = group.columns.values("model_version")
+            for row, i in enumerate(group.positions):
+                ours = [
+                    (Header.VERDICT.value, b"approved" if judged.approved[row] else b"blocked"),
+                    (Header.POLICY.value, known.id.encode() if known else b"none"),
+                    (Header.MODEL.value, model.encode()),
+                    (Header.MODEL_VERSION.value, versions[row].encode()),
+                ]
+                if row in judged.findings:
+                    shown = [f.model_dump(mode="json") for f in judged.findings[row]]
+                    ours.append((Header.FINDINGS.value, json.dumps(shown).encode()))
+                if judged.approved[row]:
+                    made.write(Stream.APPROVED, records[i], ours)
+                else:
+                    made.write(Stream.BLOCKED, records[i], [*ours, named[i]])
+            if known:
+                made.tallies += [(t, int(now.timestamp() * 1000)) for t in tally(group, judged, known, source, now)]
+    made.committed = predictions[-1].offset + 1
+    return made
+
+
+@pytest.fixture
+def right() -> History:
+    """Twenty predictions of two versions and five entities: most approved, some blocked, one malformed."""
+    records = [prediction(i, f"E{i % 5}", 100 + i, f"v{1 + i % 2}") for i in range(20)]
+    for i, value in ((3, 5.0), (9, 5000.0), (12, 40.0), (17, 900.0)):
+        records[i] = prediction(i, f"E{i % 5}", value, f"v{1 + i % 2}")
+    records[6] = dataclasses.replace(records[6], value=b"{")
+    return history(records)
+
+
+def test_a_right_history_has_no_violation(right: History) -> None:
+    """Whatever the sizes of the pieces in which it is read."""
+    assert {stream: len(records) for stream, records in right.out.items()} == {
+        Stream.APPROVED: 15,
+        Stream.BLOCKED: 4,
+        Stream.MALFORMED: 1,
+    }
+    for chunk in (1, 2, 3, 7, 100):
+        assert right.violations(chunk=chunk) == [], right.details
+        assert (right.ledger.checked, right.ledger.settled(), right.ledger.unjudged) == (20, 20, 0)
+
+
+@pytest.mark.parametrize("stream", list(VERDICTS))
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_prediction_without_a_verdict_is_lost(right: History, stream: Stream, place: str) -> None:
+    """Wherever it would have gone; its tally, where it has one, does not add up either."""
+    del right.out[stream][0 if place == "first" else -1]
+    found = right.violations()
+    assert found.count(Kind.LOST) == 1, right.details
+    assert set(found) <= {Kind.LOST, Kind.TALLY}
+
+
+def test_everything_lost_is_lost(right: History) -> None:
+    """An offset that was moved past unchecked predictions."""
+    right.out, right.tallies = {stream: [] for stream in VERDICTS}, []
+    assert right.violations() == [Kind.LOST] * 20
+
+
+def test_what_is_not_committed_is_not_lost(right: History) -> None:
+    """The guard has not come there yet."""
+    right.predictions.append(prediction(20, "E0", 120))
+    assert right.violations() == []
+
+
+@pytest.mark.parametrize("stream", list(VERDICTS))
+def test_a_second_verdict_is_a_repetition(right: History, stream: Stream) -> None:
+    """At once or later; with at-least-once delivery it is allowed."""
+    right.out[stream].append(right.out[stream][0])
+    right.renumber()
+    assert right.violations() == [Kind.REPEATED], right.details
+    right.rules = dataclasses.replace(right.rules, exactly_once=False)
+    assert right.violations() == [], right.details
+
+
+def test_approved_and_blocked_is_a_repetition(right: History) -> None:
+    """A prediction has one verdict: which of the two is the second cannot be told."""
+    record = right.predictions[0]
+    named = [*right.out[Stream.APPROVED][0].headers, (Header.SOURCE.value, b"predictions/0/0")]
+    right.write(Stream.BLOCKED, record, named)
+    assert Kind.UNCHECKED in (found := right.violations()) or Kind.REPEATED in found
+
+
+def test_a_repeated_batch_is_found_whole() -> None:
+    """A transaction that was committed twice: each record, and its tally."""
+    made = history([prediction(i, f"E{i}", 100) for i in range(4)])
+    made.out[Stream.APPROVED] *= 2
+    made.tallies *= 2
+    made.renumber()
+    assert sorted(made.violations()) == [Kind.REPEATED] * 4 + [Kind.TALLY]
+
+
+def test_verdicts_of_one_key_in_the_wrong_order_are_found(right: History) -> None:
+    """E0's at 0 and 5 change places."""
+    approved = right.out[Stream.APPROVED]
+    places = [i for i, record in enumerate(approved) if record.key == b"E0"][:2]
+    approved[places[0]], approved[places[1]] = approved[places[1]], approved[places[0]]
+    right.renumber()
+    assert Kind.OUT_OF_ORDER in right.violations()
+
+
+def test_other_keys_may_change_places(right: History) -> None:
+    """Nobody is promised an order between keys."""
+    approved = right.out[Stream.APPROVED]
+    approved[0], approved[1] = approved[1], approved[0]
+    right.renumber()
+    assert right.violations() == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("holdfast-verdict", b"approved")],
+        [("holdfast-verdict", b"blocked"), ("holdfast-policy", POLICY.id.encode())],
+        "as a guard's",
+    ],
+)
+def test_a_record_that_no_prediction_stands_behind_was_not_checked(right: History, headers: Any) -> None:
+    """Someone else than a guard wrote to the approved topic, with our headers or without."""
+    if headers == "as a guard's":
+        headers = right.out[Stream.APPROVED][0].headers
+    right.write(Stream.APPROVED, prediction(500, "E0", 130), headers)
+    assert right.violations() == [Kind.UNCHECKED], right.details
+
+
+@pytest.mark.parametrize("source", [b"", b"nonsense", b"predictions/1/3", b"predictions/0/500", b"other/0/1"])
+def test_a_blocked_record_that_names_no_prediction_is_found(right: History, source: bytes) -> None:
+    """Of another partition, of another topic, or of the future."""
+    right.write(Stream.BLOCKED, prediction(500, "E0", 130), [(Header.SOURCE.value, source)])
+    assert right.violations() == [Kind.UNCHECKED], right.details
+
+
+def test_a_malformed_control_record_is_not_the_guards(right: History) -> None:
+    """The switch puts those aside in the same topic."""
+    record = Rec(0, NOW_MS, b"pricing", b"?")
+    right.write(Stream.MALFORMED, record, [(Header.SOURCE.value, b"holdfast.control/0/3")])
+    assert right.violations() == []
+
+
+@pytest.mark.parametrize("stream", [Stream.BLOCKED, Stream.MALFORMED])
+def test_altered_bytes_are_found(right: History, stream: Stream) -> None:
+    """What was blocked could be released later."""
+    right.out[stream][0] = dataclasses.replace(right.out[stream][0], value=b'{"other": 1}')
+    assert right.violations() == [Kind.ALTERED]
+
+
+def approve(made: History, offset: int, tallies: bool = True) -> None:
+    """Let what was blocked at `offset` be approved, with a tally that agrees."""
+    source = f"predictions/0/{offset}".encode()
+    blocked = next(r for r in made.out[Stream.BLOCKED] if (Header.SOURCE.value, source) in r.headers)
+    made.out[Stream.BLOCKED].remove(blocked)
+    headers = [(n, b"approved" if n == Header.VERDICT else v) for n, v in blocked.headers if n != Header.FINDINGS]
+    verdict = dataclasses.replace(blocked, headers=[h for h in headers if h[0] != Header.SOURCE])
+    order = {record.value: record.offset for record in made.predictions}
+    made.out[Stream.APPROVED] = sorted([*made.out[Stream.APPROVED], verdict], key=lambda r: order[r.value])
+    made.renumber()
+    gone = json.loads(dict(blocked.headers)[Header.FINDINGS])
+    for place, (one, at) in enumerate(made.tallies):
+        version = dict(blocked.headers)[Header.MODEL_VERSION].decode()
+        if one.model_version == version and one.first_offset <= offset <= one.last_offset:
+            by_check, shadow = dict(one.blocked_by_check), dict(one.shadow_by_check)
+            for finding in gone:
+                counts = by_check if finding["enforced"] else shadow
+                counts[finding["check"]] -= 1
+            changed = one.model_copy(
+                update={
+                    "approved": one.approved + 1,
+                    "blocked": one.blocked - 1,
+                    "blocked_by_check": {k: v for k, v in by_check.items() if v},
+                    "shadow_by_check": {k: v for k, v in shadow.items() if v},
+                }
+            )
+            made.tallies[place] = (changed, at)
+
+
+@pytest.mark.parametrize(("offset", "check"), [(3, "bounds"), (9, "bounds"), (12, "jump"), (17, "jump")])
+def test_what_the_policy_blocks_was_wrongly_approved(right: History, offset: int, check: str) -> None:
+    """Bounds, and a jump against the last approved value of the same entity, which the checker follows itself."""
+    approve(right, offset)
+    found = right.violations()
+    assert Kind.WRONGLY_APPROVED in found, right.details
+    assert any(f"/{offset}, pricing" in detail and check in detail for detail in right.details)
+
+
+def test_a_stale_prediction_is_judged_at_the_time_of_its_batch() -> None:
+    """The tally says when; today everything would be stale."""
+    stale = (NOW - timedelta(hours=2)).isoformat()
+    made = history(
+        [prediction(0, "E0", 100, predicted_at=NOW.isoformat()), prediction(1, "E1", 100, predicted_at=stale)]
+    )
+    assert made.violations() == []
+    approve(made, 1)
+    assert made.violations() == [Kind.WRONGLY_APPROVED]
+
+
+@pytest.mark.parametrize("value", [b'{"model": "pricing"}', b"{", b"[]", b""])
+def test_what_cannot_be_decoded_was_wrongly_approved(right: History, value: bytes) -> None:
+    """An approved record whose bytes no guard can have judged."""
+    headers = right.out[Stream.APPROVED][0].headers
+    right.predictions[0] = dataclasses.replace(right.predictions[0], value=value)
+    right.out[Stream.APPROVED][0] = dataclasses.replace(right.out[Stream.APPROVED][0], value=value, headers=headers)
+    assert right.violations() == [Kind.WRONGLY_APPROVED], right.details
+
+
+def test_a_model_without_a_policy_was_wrongly_approved() -> None:
+    """Unless the configuration says approve."""
+    made = history([prediction(0, "E0", 100)])
+    headers = [(n, b"none" if n == Header.POLICY else v) for n, v in made.out[Stream.APPROVED][0].headers]
+    made.out[Stream.APPROVED][0] = dataclasses.replace(made.out[Stream.APPROVED][0], headers=headers)
+    made.tallies = []
+    assert made.violations() == [Kind.WRONGLY_APPROVED]
+    made.rules = dataclasses.replace(made.rules, approve_without_policy=True)
+    assert made.violations() == []
+
+
+def test_an_unknown_policy_is_counted_as_not_judged(right: History) -> None:
+    """It may have been replaced since: no violation."""
+    for stream in (Stream.APPROVED, Stream.BLOCKED):
+        right.out[stream] = [
+            dataclasses.replace(r, headers=[(n, b"pricing@0" if n == Header.POLICY else v) for n, v in r.headers])
+            for r in right.out[stream]
+        ]
+    assert right.violations() == []
+    assert right.ledger.unjudged == 15
+
+
+@pytest.mark.parametrize(
+    ("fenced_at", "judged_at", "expected"),
+    [(0, 10, []), (0, 10.001, [Kind.AFTER_FENCE]), (0, 3600, [Kind.AFTER_FENCE]), (5, 10, []), (11, 10, [])],
+)
+def test_approved_after_the_fence(fenced_at: float, judged_at: float, expected: list[Kind]) -> None:
+    """Ten seconds after the fence was written a guard must know of it; the other version is not meant."""
+    when = NOW + timedelta(seconds=judged_at)
+    made = history([prediction(0, "E0", 100, "v1"), prediction(1, "E1", 100, "v2")], at=lambda _: when)
+    made.routes = [(route(fenced=("v1",)), NOW_MS + int(fenced_at * SECOND))]
+    assert made.violations() == expected
+
+
+def test_both_clocks_must_say_that_it_was_after_the_fence() -> None:
+    """The guard's may have jumped ahead, or the broker may have been frozen with the batch on its way."""
+    made = history([prediction(0, "E0", 100)], at=lambda _: NOW + timedelta(hours=1))
+    made.routes = [(route(fenced=("v1",)), NOW_MS)]
+    assert made.violations() == [Kind.AFTER_FENCE]
+    made.tallies = [(entry, NOW_MS + SECOND) for entry, _ in made.tallies]
+    assert made.violations() == []
+
+
+def test_a_held_model_approves_nothing() -> None:
+    """Whatever the version."""
+    made = history([prediction(0, "E0", 100)], at=lambda _: NOW + timedelta(minutes=1))
+    made.routes = [(route(state=RouteState.HELD), NOW_MS)]
+    assert made.violations() == [Kind.AFTER_FENCE]
+
+
+def test_after_the_fence_ends_with_the_fence() -> None:
+    """Unfenced and fenced again: the time counts from the second fence."""
+    made = history([prediction(0, "E0", 100)], at=lambda _: NOW + timedelta(minutes=1))
+    made.routes = [
+        (route(fenced=("v1",)), NOW_MS),
+        (route(), NOW_MS + 20 * SECOND),
+        (route(fenced=("v1",)), NOW_MS + 55 * SECOND),
+    ]
+    assert made.violations() == []
+
+
+def route(state: RouteState = RouteState.AUTO, fenced: tuple[str, ...] = ()) -> Route:
+    return Route(model="pricing", epoch=1, state=state, reason="a test", actor="a test", since=NOW, fenced=fenced)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seen": 3},
+        {"approved": 0},
+        {"blocked": 7},
+        {"blocked_by_check": {"bounds": 9}},
+        {"shadow_by_check": {"cheap": 1}},
+        "missing",
+        "twice",
+    ],
+    ids=str,
+)
+def test_a_tally_that_does_not_add_up_is_found(right: History, change: Any) -> None:
+    """What the breaker counts is what the verdicts say."""
+    if change == "missing":
+        del right.tallies[2]
+    elif change == "twice":
+        right.tallies.insert(2, right.tallies[2])
+    else:
+        one, at = right.tallies[2]
+        right.tallies[2] = (one.model_copy(update=change), at)
+    found = right.violations()
+    assert found, change
+    assert set(found) == {Kind.TALLY}, right.details
+
+
+def test_a_tally_of_nothing_is_found() -> None:
+    """A batch that was aborted, whose tally is there all the same."""
+    made = history([prediction(i, f"E{i}", 100) for i in range(8)])
+    made.out[Stream.APPROVED] = made.out[Stream.APPROVED][:4]
+    made.predictions = made.predictions[:4]
+    assert made.violations() == [Kind.TALLY]
+
+
+def test_released_records_are_legitimate(right: History) -> None:
+    """They are approved a second time in a person's name, and a later jump against them is not held against anyone."""
+    blocked = right.out[Stream.BLOCKED][0]
+    headers = [(n, b"released" if n == Header.VERDICT else v) for n, v in blocked.headers]
+    right.write(Stream.APPROVED, blocked, headers)
+    assert right.violations() == []
+    assert right.ledger.released == 1
+
+
+def test_a_reference_that_a_guard_may_not_have_had_is_not_held_against_it(right: History) -> None:
+    """Further back than what a guard reads when it takes over a partition."""
+    approve(right, 17)
+    right.rules = dataclasses.replace(right.rules, restore_records=3)
+    assert right.violations() == [], right.details
+    right.rules = dataclasses.replace(right.rules, restore_records=100, max_entities=2)
+    assert right.violations() == [], right.details
+
+
+def test_a_start_in_the_middle_leaves_out_what_came_before(right: History) -> None:
+    """Approved records of earlier predictions fill the memory, and are no violation."""
+    assert right.violations(start=8) == [], right.details
+    assert right.ledger.checked == 12
+    approve(right, 17)
+    assert Kind.WRONGLY_APPROVED in right.violations(start=8), right.details
+
+
+def test_predictions_with_the_same_bytes_are_told_apart_by_number() -> None:
+    """A producer that sends one twice gets two verdicts, and one of them lost is lost."""
+    twin = prediction(0, "E0", 100)
+    made = history([dataclasses.replace(twin, offset=i) for i in range(6)], batch=2)
+    assert made.violations() == []
+    del made.out[Stream.APPROVED][3]
+    made.renumber()
+    found = made.violations()
+    assert (found.count(Kind.LOST), Kind.TALLY in found) == (1, True)
+
+
+values = st.sampled_from([5.0, 20.0, 60.0, 100.0, 250.0, 900.0, 2000.0])
+events = st.lists(
+    st.tuples(st.sampled_from("ABC"), values, st.sampled_from(["v1", "v2"]), st.booleans()), min_size=1, max_size=30
+)
+
+
+@given(events, st.integers(1, 9), st.integers(1, 40), st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_right_history_is_right_and_any_record_taken_out_of_it_is_missed(
+    drawn: list[tuple[str, float, str, bool]], batch: int, chunk: int, data: st.DataObject
+) -> None:
+    """However predictions, batches and reads fall; twins included."""
+    records = [
+        prediction(0 if twin else i, entity, value, version) for i, (entity, value, version, twin) in enumerate(drawn)
+    ]
+    records = [dataclasses.replace(record, offset=i) for i, record in enumerate(records)]
+    made = history(records, batch=batch)
+    assert made.violations(chunk=chunk) == [], made.details
+    stream = data.draw(st.sampled_from([stream for stream in VERDICTS if made.out[stream]]))
+    del made.out[stream][data.draw(st.integers(0, len(made.out[stream]) - 1))]
+    made.renumber()
+    assert Kind.LOST in made.violations(chunk=chunk), made.details

@@ -1,0 +1,70 @@
+"""`holdfast audit` against a real guard and switch: silent about what is right, and loud about a forgery."""
+
+import asyncio
+import json
+import sys
+
+import pytest
+
+from e2e.stack import POLICY, Stack
+
+pytestmark = pytest.mark.real_kafka
+
+VERDICTS = ("approved", "blocked", "malformed")
+JUMP = '[[checks]]\nname = "jump"\nkind = "max_change"\nfield = "value"\ndown = 0.5\nup = 3.0\n'
+
+
+async def audit(stack, *arguments):
+    """Exit code and facts of `holdfast audit --once --json`."""
+    command = [sys.executable, "-m", "holdfast.cli", "audit", "--once", "--json", *arguments]
+    config = str(stack.write_config("audit"))
+    process = await asyncio.create_subprocess_exec(
+        *command, "--config", config, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert out, err.decode()
+    return process.returncode, json.loads(out)
+
+
+async def traffic(stack, number):
+    """A mix of `number` predictions that are all judged when it returns: good, bad, jumping and malformed ones."""
+    values = [
+        b"{"
+        if i % 50 == 7
+        else stack.prediction(
+            "pricing", f"v{1 + i % 3}", f"E{i % 9}", 5.0 if i % 10 == 3 else 100.0 + 300 * (i % 7 == 5)
+        )
+        for i in range(number)
+    ]
+    expected = sum(len(stack.seen[role]) for role in VERDICTS) + number
+    await stack.send(values)
+    await stack.until(lambda: sum(len(stack.seen[role]) for role in VERDICTS) == expected, "every one has a verdict")
+
+
+async def test_the_checker_confirms_what_guards_did_and_finds_what_they_did_not_do(kafka, redis_server, tmp_path):
+    """Exit code 0 and zeros; then a record that no guard wrote: exit code 1, and the kind in the table and metric."""
+    async with Stack(kafka, redis_server.url, {"pricing": JUMP + POLICY}, folder=tmp_path) as stack:
+        await stack.start("guard", "switch")
+        (auditor,) = await stack.start("audit")
+        await traffic(stack, 400)
+        await stack.command("pricing", "fence", "v3")
+        await traffic(stack, 400)
+        code, facts = await audit(stack)
+        assert code == 0, facts
+        assert facts["checked"] == 800
+        assert set(facts["violations"].values()) == {0}
+        assert facts["not_judged_policy_unknown"] == 0
+        assert (await audit(stack, "--since", "1h"))[0] == 0
+
+        await stack.until(lambda: auditor.metric("holdfast_audit_checked_total") == 800)
+        assert auditor.metric("holdfast_audit_violations_total") == 0
+        ours = stack.seen["approved"][0].headers
+        await stack.send([stack.prediction("pricing", "v3", "E1", 1.0)], role="approved", headers=ours)
+        code, facts = await audit(stack)
+        assert code == 1
+        assert facts["violations"] == {kind: int(kind == "unchecked") for kind in facts["violations"]}
+        await stack.until(lambda: auditor.metric("holdfast_audit_violations_total", kind="unchecked") == 1)
+        assert auditor.told("violation", kind="unchecked", model="pricing")
+        assert auditor.metric("holdfast_audit_lag_records") == 0
+        auditor.stop()
+        assert auditor.process.returncode == 0
