@@ -22,7 +22,8 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, unreachable, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, utc_now
+from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
@@ -79,6 +80,10 @@ class Findings:
         }
 
 
+class RecordsGone(KafkaUnavailable):
+    """Retention removed what had not been compared."""
+
+
 class Auditor:
     """`since` None: from the first record that Kafka still has."""
 
@@ -129,16 +134,18 @@ class Auditor:
             await self._reader.start()
             await self._take_up_partitions()
         except KafkaError as error:
-            raise KafkaUnavailable(unreachable(kafka, error)) from None
+            raise KafkaUnavailable(await explain(kafka, error)) from None
 
     async def follow(self) -> None:
-        """Compare for good; an outage only delays it. Raises KafkaUnavailable when records went away unread."""
+        """Compare for good; an outage only delays it. Raises RecordsGone."""
         self._tasks.append(asyncio.create_task(self._policies.follow()))
         while True:
             try:
                 await self.cycle()
                 self._trouble = None
-            except KafkaError as error:
+            except RecordsGone:
+                raise
+            except (KafkaError, KafkaUnavailable) as error:
                 self._trouble = f"Kafka does not answer: {describe(error)}"
                 log.warning("cycle failed, it is done again", error=describe(error))
             await asyncio.sleep(1)
@@ -156,7 +163,7 @@ class Auditor:
                 await asyncio.sleep(0.5)
                 await self.cycle()
         except KafkaError as error:
-            raise KafkaUnavailable(unreachable(self._settings.kafka, error)) from None
+            raise KafkaUnavailable(await explain(self._settings.kafka, error)) from None
         return self.findings
 
     async def stop(self) -> None:
@@ -298,7 +305,7 @@ class Auditor:
             fetched = await reader.getmany(*wanted, timeout_ms=200, max_records=AT_ONCE)
         except OffsetOutOfRangeError as error:
             (tp, offset), *_ = error.args[0].items()
-            raise KafkaUnavailable(
+            raise RecordsGone(
                 f"Records of {tp.topic}/{tp.partition} from offset {offset} on were removed before they were compared. "
                 "Lengthen the topic's retention, and start the audit again."
             ) from None
