@@ -1,6 +1,6 @@
 """The wire contract of Holdfast: what is in each topic, in Redis and in the headers."""
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime, utc_now
+from holdfast_schemas._base import Contract, Name, NonEmpty, Said, UtcTime, utc_now
 from holdfast_schemas.control import (
     Action,
     AuditRecord,
@@ -46,6 +46,7 @@ __all__ = [
     "Prediction",
     "Route",
     "RouteState",
+    "Said",
     "Sample",
     "Severity",
     "Tally",

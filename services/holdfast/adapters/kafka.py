@@ -403,20 +403,26 @@ def partition_for(key: str, partitions: int) -> int:
 async def read_to_end(
     kafka: KafkaSettings,
     partitions: Sequence[TopicPartition],
-    on_records: Callable[[Sequence[ConsumerRecord]], None],
+    on_records: Callable[[Sequence[ConsumerRecord]], Awaitable[None] | None],
     *,
     tail: int | None = None,
     since: datetime | None = None,
+    complete: bool = False,
 ) -> dict[TopicPartition, int]:
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
-    `tail` bounds how many offsets are read of each partition, from its end; `since` leaves out what is older.
+    `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `tail` bounds
+    how many offsets are read of each partition, from its end; `since` leaves out what is older. Committed records
+    are seen only up to the first transaction that is still open, be it of somebody else; with `complete` the end
+    is that of the whole partition, and transactions before it are waited for.
     """
     consumer = reader(kafka)
     await consumer.start()
     try:
         consumer.assign(list(partitions))
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        ends: dict[TopicPartition, int] = (
+            await _ends(kafka, partitions) if complete else await consumer.end_offsets(partitions)
+        )
         starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
         if since is not None:
             first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
@@ -430,10 +436,21 @@ async def read_to_end(
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200)
             for records in batches.values():
-                on_records(records)
+                if (working := on_records(records)) is not None:
+                    await working
             # A transaction's markers take offsets too, and may be the last thing in the partition.
             left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
         return ends
+    finally:
+        await consumer.stop()
+
+
+async def _ends(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The ends as they are on the broker: to a committed reader a partition ends at its first open transaction."""
+    consumer = reader(kafka, isolation_level="read_uncommitted")
+    await consumer.start()
+    try:
+        return dict(await consumer.end_offsets(partitions))
     finally:
         await consumer.stop()
 
