@@ -229,7 +229,7 @@ async def _group(
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:
     try:
         mirror = RouteMirror(settings.redis.connection_url())
-    except SettingsError as error:
+    except (SettingsError, ValueError) as error:
         yield Diagnosis(
             "redis", Health.FAILED, str(error), "Serving code that uses the same files has the same trouble."
         )

@@ -33,7 +33,18 @@ from holdfast.terminal import (
     show,
     show_line,
 )
-from holdfast_schemas import Action, AuditRecord, Command, Finding, Incident, IncidentStatus, Outcome, Route, utc_now
+from holdfast_schemas import (
+    Action,
+    AuditRecord,
+    Command,
+    Finding,
+    Incident,
+    IncidentAction,
+    IncidentStatus,
+    Outcome,
+    Route,
+    utc_now,
+)
 
 route_app = typer.Typer(help="See and change which version of a model serves.", no_args_is_help=True)
 blocked_app = typer.Typer(help="See what was blocked, and release what should not have been.", no_args_is_help=True)
@@ -339,11 +350,15 @@ _STATUS = {
 
 
 def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _what_was_done(incident: Incident) -> str:
-    return f"{incident.action.value} to {incident.routed_to}" if incident.routed_to else incident.action.value
+    switched = incident.action is IncidentAction.SWITCHED
+    return f"switched to {incident.routed_to}" if switched else incident.action.value
 
 
 def _find(settings: Settings, prefix: str) -> Incident:
@@ -385,7 +400,6 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
         if incident.resolved_by:
             facts.add_row("resolved", f"by {incident.resolved_by}")
         evidence = _table("entity", "what was blocked", "source")
-        evidence.columns[2].overflow = "fold"
         for sample in incident.samples:
             entity = sample.prediction.get("entity_id", "") if isinstance(sample.prediction, dict) else ""
             evidence.add_row(Text(str(entity)), _seen(sample.findings), sample.source)
@@ -507,7 +521,6 @@ def blocked_list(
             console.print(nothing, markup=False)
             return
         table = _table("at", "version", "source", "what was found")
-        table.columns[2].overflow = "fold"
         for one in found:
             table.add_row(f"{one.at:%H:%M:%S}", Text(one.version), Text(one.source), _seen(one.findings))
         console.print(table)
@@ -565,7 +578,6 @@ def blocked_release(
         failing = [result for result in results if result.findings]
         if failing:
             table = _table("source", "what still fails")
-            table.columns[0].overflow = "fold"
             for result in failing[:20]:
                 table.add_row(result.source, _seen(result.findings))
             console.print(table)

@@ -23,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     KafkaError,
+    LeaderNotAvailableError,
     OffsetOutOfRangeError,
     ProducerFenced,
     TopicAlreadyExistsError,
@@ -43,6 +44,8 @@ Headers = list[tuple[str, bytes]]
 MAX_BATCH_BYTES = 900_000
 """Under the 1 MiB that brokers accept by default."""
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
+LEADER_WITHIN = 15.0
+"""Seconds until a topic that was made must be known to the broker that is asked, with leaders."""
 STOP_WITHIN = 7.0
 """Seconds that a lane gets to end its batch; supervisors kill after ten."""
 
@@ -551,6 +554,13 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
     for error in response.topic_errors:
         if error[1]:
             raise for_code(error[1])(*error[2:])
+    deadline = time.monotonic() + LEADER_WITHIN
+    while (found := (await admin.describe_topics([new.name]))[0])["error_code"] or any(
+        partition["error_code"] for partition in found["partitions"]
+    ):
+        if time.monotonic() > deadline:
+            raise for_code(found["error_code"] or LeaderNotAvailableError.errno)(new.name)
+        await asyncio.sleep(0.05)
 
 
 def describe(error: BaseException) -> str:
