@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,10 @@ def token_create(
 def audit(
     config: ConfigOption = None,
     once: Annotated[bool, typer.Option("--once", help="Read to the end, print what was found, and end.")] = False,
-    since: Annotated[str | None, typer.Option(help="With --once: only what came in that time, such as 1h.")] = None,
+    since: Annotated[
+        timedelta | None,
+        typer.Option(help="With --once: only what came in that time, such as 1h.", metavar="TIME", parser=duration),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every prediction with its verdict, and judge what was approved again, independently of the guards.
@@ -123,7 +127,7 @@ def audit(
     def action() -> Findings:
         settings = load_settings(config)
         configure_logging(settings.log_format)
-        return run(audit_once(settings, duration(since, "--since") if since else None))
+        return run(audit_once(settings, since))
 
     found = perform(action)
 
