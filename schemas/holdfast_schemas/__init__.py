@@ -13,7 +13,7 @@ from holdfast_schemas.control import (
 from holdfast_schemas.incident import Incident, IncidentAction, IncidentSeverity, IncidentStatus, Sample
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
-from holdfast_schemas.topics import TOPICS, Topic
+from holdfast_schemas.topics import TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
     ApprovedHeaders,
     BlockedHeaders,
@@ -43,6 +43,7 @@ __all__ = [
     "Name",
     "NonEmpty",
     "Outcome",
+    "Party",
     "Prediction",
     "Route",
     "RouteState",

@@ -120,7 +120,7 @@ class KafkaSettings(_Section):
     @cached_property
     def token_provider(self) -> Any:
         """One for all clients that are opened with these settings, so that they share a token."""
-        from holdfast.tokens import TokenProvider
+        from holdfast.oauth import TokenProvider
 
         return TokenProvider(
             self.oauth_token_url or "",
