@@ -251,9 +251,6 @@ class RealKafka(_RealTopics, ServerProcess):
     """One node of Apache Kafka (KRaft) from Maven Central. `properties` go over those of server.properties."""
 
     name = "kafka"
-    format_arguments: tuple[str, ...] = ()
-    """For the tool that formats the storage."""
-    java_options: tuple[str, ...] = ()
 
     def __init__(self, properties: Mapping[str, str] | None = None) -> None:
         self.libraries = kafka_libraries()
@@ -285,10 +282,7 @@ class RealKafka(_RealTopics, ServerProcess):
             (self.folder / "log4j2.properties").write_text(_LOG4J)
             cluster = base64.urlsafe_b64encode(uuid.UUID(int=uuid.uuid4().int >> 2).bytes).decode().rstrip("=")
             formatted = subprocess.run(
-                self.java(
-                    *("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
-                    *self.format_arguments,
-                ),
+                self._java("256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -298,12 +292,11 @@ class RealKafka(_RealTopics, ServerProcess):
         return super().start()
 
     def command(self) -> list[str]:
-        return self.java("-Xmx1g", *self.java_options, "kafka.Kafka", str(self.folder / "server.properties"))
+        return self._java("1g", "kafka.Kafka", str(self.folder / "server.properties"))
 
-    def java(self, *arguments: str) -> list[str]:
-        """The command that runs a class of Kafka's."""
+    def _java(self, heap: str, *arguments: str) -> list[str]:
         log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
-        return ["java", "-cp", f"{self.libraries}/*", log4j, *arguments]
+        return ["java", f"-Xmx{heap}", "-cp", f"{self.libraries}/*", log4j, *arguments]
 
     def answers(self) -> bool:
         return kafka_answers(self.port)

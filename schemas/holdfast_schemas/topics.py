@@ -1,7 +1,6 @@
 """The table of topics: who writes what to whom, and with which settings they are created."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
 from holdfast_schemas._base import Contract
@@ -15,25 +14,6 @@ MIB = 1024 * 1024
 HOUR_MS = 3_600_000
 
 
-class Party(StrEnum):
-    """Who writes and reads topics. Each has a login of its own, and its rights follow from the table below."""
-
-    PRODUCER = "producer"
-    """The services that make predictions."""
-    GUARD = "guard"
-    SWITCH = "switch"
-    NOTIFY = "notify"
-    API = "api"
-    OPERATOR = "operator"
-    """The command line: people and pipelines that see, command, release and diagnose."""
-    CONSUMER = "consumer"
-    """The systems downstream that act on approved predictions."""
-    AUDITOR = "auditor"
-    """Judges again what was approved, and changes nothing."""
-    ADMIN = "admin"
-    """Creates the topics."""
-
-
 @dataclass(frozen=True, slots=True)
 class Topic:
     """One topic. `like_predictions` ones have as many partitions as `predictions`: order per key survives."""
@@ -43,8 +23,8 @@ class Topic:
     key: str
     messages: tuple[type[Contract], ...]
     """What the values are; empty where they are not for others to read, or are as they came."""
-    writers: tuple[Party, ...]
-    readers: tuple[Party, ...]
+    producer: str
+    consumer: str
     summary: str
     headers: type[Contract] | None = None
     """The headers that Holdfast adds."""
@@ -84,8 +64,8 @@ TOPICS: dict[str, Topic] = {
             "predictions",
             "entity_id",
             (Prediction,),
-            (Party.PRODUCER,),
-            (Party.GUARD, Party.AUDITOR),
+            "model servers",
+            "guard",
             "What the models say, unchecked.",
             max_message_bytes=MIB,
         ),
@@ -94,9 +74,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.approved",
             "entity_id",
             (Prediction,),
-            # The operator's are what was released. Producers have no business here: this is the gate.
-            (Party.GUARD, Party.OPERATOR),
-            (Party.CONSUMER, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
+            "guard, release",
+            "downstream consumers",
             "What passed, byte for byte; read it with isolation level read_committed.",
             ApprovedHeaders,
         ),
@@ -105,8 +84,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.blocked",
             "entity_id",
             (Prediction,),
-            (Party.GUARD,),
-            (Party.OPERATOR, Party.AUDITOR),
+            "guard",
+            "people, release",
             "What did not pass, byte for byte, with the findings in the headers.",
             BlockedHeaders,
         ),
@@ -115,8 +94,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.malformed",
             "as it came",
             (),
-            (Party.GUARD, Party.SWITCH),
-            (Party.OPERATOR, Party.AUDITOR),
+            "guard",
+            "people",
             "What could not be decoded, as it came, with the reason in the headers.",
             MalformedHeaders,
         ),
@@ -125,8 +104,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.control",
             "model",
             (Tally, Command),
-            (Party.GUARD, Party.API, Party.OPERATOR),
-            (Party.SWITCH, Party.API, Party.AUDITOR),
+            "guard, api, command line",
+            "switch",
             "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
             extra=_BROKER_TIME,
@@ -136,8 +115,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.state",
             "model",
             (),
-            (Party.SWITCH,),
-            (Party.SWITCH, Party.API, Party.OPERATOR),
+            "switch",
+            "switch",
             "The switch's own memory, restored from here; private to it.",
             cleanup="compact",
             partitions="control",
@@ -148,8 +127,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.routes",
             "model",
             (Route,),
-            (Party.SWITCH,),
-            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
+            "switch",
+            "guard, api",
             "The latest record of a model is its route: guards obey it, Redis mirrors it.",
             cleanup="compact",
             partitions=1,
@@ -160,8 +139,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.incidents",
             "incident_id",
             (Incident,),
-            (Party.SWITCH,),
-            (Party.NOTIFY, Party.API, Party.OPERATOR),
+            "switch",
+            "notify, api",
             "Each update is the full incident; the latest one counts.",
             retention_ms=90 * 24 * HOUR_MS,
             partitions=1,
@@ -171,9 +150,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.audit",
             "model",
             (AuditRecord,),
-            # The operator's are of releases, in the same transaction.
-            (Party.SWITCH, Party.OPERATOR),
-            (Party.API, Party.OPERATOR, Party.AUDITOR),
+            "switch, release",
+            "api, command line",
             "The outcome of every command, every automatic decision, and every release.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,
