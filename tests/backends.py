@@ -251,6 +251,9 @@ class RealKafka(_RealTopics, ServerProcess):
     """One node of Apache Kafka (KRaft) from Maven Central. `properties` go over those of server.properties."""
 
     name = "kafka"
+    format_arguments: tuple[str, ...] = ()
+    """For the tool that formats the storage."""
+    java_options: tuple[str, ...] = ()
 
     def __init__(self, properties: Mapping[str, str] | None = None) -> None:
         self.libraries = kafka_libraries()
@@ -282,7 +285,10 @@ class RealKafka(_RealTopics, ServerProcess):
             (self.folder / "log4j2.properties").write_text(_LOG4J)
             cluster = base64.urlsafe_b64encode(uuid.UUID(int=uuid.uuid4().int >> 2).bytes).decode().rstrip("=")
             formatted = subprocess.run(
-                self._java("256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
+                self.java(
+                    *("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
+                    *self.format_arguments,
+                ),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -292,11 +298,12 @@ class RealKafka(_RealTopics, ServerProcess):
         return super().start()
 
     def command(self) -> list[str]:
-        return self._java("1g", "kafka.Kafka", str(self.folder / "server.properties"))
+        return self.java("-Xmx1g", *self.java_options, "kafka.Kafka", str(self.folder / "server.properties"))
 
-    def _java(self, heap: str, *arguments: str) -> list[str]:
+    def java(self, *arguments: str) -> list[str]:
+        """The command that runs a class of Kafka's."""
         log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
-        return ["java", f"-Xmx{heap}", "-cp", f"{self.libraries}/*", log4j, *arguments]
+        return ["java", "-cp", f"{self.libraries}/*", log4j, *arguments]
 
     def answers(self) -> bool:
         return kafka_answers(self.port)

@@ -1,6 +1,6 @@
 """The wire contract of Holdfast: what is in each topic, in Redis and in the headers."""
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime, utc_now
+from holdfast_schemas._base import Contract, Name, NonEmpty, Said, UtcTime, utc_now
 from holdfast_schemas.control import (
     Action,
     AuditRecord,
@@ -13,7 +13,7 @@ from holdfast_schemas.control import (
 from holdfast_schemas.incident import Incident, IncidentAction, IncidentSeverity, IncidentStatus, Sample
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
-from holdfast_schemas.topics import TOPICS, Topic
+from holdfast_schemas.topics import TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
     ApprovedHeaders,
     BlockedHeaders,
@@ -43,9 +43,11 @@ __all__ = [
     "Name",
     "NonEmpty",
     "Outcome",
+    "Party",
     "Prediction",
     "Route",
     "RouteState",
+    "Said",
     "Sample",
     "Severity",
     "Tally",

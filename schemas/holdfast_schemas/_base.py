@@ -33,6 +33,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
+Said = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
+"""Words of a person: not blank."""
+
 
 def utc_now() -> datetime:
     return datetime.now(UTC)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, UtcTime
+from holdfast_schemas._base import Contract, Name, NonEmpty, Said, UtcTime
 from holdfast_schemas.incident import Sample
 
 Count = Annotated[int, Field(ge=0)]
@@ -75,7 +75,7 @@ class Action(StrEnum):
 
 
 class Command(Contract):
-    """What a person or a pipeline asks for; `actor` and `reason` are never empty."""
+    """What a person or a pipeline asks for; `actor` and `reason` are never blank."""
 
     model_config = ConfigDict(json_schema_extra=_require_type)
 
@@ -86,8 +86,8 @@ class Command(Contract):
     version: Name | None = None
     incident_id: str | None = None
     """For `acknowledge` and `resolve`; without it the open incident of `version` is meant."""
-    actor: NonEmpty
-    reason: NonEmpty
+    actor: Said
+    reason: Said
     expires_at: UtcTime | None = None
     """When a pin, a hold or an unfence ends by itself."""
 

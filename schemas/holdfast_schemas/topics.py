@@ -1,6 +1,7 @@
 """The table of topics: who writes what to whom, and with which settings they are created."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 from holdfast_schemas._base import Contract
@@ -14,6 +15,25 @@ MIB = 1024 * 1024
 HOUR_MS = 3_600_000
 
 
+class Party(StrEnum):
+    """Who writes and reads topics. Each has a login of its own, and its rights follow from the table below."""
+
+    PRODUCER = "producer"
+    """The services that make predictions."""
+    GUARD = "guard"
+    SWITCH = "switch"
+    NOTIFY = "notify"
+    API = "api"
+    OPERATOR = "operator"
+    """The command line: people and pipelines that see, command, release and diagnose."""
+    CONSUMER = "consumer"
+    """The systems downstream that act on approved predictions."""
+    AUDITOR = "auditor"
+    """Judges again what was approved, and changes nothing."""
+    ADMIN = "admin"
+    """Creates the topics."""
+
+
 @dataclass(frozen=True, slots=True)
 class Topic:
     """One topic. `like_predictions` ones have as many partitions as `predictions`: order per key survives."""
@@ -23,8 +43,8 @@ class Topic:
     key: str
     messages: tuple[type[Contract], ...]
     """What the values are; empty where they are not for others to read, or are as they came."""
-    producer: str
-    consumer: str
+    writers: tuple[Party, ...]
+    readers: tuple[Party, ...]
     summary: str
     headers: type[Contract] | None = None
     """The headers that Holdfast adds."""
@@ -64,8 +84,8 @@ TOPICS: dict[str, Topic] = {
             "predictions",
             "entity_id",
             (Prediction,),
-            "model servers",
-            "guard",
+            (Party.PRODUCER,),
+            (Party.GUARD, Party.AUDITOR),
             "What the models say, unchecked.",
             max_message_bytes=MIB,
         ),
@@ -74,8 +94,9 @@ TOPICS: dict[str, Topic] = {
             "predictions.approved",
             "entity_id",
             (Prediction,),
-            "guard, release",
-            "downstream consumers",
+            # The operator's are what was released. Producers have no business here: this is the gate.
+            (Party.GUARD, Party.OPERATOR),
+            (Party.CONSUMER, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
             "What passed, byte for byte; read it with isolation level read_committed.",
             ApprovedHeaders,
         ),
@@ -84,8 +105,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.blocked",
             "entity_id",
             (Prediction,),
-            "guard",
-            "people, release",
+            (Party.GUARD,),
+            (Party.OPERATOR, Party.AUDITOR),
             "What did not pass, byte for byte, with the findings in the headers.",
             BlockedHeaders,
         ),
@@ -94,8 +115,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.malformed",
             "as it came",
             (),
-            "guard",
-            "people",
+            (Party.GUARD, Party.SWITCH),
+            (Party.OPERATOR, Party.AUDITOR),
             "What could not be decoded, as it came, with the reason in the headers.",
             MalformedHeaders,
         ),
@@ -104,8 +125,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.control",
             "model",
             (Tally, Command),
-            "guard, api, command line",
-            "switch",
+            (Party.GUARD, Party.API, Party.OPERATOR),
+            (Party.SWITCH, Party.API, Party.AUDITOR),
             "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
             extra=_BROKER_TIME,
@@ -115,8 +136,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.state",
             "model",
             (),
-            "switch",
-            "switch",
+            (Party.SWITCH,),
+            (Party.SWITCH, Party.API, Party.OPERATOR),
             "The switch's own memory, restored from here; private to it.",
             cleanup="compact",
             partitions="control",
@@ -127,8 +148,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.routes",
             "model",
             (Route,),
-            "switch",
-            "guard, api",
+            (Party.SWITCH,),
+            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
             "The latest record of a model is its route: guards obey it, Redis mirrors it.",
             cleanup="compact",
             partitions=1,
@@ -139,8 +160,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.incidents",
             "incident_id",
             (Incident,),
-            "switch",
-            "notify, api",
+            (Party.SWITCH,),
+            (Party.NOTIFY, Party.API, Party.OPERATOR),
             "Each update is the full incident; the latest one counts.",
             retention_ms=90 * 24 * HOUR_MS,
             partitions=1,
@@ -150,8 +171,9 @@ TOPICS: dict[str, Topic] = {
             "holdfast.audit",
             "model",
             (AuditRecord,),
-            "switch, release",
-            "api, command line",
+            # The operator's are of releases, in the same transaction.
+            (Party.SWITCH, Party.OPERATOR),
+            (Party.API, Party.OPERATOR, Party.AUDITOR),
             "The outcome of every command, every automatic decision, and every release.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,

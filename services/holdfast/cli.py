@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +19,13 @@ from rich.text import Text
 
 from holdfast import operate
 from holdfast.adapters.access import Role, create_token
+from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
 from holdfast.adapters.kafka import check_topics, create_topics, describe
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.service import ServiceError, configure_logging
 from holdfast.settings import load_settings
 from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, duration, fail, perform, run, show
-from holdfast_schemas import TOPICS
+from holdfast_schemas import TOPICS, Party
 
 app = typer.Typer(
     help="Checks every live model prediction, blocks the bad ones, and switches back to the last good version.",
@@ -35,10 +37,12 @@ api_app = typer.Typer(help="Serve the HTTP API and the console page; make its to
 token_app = typer.Typer(help="The tokens that let people and pipelines in.", no_args_is_help=True)
 api_app.add_typer(token_app, name="token")
 app.add_typer(api_app, name="api")
+acls_app = typer.Typer(help="Print what each service and its users must be allowed to do.", no_args_is_help=True)
 app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(topics_app, name="topics")
+app.add_typer(acls_app, name="acls")
 
 
 def _serve(service: str, config: Path | None) -> None:
@@ -106,7 +110,10 @@ def token_create(
 def audit(
     config: ConfigOption = None,
     once: Annotated[bool, typer.Option("--once", help="Read to the end, print what was found, and end.")] = False,
-    since: Annotated[str | None, typer.Option(help="With --once: only what came in that time, such as 1h.")] = None,
+    since: Annotated[
+        timedelta | None,
+        typer.Option(help="With --once: only what came in that time, such as 1h.", metavar="TIME", parser=duration),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every prediction with its verdict, and judge what was approved again, independently of the guards.
@@ -123,7 +130,7 @@ def audit(
     def action() -> Findings:
         settings = load_settings(config)
         configure_logging(settings.log_format)
-        return run(audit_once(settings, duration(since, "--since") if since else None))
+        return run(audit_once(settings, since))
 
     found = perform(action)
 
@@ -263,6 +270,47 @@ def topics_create(config: ConfigOption = None, as_json: JsonOption = False) -> N
         console.print(table)
 
     show(as_json, facts, display)
+
+
+@acls_app.command("kafka")
+def acls_kafka(
+    principal: Annotated[
+        list[str] | None,
+        typer.Option("--principal", help="Another login than User:holdfast-PARTY, as guard=User:CN=guard; repeatable."),
+    ] = None,
+    command_config: Annotated[
+        str, typer.Option(help="Kafka's client configuration of who grants.")
+    ] = "admin.properties",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the kafka-acls.sh lines that give each party its topics, groups and transactional ids, and no more."""
+
+    def action() -> tuple[str, list[Grant]]:
+        settings = load_settings(config)
+        principals = dict(PRINCIPALS)
+        for given in principal or []:
+            party, _, name = given.partition("=")
+            if party not in principals or not name.startswith("User:"):
+                raise Refused(f"--principal {given} is not PARTY=User:NAME. The parties are {', '.join(principals)}.")
+            principals[Party(party)] = name
+        return settings.kafka.bootstrap_servers, grants(settings, principals)
+
+    bootstrap_servers, found = perform(action)
+    lines = [grant.command(bootstrap_servers, command_config) for grant in found]
+    show(as_json, [asdict(grant) for grant in found], lambda console: _print_lines(console, lines))
+
+
+@acls_app.command("redis")
+def acls_redis(as_json: JsonOption = False) -> None:
+    """Print the redis-cli lines that make the users of the switch and of serving code; they get passwords after."""
+    users = [{"user": user.name, "rules": list(user.rules)} for user in REDIS_USERS]
+    show(as_json, users, lambda console: _print_lines(console, [user.command() for user in REDIS_USERS]))
+
+
+def _print_lines(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,27 +3,26 @@
 import asyncio
 import email.utils
 import platform
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version
 
+import httpx
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, describe, reader, utc_now
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.core.policy import PolicyError
-from holdfast.settings import Settings, SettingsError
-from holdfast_schemas import TOPICS, Route
+from holdfast.settings import Settings, SettingsError, without_login
+from holdfast_schemas import TOPICS, Route, Topic
 
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""
@@ -54,31 +53,25 @@ async def diagnose(settings: Settings) -> AsyncIterator[Diagnosis]:
         "versions", Health.OK, f"holdfast {version('holdfast')}, Python {platform.python_version()}, {libraries}"
     )
     yield _policies(settings)
-    routes: dict[str, Route] | None = None
+    routes: dict[str, Route] = {}
     try:
-        async for diagnosis in _kafka(settings):
+        async for diagnosis in _kafka(settings, routes):
             yield diagnosis
-        routes = await read_routes(settings)
-        held = sorted(model for model, route in routes.items() if route.state == "held")
-        if held:
-            yield Diagnosis(
-                "routes",
-                Health.WARNING,
-                f"held, so that everything is blocked: {', '.join(held)}",
-                "See why, then promote a version or resume: holdfast route show",
-            )
-        else:
-            yield Diagnosis("routes", Health.OK, f"{len(routes)} models have a route, none is held")
     except (KafkaUnavailable, SettingsError) as error:
-        finding, _, advice = str(error).partition(". ")
-        yield Diagnosis("kafka", Health.FAILED, finding, advice)
+        yield _failed("kafka", str(error))
     except KafkaError as error:
-        finding, _, advice = (await explain(settings.kafka, error)).partition(". ")
-        yield Diagnosis("kafka", Health.FAILED, finding, advice)
+        yield _failed("kafka", await explain(settings.kafka, error))
+    except Exception as error:
+        yield _failed("kafka", f"it could not be looked at: {describe(error)}. See the broker's log and version.")
     async for diagnosis in _redis(settings, routes):
         yield diagnosis
     for url in settings.notify.alertmanager_urls:
         yield await asyncio.to_thread(_alertmanager, url)
+
+
+def _failed(area: str, sentences: str) -> Diagnosis:
+    finding, _, advice = sentences.partition(". ")
+    return Diagnosis(area, Health.FAILED, finding.removesuffix("."), advice)
 
 
 def _policies(settings: Settings) -> Diagnosis:
@@ -96,7 +89,8 @@ def _policies(settings: Settings) -> Diagnosis:
     return Diagnosis("policies", Health.OK, ", ".join(sorted(policy.id for policy in policies.values())))
 
 
-async def _kafka(settings: Settings) -> AsyncIterator[Diagnosis]:
+async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:
+    """Fills `routes`, too."""
     admin = AIOKafkaAdminClient(request_timeout_ms=10_000, **settings.kafka.client_options())
     try:
         await admin.start()
@@ -104,60 +98,110 @@ async def _kafka(settings: Settings) -> AsyncIterator[Diagnosis]:
         yield Diagnosis(
             "kafka", Health.OK, f"{brokers} broker{'s' if brokers != 1 else ''} at {settings.kafka.bootstrap_servers}"
         )
-        counts = await check_topics(settings, TOPICS)
-        yield Diagnosis("topics", Health.OK, f"all {len(counts)} are there, and their partitions fit")
-        async for diagnosis in _topic_settings(settings, admin):
+        names = {role: getattr(settings.topics, role) for role in TOPICS}
+        found = {t["topic"]: t for t in await admin.describe_topics(list(names.values())) if not t["error_code"]}
+        counts = {role: len(found[name]["partitions"]) for role, name in names.items() if name in found}
+        for diagnosis in _topics(names, counts):
             yield diagnosis
+        async for diagnosis in _topic_settings({names[role]: TOPICS[role] for role in counts}, admin):
+            yield diagnosis
+        single = [name for name, topic in found.items() if len(topic["partitions"][0]["replicas"]) < 2]
+        if single:
+            yield Diagnosis(
+                "topics",
+                Health.WARNING,
+                f"{_count(single, 'topic')} with one replica: a lost disk loses all that is in there",
+                "In production set topic_settings.replication_factor = 3 before creating them, or add replicas.",
+            )
         services = (("guard", settings.guard.group, "predictions"), ("switch", settings.switch.group, "control"))
         for service, group, role in services:
-            async for diagnosis in _group(settings, admin, service, group, role, counts[role]):
-                yield diagnosis
+            if role in counts:
+                async for diagnosis in _group(settings, admin, service, group, names[role], counts[role]):
+                    yield diagnosis
     finally:
         await admin.close()
+    if "routes" in counts:
+        routes.update(await read_routes(settings))
+        held = sorted(model for model, route in routes.items() if route.state == "held")
+        if held:
+            yield Diagnosis(
+                "routes",
+                Health.WARNING,
+                f"held, so that everything is blocked: {', '.join(held)}",
+                "See why, then promote a version or resume: holdfast route show",
+            )
+        else:
+            yield Diagnosis("routes", Health.OK, f"{_count(routes, 'model')} with a route, none of them held")
 
 
-async def _topic_settings(settings: Settings, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
-    names = {getattr(settings.topics, role): topic for role, topic in TOPICS.items()}
-    wrong: list[str] = []
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
-        for _, _, _, name, entries in response.resources:
-            actual = {entry[0]: entry[1] for entry in entries}
-            for key, wanted in names[name].settings.items():
-                # How long to keep records, and how to compact, is the operator's to choose.
-                chosen_by_operator = key in {"retention.ms", "segment.ms", "min.cleanable.dirty.ratio"}
-                if not chosen_by_operator and actual.get(key) != wanted:
-                    wrong.append(f"{name} has {key}={actual.get(key)}, not {wanted}")
-    if wrong:
+def _count(things: Collection[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
+
+
+def _topics(names: dict[str, str], counts: dict[str, int]) -> Iterator[Diagnosis]:
+    missing = [name for role, name in names.items() if role not in counts]
+    if missing:
         yield Diagnosis(
             "topics",
             Health.FAILED,
-            "; ".join(wrong),
-            "Set them with Kafka's tool: kafka-configs.sh --alter --add-config",
+            f"missing, or not to be seen by this login: {', '.join(missing)}",
+            "Create them: holdfast topics create",
         )
-    else:
+    unequal = 0
+    for role, count in counts.items():
+        base = TOPICS[role].partitions
+        if isinstance(base, str) and base in counts and count != counts[base]:
+            unequal += 1
+            yield Diagnosis(
+                "topics",
+                Health.FAILED,
+                f"{names[role]} has {count} partitions and {names[base]} has {counts[base]}",
+                f"Give {names[role]} {counts[base]} too: order per key depends on equal numbers.",
+            )
+    if not missing and not unequal:
+        yield Diagnosis("topics", Health.OK, f"all {len(counts)} are there, and their partitions fit")
+
+
+async def _topic_settings(topics: dict[str, Topic], admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    well = True
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]):
+        for _, _, _, name, entries in response.resources:
+            actual = {entry[0]: entry[1] for entry in entries}
+            # How long to keep records, and how to compact, is the operator's to choose.
+            chosen_by_operator = {"retention.ms", "segment.ms", "min.cleanable.dirty.ratio"}
+            wrong = {
+                key: wanted
+                for key, wanted in topics[name].settings.items()
+                if key not in chosen_by_operator and actual.get(key) != wanted
+            }
+            if wrong:
+                well = False
+                alter = ",".join(f"{key}={wanted}" for key, wanted in wrong.items())
+                yield Diagnosis(
+                    "topics",
+                    Health.FAILED,
+                    f"{name} has {', '.join(f'{key}={actual.get(key)}' for key in wrong)}",
+                    f"Set it with Kafka's tool: kafka-configs.sh --alter --topic {name} --add-config {alter}",
+                )
+    if topics and well:
         yield Diagnosis("topics", Health.OK, "their settings are those that Holdfast needs")
-    single = [t["topic"] for t in await admin.describe_topics(list(names)) if len(t["partitions"][0]["replicas"]) < 2]
-    if single:
-        yield Diagnosis(
-            "topics",
-            Health.WARNING,
-            f"{len(single)} topics have one replica: a lost disk loses them",
-            "In production set topic_settings.replication_factor = 3 before creating them, or add replicas.",
-        )
 
 
 async def _group(
-    settings: Settings, admin: AIOKafkaAdminClient, service: str, group: str, role: str, partitions: int
+    settings: Settings, admin: AIOKafkaAdminClient, service: str, group: str, topic: str, partitions: int
 ) -> AsyncIterator[Diagnosis]:
-    (response,) = await admin.describe_consumer_groups([group])
-    members = len(response.groups[0][5])
+    try:
+        (response,) = await admin.describe_consumer_groups([group])
+        members = len(response.groups[0][5])
+        offsets = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:
+        # A new cluster has no coordinator before the first group comes.
+        members, offsets = 0, {}
     if members:
         yield Diagnosis(service, Health.OK, f"{members} in the group {group}")
     else:
         yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}")
-    topic = getattr(settings.topics, role)
     tps = [TopicPartition(topic, number) for number in range(partitions)]
-    offsets = await admin.list_consumer_group_offsets(group)
     consumer = reader(settings.kafka)
     await consumer.start()
     try:
@@ -165,9 +209,16 @@ async def _group(
         starts = await consumer.beginning_offsets(tps)
     finally:
         await consumer.stop()
-    lag = sum(
-        ends[tp] - (offsets[tp].offset if tp in offsets and offsets[tp].offset >= 0 else starts[tp]) for tp in tps
-    )
+    committed = {tp: offsets[tp].offset if tp in offsets else -1 for tp in tps}
+    lost = [tp.partition for tp in tps if 0 <= committed[tp] < starts[tp]]
+    if lost:
+        yield Diagnosis(
+            service,
+            Health.FAILED,
+            f"records of {topic} were removed before it read them, in partition {', '.join(map(str, lost))}",
+            "Lengthen the topic's retention, and set the group's offset to where it shall go on.",
+        )
+    lag = sum(max(0, ends[tp] - max(committed[tp], starts[tp])) for tp in tps)
     if lag > MAX_LAG:
         advice = f"See its log and metrics; run more of them, up to {partitions}."
         yield Diagnosis(service, Health.WARNING, f"{lag:,} records of {topic} wait", advice)
@@ -175,18 +226,16 @@ async def _group(
         yield Diagnosis(service, Health.OK, f"{lag:,} records of {topic} wait")
 
 
-async def _redis(settings: Settings, routes: dict[str, Route] | None) -> AsyncIterator[Diagnosis]:
+async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:
     try:
         mirror = RouteMirror(settings.redis.connection_url())
-    except SettingsError as error:
+    except (SettingsError, ValueError) as error:
         yield Diagnosis(
             "redis", Health.FAILED, str(error), "Serving code that uses the same files has the same trouble."
         )
         return
     try:
         yield _skew("redis", await mirror.clock())
-        if routes is None:
-            return
         epochs = await mirror.epochs(sorted(routes))
         older = [model for model, route in routes.items() if (epochs[model] or 0) < route.epoch]
         newer = [model for model, route in routes.items() if (epochs[model] or 0) > route.epoch]
@@ -200,8 +249,8 @@ async def _redis(settings: Settings, routes: dict[str, Route] | None) -> AsyncIt
         if older:
             advice = "A running switch asserts them again within a second or so; see its log."
             yield Diagnosis("redis", Health.WARNING, f"is behind Kafka for {', '.join(older)}", advice)
-        if not newer and not older:
-            yield Diagnosis("redis", Health.OK, f"agrees with Kafka on {len(routes)} routes")
+        if routes and not newer and not older:
+            yield Diagnosis("redis", Health.OK, f"agrees with Kafka on {_count(routes, 'route')}")
     except RedisUnavailable as error:
         yield Diagnosis(
             "redis", Health.FAILED, str(error), "Guards go on obeying Kafka; serving code keeps its last answer."
@@ -219,18 +268,19 @@ def _skew(area: str, theirs: datetime) -> Diagnosis:
 
 
 def _alertmanager(url: str) -> Diagnosis:
+    shown = without_login(url)
     try:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("it is no http address")
-        with urllib.request.urlopen(f"{url.rstrip('/')}/-/ready", timeout=5) as answer:  # noqa: S310  checked above
-            date = answer.headers.get("Date")
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        answer = httpx.get(f"{url.rstrip('/')}/-/ready", timeout=5, follow_redirects=True)
+        answer.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        said = f"answers {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else "is not there"
         return Diagnosis(
             "alertmanager",
             Health.FAILED,
-            f"{url} does not answer: {describe(error)}",
-            "Start it, or set notify.alertmanager_urls; nobody is paged until it answers.",
+            f"{shown} {said}",
+            "Start it, or set notify.alertmanager_urls; nobody is paged until it is ready.",
         )
+    date = answer.headers.get("Date")
     if date is None:
-        return Diagnosis("alertmanager", Health.OK, f"{url} is ready")
+        return Diagnosis("alertmanager", Health.OK, f"{shown} is ready")
     return _skew("alertmanager", email.utils.parsedate_to_datetime(date))

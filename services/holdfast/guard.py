@@ -74,8 +74,12 @@ class GuardWork:
         self._progress.set_to_current_time()
 
     async def restore(self) -> None:
-        """Rebuild the memory from the tail of the same partition of the approved topic."""
-        await self._guard.follower.caught_up.wait()
+        """Rebuild the memory from the tail of the same partition of the approved topic.
+
+        The routes are read to their end as it is now: a worker that slept through a fence must not judge with what
+        it knew before.
+        """
+        await self._guard.follower.catch_up()
         policies = self._guard.policies.current
         self._remembered = policies.remembered_fields()
         started = time.monotonic()
@@ -311,20 +315,14 @@ class Guard:
             max_records=guard.max_batch_records,
             give_up_after=guard.give_up_after,
         )
-        self._tasks = [
-            asyncio.create_task(self._must_run(self.follower.follow({self.settings.topics.routes: counts["routes"]}))),
-            asyncio.create_task(self.policies.follow()),
-            asyncio.create_task(self._measure_lag()),
-        ]
+        # Without the fences nothing may be approved.
+        beside = (
+            self.follower.follow({self.settings.topics.routes: counts["routes"]}),
+            self.policies.follow(),
+            self._measure_lag(),
+        )
+        self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
-
-    async def _must_run(self, following: object) -> None:
-        try:
-            await following  # type: ignore[misc]
-        except Exception as error:
-            # Without the fences nothing may be approved.
-            assert self.loop is not None  # noqa: S101
-            self.loop.fail(error)
 
     async def _measure_lag(self) -> None:
         while True:

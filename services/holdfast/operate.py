@@ -3,19 +3,21 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.adapters.commands import await_verdict_on, read_incidents, read_routes, send_command
-from holdfast.release import Answer, Blocked, Released, find_blocked, release
+from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, send_command
+from holdfast.adapters.policies import load_policies
+from holdfast.core.policy import PolicyError
+from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -25,11 +27,24 @@ from holdfast.terminal import (
     Refused,
     duration,
     login_name,
+    name,
     perform,
     run,
     show,
+    show_line,
 )
-from holdfast_schemas import Action, AuditRecord, Command, Finding, Incident, IncidentStatus, Outcome, Route, utc_now
+from holdfast_schemas import (
+    Action,
+    AuditRecord,
+    Command,
+    Finding,
+    Incident,
+    IncidentAction,
+    IncidentStatus,
+    Outcome,
+    Route,
+    utc_now,
+)
 
 route_app = typer.Typer(help="See and change which version of a model serves.", no_args_is_help=True)
 blocked_app = typer.Typer(help="See what was blocked, and release what should not have been.", no_args_is_help=True)
@@ -39,20 +54,31 @@ _STATE_STYLE = {"auto": "green", "pinned": "yellow", "held": "bold red"}
 _SEVERITY_STYLE = {"critical": "bold red", "error": "red", "warning": "yellow", "info": "cyan"}
 
 
+ModelArgument = Annotated[str, typer.Argument(help="The model.", metavar="MODEL", parser=name)]
+
+
 # What is
 
 
-def _models(model: str, settings: Settings) -> Mapping[str, Route]:
-    routes = run(read_routes(settings))
-    if model not in routes:
-        known = ", ".join(sorted(routes)) or "none yet"
-        raise Refused(f"There is no route for the model {model!r}. Models with a route: {known}.")
-    return {model: routes[model]}
+def _known_models(settings: Settings, routed: Iterable[str]) -> set[str]:
+    """Every model with a route or a policy."""
+    try:
+        return {*routed, *load_policies(settings.policies).policies}
+    except PolicyError:  # A person's machine need not have the policies.
+        return set(routed)
+
+
+def _refuse_unknown(model: str, known: Collection[str]) -> None:
+    if model not in known:
+        there_are = ", ".join(sorted(known)) or "none yet"
+        raise Refused(f"There is no model {model!r}. Models with a route or a policy: {there_are}.")
 
 
 @route_app.command("show")
 def route_show(
-    model: Annotated[str | None, typer.Argument(help="One model; all without it.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="One model; all without it.", metavar="MODEL", parser=name)
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,8 +86,13 @@ def route_show(
 
     def action() -> list[Route]:
         settings = load_settings(config)
-        routes = run(read_routes(settings)) if model is None else _models(model, settings)
-        return [route for _, route in sorted(routes.items())]
+        routes = run(read_routes(settings))
+        if model is None:
+            return [route for _, route in sorted(routes.items())]
+        if model not in routes:
+            _refuse_unknown(model, _known_models(settings, routes))
+            raise Refused(f"{model} has no route yet. Give it one: holdfast route promote {model} VERSION --reason …")
+        return [routes[model]]
 
     routes = perform(action)
 
@@ -80,7 +111,8 @@ def _route_panel(route: Route) -> Panel:
     rows.add_column(overflow="fold")
     rows.add_row("serves", Text(route.version or "nothing", style="bold" if route.version else "bold red"))
     rows.add_row("state", Text(route.state.value, style=_STATE_STYLE[route.state.value]))
-    rows.add_row("last good", route.last_good or "none")
+    if route.version is not None:
+        rows.add_row("after a trip", f"{route.last_good} would serve" if route.last_good else "nothing would: held")
     rows.add_row("fenced", ", ".join(route.fenced) or "none")
     rows.add_row("since", f"{route.since:%Y-%m-%d %H:%M:%S} UTC, epoch {route.epoch}")
     rows.add_row("by", Text(route.actor))
@@ -95,19 +127,24 @@ def _route_panel(route: Route) -> Panel:
 
 class _Spec(NamedTuple):
     help: str
-    version: str  # needed, optional or none
-    ends: bool = False
+    version: str
+    """`needed`, `optional` or `none`."""
+    lasts: str = ""
+    """Help on how long it lasts; empty where it has no end."""
 
 
+_FOR = "End by itself after, say, 30m or 2h."
 _ROUTE_COMMANDS = {
     Action.PROMOTE: _Spec("Let a version serve.", "needed"),
-    Action.PIN: _Spec("Fix the version; automatic switching is off until unpin.", "optional", ends=True),
+    Action.PIN: _Spec("Fix the version; automatic switching is off until unpin.", "optional", _FOR),
     Action.UNPIN: _Spec("Let Holdfast switch automatically again.", "none"),
     Action.ROLLBACK: _Spec("Leave the active version, fence it, and go back to the last good one.", "optional"),
-    Action.HOLD: _Spec("Let no version serve; everything is blocked.", "none", ends=True),
+    Action.HOLD: _Spec("Let no version serve; everything is blocked.", "none", _FOR),
     Action.RESUME: _Spec("End a hold.", "optional"),
     Action.FENCE: _Spec("Block every output of a version.", "needed"),
-    Action.UNFENCE: _Spec("Let a fenced version be a candidate again.", "needed", ends=True),
+    Action.UNFENCE: _Spec(
+        "Let a fenced version be a candidate again.", "needed", "Fence it again after, say, 30m or 2h."
+    ),
 }
 
 
@@ -119,24 +156,26 @@ def _send(
     reason: str,
     actor: str | None,
     version: str | None = None,
-    lasts: str | None = None,
+    lasts: timedelta | None = None,
     incident_id: str | None = None,
 ) -> AuditRecord:
-    try:
-        command = Command(
-            command_id=os.urandom(12).hex(),
-            model=model,
-            action=action,
-            version=version,
-            incident_id=incident_id,
-            actor=login_name(actor),
-            reason=reason,
-            expires_at=None if lasts is None else utc_now() + duration(lasts, "--for"),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refused(f"{first['loc'][0]}: {first['msg']}. Nothing was sent.") from None
-    return run(send_command(settings, command))
+    command = Command(
+        command_id=os.urandom(12).hex(),
+        model=model,
+        action=action,
+        version=version,
+        incident_id=incident_id,
+        actor=login_name(actor),
+        reason=reason,
+        expires_at=None if lasts is None else utc_now() + lasts,
+    )
+
+    async def send() -> AuditRecord:
+        # A model that is mistyped would get a route of its own.
+        _refuse_unknown(model, _known_models(settings, await read_routes(settings)))
+        return await send_command(settings, command)
+
+    return run(send())
 
 
 def _answer(audit: AuditRecord, as_json: bool) -> None:
@@ -153,16 +192,22 @@ def _answer(audit: AuditRecord, as_json: bool) -> None:
 def _add_route_command(action: Action, spec: _Spec) -> None:
     def command(
         context: typer.Context,
-        model: Annotated[str, typer.Argument(help="The model.")],
+        model: ModelArgument,
         reason: ReasonOption,
-        version: Annotated[str | None, typer.Argument(help=f"The version ({spec.version}).")] = None,
+        version: Annotated[
+            str | None,
+            typer.Argument(help="The version.", metavar="VERSION", hidden=spec.version == "none", parser=name),
+        ] = None,
         actor: ActorOption = None,
         lasts: Annotated[
-            str | None, typer.Option("--for", help="End by itself after, say, 30m or 2h.", hidden=not spec.ends)
+            timedelta | None,
+            typer.Option("--for", help=spec.lasts, hidden=not spec.lasts, metavar="TIME", parser=duration),
         ] = None,
         config: ConfigOption = None,
         as_json: JsonOption = False,
     ) -> None:
+        if lasts is not None and not spec.lasts:
+            context.fail(f"{action.value} has no end; leave out --for.")
         if spec.version == "needed" and version is None:
             context.fail(f"{action.value} needs a version: holdfast route {action.value} {model} VERSION --reason …")
         if spec.version == "none" and version is not None:
@@ -181,22 +226,30 @@ def _add_route_command(action: Action, spec: _Spec) -> None:
 
 @route_app.command("promote", help=_ROUTE_COMMANDS[Action.PROMOTE].help)
 def route_promote(
-    model: Annotated[str, typer.Argument(help="The model.")],
+    context: typer.Context,
+    model: ModelArgument,
     reason: ReasonOption,
-    version: Annotated[str | None, typer.Argument(help="The version.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="The version; not with --from-mlflow.", metavar="VERSION", parser=name)
+    ] = None,
     from_mlflow: Annotated[
         str | None, typer.Option(help="Read the version from an MLflow registry: models:/NAME@ALIAS or models:/NAME/3.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until the version is good (exit 0), or is left or fenced (exit 1).")
+        bool,
+        typer.Option(
+            "--wait", help="Wait until the version is good (exit 0), or is fenced or left (exit 1). One line a change."
+        ),
     ] = False,
-    timeout: Annotated[str, typer.Option(help="How long to wait at most.")] = "1h",
+    timeout: Annotated[
+        timedelta, typer.Option(help="How long to wait at most.", metavar="TIME", parser=duration, show_default="1h")
+    ] = timedelta(hours=1),
     actor: ActorOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     if (version is None) == (from_mlflow is None):
-        raise typer.BadParameter("give either a VERSION or --from-mlflow")
+        context.fail("Give either a VERSION or --from-mlflow.")
 
     def action() -> AuditRecord:
         settings = load_settings(config)
@@ -206,22 +259,35 @@ def route_promote(
 
             wanted = registered_version(from_mlflow)
         audit = _send(settings, Action.PROMOTE, model, reason=reason, actor=actor, version=wanted)
-        if wait and audit.outcome is Outcome.APPLIED:
-            return run(_wait_for(settings, audit, duration(timeout, "--timeout").total_seconds()))
-        return audit
+        if not wait:
+            return audit
+        _print_change(audit, as_json)
+        return run(_wait_for(settings, audit, timeout, as_json)) if audit.outcome is Outcome.APPLIED else audit
 
-    _answer(perform(action), as_json)
+    audit = perform(action)
+    if not wait:
+        _answer(audit, as_json)
+    elif audit.outcome is Outcome.REFUSED:
+        raise typer.Exit(1)
 
 
-async def _wait_for(settings: Settings, promoted: AuditRecord, seconds: float) -> AuditRecord:
+def _print_change(audit: AuditRecord, as_json: bool) -> None:
+    facts = audit.model_dump(mode="json", exclude_none=True)
+    show_line(as_json, facts, f"{audit.at:%H:%M:%S} {audit.outcome.value}: {audit.detail}")
+
+
+async def _wait_for(settings: Settings, promoted: AuditRecord, at_most: timedelta, as_json: bool) -> AuditRecord:
+    change = promoted
     try:
-        async with asyncio.timeout(seconds):
-            return await await_verdict_on(settings, promoted)
+        async with asyncio.timeout(at_most.total_seconds()):
+            async for change in follow_promotion(settings, promoted):
+                _print_change(change, as_json)
     except TimeoutError:
         raise Refused(
             f"{promoted.version} has not earned good within the time given, and was not fenced either. "
-            f"See whether it gets predictions: holdfast route show {promoted.model}"
+            f"It goes on serving; see whether it gets predictions: holdfast route show {promoted.model}"
         ) from None
+    return change
 
 
 for _action, _spec in _ROUTE_COMMANDS.items():
@@ -234,50 +300,74 @@ for _action, _spec in _ROUTE_COMMANDS.items():
 
 @incidents_app.command("list")
 def incidents_list(
-    model: Annotated[str | None, typer.Option(help="Of one model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of one model.", metavar="MODEL", parser=name)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Resolved ones too.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the open incidents, newest first."""
-    incidents = [
-        incident
-        for incident in perform(lambda: run(read_incidents(load_settings(config)))).values()
-        if model in (None, incident.model) and (everything or incident.status is not IncidentStatus.RESOLVED)
-    ]
-    incidents.sort(key=lambda incident: incident.opened_at, reverse=True)
+
+    def action() -> list[Incident]:
+        settings = load_settings(config)
+        incidents = list(run(read_incidents(settings)).values())
+        if model is not None and all(model != incident.model for incident in incidents):
+            _refuse_unknown(model, _known_models(settings, run(read_routes(settings))))
+        return [
+            incident
+            for incident in sorted(incidents, key=lambda incident: incident.opened_at, reverse=True)
+            if model in (None, incident.model) and (everything or incident.status is not IncidentStatus.RESOLVED)
+        ]
+
+    incidents = perform(action)
 
     def display(console: Console) -> None:
         if not incidents:
             console.print("No incident." if everything else "No open incident.")
             return
-        table = Table("opened", "model", "bad version", "what was done", "blocked", "status", "id")
+        table = _table("id", "opened", "model", "bad version", "done", "blocked", "status")
+        for column in (0, 1, 5, 6):
+            table.columns[column].no_wrap = True
         for incident in incidents:
             table.add_row(
-                f"{incident.opened_at:%m-%d %H:%M:%S}",
+                incident.incident_id[:8],
+                f"{incident.opened_at:%m-%d %H:%M}",
                 incident.model,
                 Text(incident.bad_version, style=_SEVERITY_STYLE[incident.severity.value]),
                 _what_was_done(incident),
-                f"{incident.blocked:,} of {incident.seen:,}",
-                incident.status.value,
-                incident.incident_id[:12],
+                f"{incident.blocked:,}",
+                _STATUS[incident.status],
             )
         console.print(table)
 
     show(as_json, [incident.model_dump(mode="json", exclude_none=True) for incident in incidents], display)
 
 
+_STATUS = {
+    IncidentStatus.TRIGGERED: "open",
+    IncidentStatus.ACKNOWLEDGED: "acked",
+    IncidentStatus.RESOLVED: "resolved",
+}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def _what_was_done(incident: Incident) -> str:
-    return f"{incident.action.value} to {incident.routed_to}" if incident.routed_to else incident.action.value
+    switched = incident.action is IncidentAction.SWITCHED
+    return f"switched to {incident.routed_to}" if switched else incident.action.value
 
 
-def _find(settings: Settings, name: str) -> Incident:
+def _find(settings: Settings, prefix: str) -> Incident:
     """By id, or by an unambiguous beginning of it. Raises Refused."""
     incidents = run(read_incidents(settings))
-    found = [incident for key, incident in incidents.items() if key.startswith(name)]
+    found = [incident for key, incident in incidents.items() if key.startswith(prefix)]
     if len(found) != 1:
         what = "is not known" if not found else f"fits {len(found)} incidents"
-        raise Refused(f"The incident {name} {what}. See their ids: holdfast incidents list --all")
+        raise Refused(f"The incident {prefix} {what}. See their ids: holdfast incidents list --all")
     return found[0]
 
 
@@ -309,19 +399,11 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
             facts.add_row("acknowledged", f"by {incident.acknowledged_by}")
         if incident.resolved_by:
             facts.add_row("resolved", f"by {incident.resolved_by}")
-        evidence = Table("entity", "check", "field", "seen", "limit", "source", title="Evidence", title_justify="left")
+        evidence = _table("entity", "what was blocked", "source")
         for sample in incident.samples:
             entity = sample.prediction.get("entity_id", "") if isinstance(sample.prediction, dict) else ""
-            for finding in sample.findings:
-                evidence.add_row(
-                    Text(str(entity)),
-                    finding.check,
-                    finding.field or "",
-                    Text(str(finding.seen)),
-                    Text(str(finding.limit)),
-                    sample.source,
-                )
-        body = Group(facts, evidence) if incident.samples else facts
+            evidence.add_row(Text(str(entity)), _seen(sample.findings), sample.source)
+        body = Group(facts, "", evidence) if incident.samples else facts
         console.print(Panel(body, title=Text(incident.dedup_key, style="bold"), title_align="left"))
 
     show(as_json, incident.model_dump(mode="json", exclude_none=True), display)
@@ -370,20 +452,56 @@ def incidents_resolve(
 
 # Blocked predictions
 
-ModelArgument = Annotated[str, typer.Argument(help="The model.")]
-SinceOption = Annotated[str, typer.Option("--since", help="How far back to look, as in 30m or 2h.")]
-VersionOption = Annotated[str | None, typer.Option("--version", help="Of one version.")]
-CheckOption = Annotated[str | None, typer.Option("--check", help="That failed this check.")]
+SinceOption = Annotated[
+    timedelta,
+    typer.Option(
+        "--since",
+        help="How far back to look, as in 30m or 2h.",
+        metavar="TIME",
+        parser=duration,
+        show_default="1h",
+    ),
+]
+VersionOption = Annotated[str | None, typer.Option("--version", help="Of one version.", metavar="VERSION")]
+CheckOption = Annotated[str | None, typer.Option("--check", help="That failed this check.", metavar="CHECK")]
 
 
 def _seen(findings: Sequence[Finding]) -> Text:
-    return Text("; ".join(f"{f.check}: {f.field or ''} {f.seen}, limit {f.limit}" for f in findings))
+    """One line for each finding: `price_floor: value 1 USD (min 10, max 25,000)`."""
+    lines = []
+    for finding in findings:
+        unit = f" {finding.unit}" if finding.unit else ""
+        subject = f"{finding.field} {_number(finding.seen)}" if finding.field else _number(finding.seen)
+        lines.append(f"{finding.check}: {subject}{unit}" + (f" ({_limit(finding.limit)})" if finding.limit else ""))
+    return Text("\n".join(lines), overflow="fold")
+
+
+def _limit(limit: Any) -> str:
+    if isinstance(limit, dict):
+        return ", ".join(f"{name} {_number(value)}" for name, value in limit.items())
+    return ", ".join(map(_number, limit)) if isinstance(limit, list | tuple) else _number(limit)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _wanted(
+    model: str, since: timedelta, version: str | None, check: str | None, sources: Iterable[str] = ()
+) -> Wanted:
+    return Wanted(model, utc_now() - since, version, check, frozenset(sources))
+
+
+async def _nothing_blocked(settings: Settings, model: str) -> str:
+    """A sentence for a model of which nothing was found. Raises Refused where the model is not known at all."""
+    _refuse_unknown(model, _known_models(settings, await read_routes(settings)))
+    return f"Nothing of {model} that fits was blocked in that time."
 
 
 @blocked_app.command("list")
 def blocked_list(
     model: ModelArgument,
-    since: SinceOption = "1h",
+    since: SinceOption = timedelta(hours=1),
     version: VersionOption = None,
     check: CheckOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to print, the latest.")] = 50,
@@ -392,33 +510,40 @@ def blocked_list(
 ) -> None:
     """List blocked predictions with what was found."""
 
-    def action() -> list[Blocked]:
-        settings = load_settings(config)
-        return run(find_blocked(settings, model, within=duration(since, "--since"), version=version, check=check))
+    async def find(settings: Settings) -> tuple[int, list[Blocked], str]:
+        count, found = await find_blocked(settings, _wanted(model, since, version, check), limit=limit)
+        return count, found, "" if found else await _nothing_blocked(settings, model)
 
-    found = perform(action)
+    count, found, nothing = perform(lambda: run(find(load_settings(config))))
 
     def display(console: Console) -> None:
         if not found:
-            console.print(f"Nothing of {model} was blocked in the last {since}.")
+            console.print(nothing, markup=False)
             return
-        table = Table("at", "version", "source", "findings", title=f"{len(found):,} blocked", title_justify="left")
-        for one in found[-limit:]:
-            table.add_row(f"{one.at:%H:%M:%S}", one.version, one.source, _seen(one.findings))
+        table = _table("at", "version", "source", "what was found")
+        for one in found:
+            table.add_row(f"{one.at:%H:%M:%S}", Text(one.version), Text(one.source), _seen(one.findings))
         console.print(table)
+        console.print(f"{count:,} blocked" + (f"; the latest {len(found):,} are shown." if count > len(found) else "."))
 
-    show(as_json, [one.facts() for one in found[-limit:]], display)
+    show(as_json, {"count": count, "predictions": [one.facts() for one in found]}, display)
 
 
 @blocked_app.command("release")
 def blocked_release(
     model: ModelArgument,
     reason: ReasonOption,
-    source: Annotated[list[str] | None, typer.Option(help="Only this one: topic/partition/offset; repeatable.")] = None,
-    since: SinceOption = "1h",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one: topic/partition/offset, as `blocked list` shows it; repeatable."),
+    ] = None,
+    since: SinceOption = timedelta(hours=1),
     version: VersionOption = None,
     check: CheckOption = None,
     force: Annotated[bool, typer.Option("--force", help="Also what still fails today's policy.")] = False,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also where a newer output of the same entity was approved since.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be released.")] = False,
     actor: ActorOption = None,
     config: ConfigOption = None,
@@ -426,46 +551,48 @@ def blocked_release(
 ) -> None:
     """Judge blocked predictions again by today's policy, and approve what passes.
 
+    Each is released once at most, and never when it is older than release.max_age. A release is an exception for
+    one output: it does not change what later ones are held against.
+
     Exit code 1 when any of them is not released.
     """
 
-    def action() -> list[Released]:
-        settings = load_settings(config)
-        who = login_name(actor)
-        if not reason.strip():
-            raise Refused("A release needs a reason; say why with --reason.")
+    async def find_and_release(settings: Settings, who: str) -> list[Released]:
+        results = await release(
+            settings,
+            _wanted(model, since, version, check, source or ()),
+            actor=who,
+            reason=reason,
+            force=force,
+            superseded=superseded,
+            dry_run=dry_run,
+        )
+        if not results:
+            raise Refused(f"{await _nothing_blocked(settings, model)} See what was: holdfast blocked list {model}")
+        return results
 
-        async def find_and_release() -> list[Released]:
-            found = await find_blocked(
-                settings,
-                model,
-                within=duration(since, "--since"),
-                version=version,
-                check=check,
-                sources=source or (),
-            )
-            if not found:
-                raise Refused(
-                    f"Nothing of {model} that fits was blocked in the last {since}; see: holdfast blocked list"
-                )
-            return await release(settings, found, actor=who, reason=reason, force=force, dry_run=dry_run)
-
-        return run(find_and_release())
-
-    results = perform(action)
-    counts = Counter(result.answer.value for result in results)
+    results = perform(lambda: run(find_and_release(load_settings(config), login_name(actor))))
+    counts = Counter(result.answer for result in results)
 
     def display(console: Console) -> None:
-        for result in results:
-            if result.answer is Answer.STILL_FAILS:
-                console.print(Text.assemble(result.blocked.source, " still fails: ", _seen(result.findings)))
-        console.print(", ".join(f"{count:,} {answer}" for answer, count in counts.items()) + ".")
+        failing = [result for result in results if result.findings]
+        if failing:
+            table = _table("source", "what still fails")
+            for result in failing[:20]:
+                table.add_row(result.source, _seen(result.findings))
+            console.print(table)
+        if len(failing) > 20:
+            console.print(f"… and {len(failing) - 20:,} more; --json prints them all.")
+        console.print(", ".join(f"{count:,} {_WORDS[answer]}" for answer, count in counts.items()) + ".")
+        for answer in counts:
+            if answer in _ADVICE:
+                console.print(_ADVICE[answer])
 
     facts = {
-        "counts": dict(counts),
+        "counts": {answer.value: count for answer, count in counts.items()},
         "predictions": [
             {
-                "source": result.blocked.source,
+                "source": result.source,
                 "answer": result.answer.value,
                 "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in result.findings],
             }
@@ -475,3 +602,18 @@ def blocked_release(
     show(as_json, facts, display)
     if any(result.answer not in (Answer.RELEASED, Answer.WOULD_BE_RELEASED) for result in results):
         raise typer.Exit(1)
+
+
+_WORDS = {
+    Answer.RELEASED: "released",
+    Answer.WOULD_BE_RELEASED: "would be released",
+    Answer.STILL_FAILS: "failing still",
+    Answer.SUPERSEDED: "superseded",
+    Answer.ALREADY_RELEASED: "released before",
+    Answer.TOO_OLD: "too old",
+}
+_ADVICE = {
+    Answer.STILL_FAILS: "What still fails is released with --force, in your name.",
+    Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
+    Answer.TOO_OLD: "Too old: older than release.max_age. Have the model predict anew.",
+}

@@ -1,14 +1,15 @@
 """Releasing: predictions that were blocked are judged again, and approved in the name of a person.
 
-A release is one Kafka transaction: (1) the approved records, with the verdict `released`, (2) one audit record for
-each of them. The audit is also the ledger: what it names as released is never released again. The transactional id
-is the same for everybody, so of two who release at once one is fenced and publishes nothing.
+Page by page of the blocked topic: judge, then one Kafka transaction of (1) the approved records, with the verdict
+`released`, (2) one audit record for each of them. The audit is also the ledger: what it names as released is never
+released again. The transactional id is the same for everybody, so of two who release at once the one who began
+first is fenced and publishes nothing more.
 """
 
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -21,8 +22,11 @@ from pydantic_core import to_json
 
 from holdfast.adapters.commands import read_routes
 from holdfast.adapters.kafka import (
+    MAX_BATCH_BYTES,
+    MAX_REQUEST_BYTES,
     Headers,
     KafkaUnavailable,
+    Out,
     Write,
     check_topics,
     partition_for,
@@ -40,17 +44,46 @@ from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict
 
 ACTION = "release"
+MAX_IN_TRANSACTION = 500
+"""Predictions: a page of the blocked topic, some megabytes, may hold tens of thousands."""
+TRANSACTION_TIMEOUT = timedelta(seconds=10)
+"""Downstream consumers wait for as long when a release is cut off within its transaction."""
+CLOCK_MARGIN = timedelta(hours=1)
+"""How far ahead a producer's clock may be; Kafka refuses records beyond that by default."""
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
+_OURS = frozenset(header.value for header in Header)
 
 
 class Answer(StrEnum):
     """What became of one blocked prediction."""
 
     RELEASED = "released"
-    WOULD_BE_RELEASED = "would be released"
-    STILL_FAILS = "still fails"
-    ALREADY_RELEASED = "already released"
-    TOO_OLD = "too old"
+    WOULD_BE_RELEASED = "would_be_released"
+    STILL_FAILS = "still_fails"
+    SUPERSEDED = "superseded"
+    """A newer output for the same key was approved: downstream would go back to an older one."""
+    ALREADY_RELEASED = "already_released"
+    TOO_OLD = "too_old"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which blocked predictions are meant; `since` is about when the prediction was written."""
+
+    model: str
+    since: datetime
+    version: str | None = None
+    check: str | None = None
+    sources: frozenset[str] = frozenset()
+
+    def fits(self, one: "Blocked") -> bool:
+        return (
+            one.model == self.model
+            and one.at >= self.since
+            and self.version in (None, one.version)
+            and (self.check is None or any(self.check == finding.check for finding in one.findings))
+            and (not self.sources or one.source in self.sources)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +94,21 @@ class Blocked:
     at: datetime
     model: str
     version: str
-    partition: int
     findings: tuple[Finding, ...]
     record: ConsumerRecord
+
+    @classmethod
+    def of(cls, record: ConsumerRecord) -> "Blocked":
+        """Raises ValueError for a record that no guard wrote."""
+        headers = dict(record.headers)
+        return cls(
+            headers.get(Header.SOURCE.value, b"").decode(),
+            datetime.fromtimestamp(record.timestamp / 1000, utc_now().tzinfo),
+            headers.get(Header.MODEL.value, b"").decode(),
+            headers.get(Header.MODEL_VERSION.value, b"").decode(),
+            _FINDINGS.validate_json(headers.get(Header.FINDINGS.value, b"[]")),
+            record,
+        )
 
     def facts(self) -> dict[str, Any]:
         """For printing: JSON values."""
@@ -83,106 +128,106 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    blocked: Blocked
+    source: str
     answer: Answer
     findings: tuple[Finding, ...] = ()
     """What fails today's policy."""
 
 
-async def find_blocked(
+async def _each_page(
     settings: Settings,
-    model: str,
-    *,
-    within: timedelta,
-    version: str | None = None,
-    check: str | None = None,
-    sources: Sequence[str] = (),
-) -> list[Blocked]:
-    """The blocked predictions of a model that were written in that time, oldest first. Raises KafkaUnavailable."""
-    since = utc_now() - within
-    found: list[Blocked] = []
+    wanted: Wanted,
+    partitions: Sequence[int],
+    on_page: Callable[[list[Blocked]], Awaitable[None] | None],
+) -> None:
+    """Hand over what is wanted, in the order of each partition, as much at a time as a fetch brings."""
 
-    def take(records: Sequence[ConsumerRecord]) -> None:
+    def take(records: Sequence[ConsumerRecord]) -> Awaitable[None] | None:
+        page: list[Blocked] = []
         for record in records:
-            headers = dict(record.headers)
-            one = Blocked(
-                headers.get(Header.SOURCE.value, b"").decode(),
-                datetime.fromtimestamp(record.timestamp / 1000, since.tzinfo),
-                headers.get(Header.MODEL.value, b"").decode(),
-                headers.get(Header.MODEL_VERSION.value, b"").decode(),
-                record.partition,
-                _FINDINGS.validate_json(headers.get(Header.FINDINGS.value, b"[]")),
-                record,
-            )
-            if (
-                one.model == model
-                and one.at >= since
-                and version in (None, one.version)
-                and (check is None or any(check == finding.check for finding in one.findings))
-                and (not sources or one.source in sources)
-            ):
-                found.append(one)
+            try:
+                one = Blocked.of(record)
+            except ValueError:
+                continue  # What no guard wrote is nobody's prediction.
+            if wanted.fits(one):
+                page.append(one)
+        return on_page(page) if page else None
+
+    tps = [TopicPartition(settings.topics.blocked, number) for number in partitions]
+    await read_to_end(settings.kafka, tps, take, since=wanted.since)
+
+
+async def find_blocked(settings: Settings, wanted: Wanted, *, limit: int) -> tuple[int, list[Blocked]]:
+    """How many blocked predictions are wanted, and the latest `limit` of them, oldest first.
+
+    Raises KafkaUnavailable.
+    """
+    count, latest = 0, list[Blocked]()
+
+    def keep(page: list[Blocked]) -> None:
+        nonlocal count, latest
+        count += len(page)
+        latest = sorted([*latest, *page], key=lambda one: (one.at, one.source))[-limit:]
 
     try:
         counts = await check_topics(settings, ["blocked"])
-        tps = [TopicPartition(settings.topics.blocked, number) for number in range(counts["blocked"])]
-        await read_to_end(settings.kafka, tps, take, since=since)
+        await _each_page(settings, wanted, range(counts["blocked"]), keep)
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    return sorted(found, key=lambda one: (one.at, one.source))
+    return count, latest
 
 
 async def release(
     settings: Settings,
-    blocked: Sequence[Blocked],
+    wanted: Wanted,
     *,
     actor: str,
     reason: str,
     force: bool = False,
+    superseded: bool = False,
     dry_run: bool = False,
 ) -> list[Released]:
-    """Judge `blocked` against today's policies, routes and memory, and publish what passes, or everything with `force`.
+    """Judge what is wanted against today's policies, routes and memory, and publish what passes.
 
-    What is older than `release.max_age`, or was released before, is never published. All or nothing: raises
-    KafkaUnavailable, also when somebody else released at the same time, and PolicyError.
+    `force` publishes what fails too, `superseded` what a newer approved output of the same key has overtaken. What
+    is older than `release.max_age`, or was released before, is never published. Raises PolicyError, and
+    KafkaUnavailable, also when somebody else releases at the same time: it says how much had been released by then.
     """
     policies = load_policies(settings.policies)
+    run = _Run(settings, wanted, policies, actor, reason, force, superseded)
     try:
-        counts = await check_topics(settings, ["predictions", "approved", "audit", "routes"])
-        routes = await read_routes(settings)
-        memories = {
-            partition: await restore_memory(settings, policies, partition)
-            for partition in sorted({one.partition for one in blocked})
-        }
-        producer = AIOKafkaProducer(
-            transactional_id=f"{settings.guard.group}-release",
-            enable_idempotence=True,
-            acks="all",
-            **settings.kafka.client_options(),
-        )
-        # Whoever began before is fenced from here on, so the ledger that is read next is complete.
-        await producer.start()
+        run.counts = await check_topics(settings, ["predictions", "approved", "blocked", "audit", "routes"])
+        if not dry_run:
+            run.producer = AIOKafkaProducer(
+                transactional_id=f"{settings.guard.group}-release",
+                transaction_timeout_ms=round(TRANSACTION_TIMEOUT.total_seconds() * 1000),
+                enable_idempotence=True,
+                max_batch_size=MAX_BATCH_BYTES,
+                max_request_size=MAX_REQUEST_BYTES,
+                acks="all",
+                **settings.kafka.client_options(),
+            )
+            # Whoever began before is fenced from here on, so the ledger that is read next is complete.
+            await run.producer.start()
         try:
-            done = await _released_before(settings, counts["audit"])
-            results = [_answer(settings, one, done, policies, routes, memories, force) for one in blocked]
-            chosen = [result for result in results if result.answer is Answer.WOULD_BE_RELEASED]
-            if dry_run or not chosen:
-                return results
-            await producer.begin_transaction()
-            await send_all(producer, _writes(settings, counts, chosen, policies, routes, actor, reason))
-            await producer.commit_transaction()
+            run.done = await _released_before(settings, run.counts["audit"])
+            for partition in range(run.counts["blocked"]):
+                run.judge = None
+                await _each_page(settings, wanted, [partition], run.page)
         finally:
-            await producer.stop()
+            if run.producer is not None:
+                await run.producer.stop()
     except ProducerFenced:
         raise KafkaUnavailable(
-            "Somebody else released at the same time, so nothing was published. See what they did, then do it again."
+            f"Somebody else releases at the same time, so this one ended{run.so_far()}. "
+            "See what they did, then do it again: nothing is released twice."
         ) from None
     except KafkaError as error:
-        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    return [
-        replace(result, answer=Answer.RELEASED) if result.answer is Answer.WOULD_BE_RELEASED else result
-        for result in results
-    ]
+        raise KafkaUnavailable(
+            f"{await explain(settings.kafka, error)} The release ended{run.so_far()}; "
+            "do it again then: nothing is released twice."
+        ) from None
+    return run.results
 
 
 async def _released_before(settings: Settings, partitions: int) -> set[str]:
@@ -198,87 +243,150 @@ async def _released_before(settings: Settings, partitions: int) -> set[str]:
                     sources.add(audit.source)
 
     tps = [TopicPartition(settings.topics.audit, number) for number in range(partitions)]
-    margin = timedelta(hours=1)
-    await read_to_end(settings.kafka, tps, take, since=utc_now() - settings.release.max_age - margin)
+    since = utc_now() - settings.release.max_age - 2 * CLOCK_MARGIN
+    # A switch's open transaction must not hide a release behind it.
+    await read_to_end(settings.kafka, tps, take, since=since, complete=True)
     return sources
 
 
-def _answer(
-    settings: Settings,
-    one: Blocked,
-    done: set[str],
-    policies: PolicySet,
-    routes: dict[str, Route],
-    memories: dict[int, Memory],
-    force: bool,
-) -> Released:
-    now = utc_now()
-    if one.source in done:
-        return Released(one, Answer.ALREADY_RELEASED)
-    if now - one.at > settings.release.max_age:
-        return Released(one, Answer.TOO_OLD)
-    groups, malformed = decode_by_model(policies, [one.record.value])
-    if malformed:
-        finding = Finding(check="decodable", severity=Severity.ERROR, enforced=True, seen=malformed[0])
-        return Released(one, Answer.STILL_FAILS, (finding,))
-    model, batch = groups[0]
-    judgement = judge(
-        batch,
-        policies.policies.get(model),
-        memories[one.partition],
-        routes.get(model),
-        now,
-        model=model,
-        approve_without_policy=settings.guard.no_policy == "approve",
-    )
-    findings = tuple(finding for finding in judgement.findings.get(0, []) if finding.enforced)
-    passes = force or bool(judgement.approved[0])
-    return Released(one, Answer.WOULD_BE_RELEASED if passes else Answer.STILL_FAILS, findings)
+@dataclass(slots=True)
+class _Judge:
+    """What one partition's predictions are judged by."""
+
+    memory: Memory
+    routes: dict[str, Route]
+    newest: dict[bytes, int]
+    """Kafka's timestamp (ms) of the newest approved output by key."""
 
 
-def _writes(
-    settings: Settings,
-    counts: dict[str, int],
-    chosen: Sequence[Released],
-    policies: PolicySet,
-    routes: dict[str, Route],
-    actor: str,
-    reason: str,
-) -> list[Write]:
-    ours = {header.value for header in Header}
-    writes: list[Write] = []
-    for result in chosen:
-        one, record = result.blocked, result.blocked.record
-        policy = policies.policies.get(one.model)
-        headers: Headers = [
-            *(header for header in record.headers if header[0] not in ours),
-            (Header.VERDICT.value, Verdict.RELEASED.value.encode()),
-            (Header.POLICY.value, policy.id.encode() if policy is not None else b"none"),
-            (Header.MODEL.value, one.model.encode()),
-            (Header.MODEL_VERSION.value, one.version.encode()),
-            (Header.SOURCE.value, one.source.encode()),
-            (Header.RELEASED_BY.value, actor.encode()),
-            (Header.RELEASE_REASON.value, reason.encode()),
+@dataclass(slots=True)
+class _Run:
+    """One release. Without a producer nothing is published."""
+
+    settings: Settings
+    wanted: Wanted
+    policies: PolicySet
+    actor: str
+    reason: str
+    force: bool
+    superseded: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    producer: AIOKafkaProducer | None = None
+    judge: _Judge | None = None
+    done: set[str] = field(default_factory=set)
+    results: list[Released] = field(default_factory=list)
+
+    def so_far(self) -> str:
+        count = sum(result.answer is Answer.RELEASED for result in self.results)
+        return f" after {count:,} had been released" if count else " and nothing was released"
+
+    async def page(self, page: list[Blocked]) -> None:
+        if self.judge is None:
+            self.judge = await self._look(page[0].record.partition)
+        for start in range(0, len(page), MAX_IN_TRANSACTION):
+            await self._release(page[start : start + MAX_IN_TRANSACTION], self.judge)
+
+    async def _look(self, partition: int) -> _Judge:
+        newest: dict[bytes, int] = {}
+        model = (Header.MODEL.value, self.wanted.model.encode())
+
+        def take(records: Sequence[ConsumerRecord]) -> None:
+            for record in records:
+                if record.key is not None and model in record.headers:
+                    newest[record.key] = max(record.timestamp, newest.get(record.key, 0))
+
+        tp = TopicPartition(self.settings.topics.approved, partition)
+        tail = self.settings.guard.restore_records
+        await read_to_end(self.settings.kafka, [tp], take, since=self.wanted.since, tail=tail, complete=True)
+        return _Judge(
+            await restore_memory(self.settings, self.policies, partition), await read_routes(self.settings), newest
+        )
+
+    async def _release(self, some: Sequence[Blocked], judge: _Judge) -> None:
+        answers = [self._answer(one, judge) for one in some]
+        chosen = [
+            (one, answer.findings)
+            for one, answer in zip(some, answers, strict=True)
+            if answer.answer is Answer.WOULD_BE_RELEASED
         ]
-        if result.findings:
-            headers.append((Header.FINDINGS.value, to_json(result.findings, exclude_none=True)))
-        writes.append(
-            Write(settings.topics.approved, one.partition, [(record.timestamp, record.key, record.value, headers)])
+        if self.producer is not None and chosen:
+            await self.producer.begin_transaction()
+            await send_all(self.producer, self._writes(chosen, judge.routes.get(self.wanted.model)))
+            await self.producer.commit_transaction()
+            answers = [
+                Released(answer.source, Answer.RELEASED, answer.findings)
+                if answer.answer is Answer.WOULD_BE_RELEASED
+                else answer
+                for answer in answers
+            ]
+        self.results += answers
+
+    def _answer(self, one: Blocked, by: _Judge) -> Released:
+        now = utc_now()
+        if one.source in self.done:
+            return Released(one.source, Answer.ALREADY_RELEASED)
+        # A time in the future is no proof of youth.
+        if not -CLOCK_MARGIN <= now - one.at <= self.settings.release.max_age:
+            return Released(one.source, Answer.TOO_OLD)
+        if not self.superseded and by.newest.get(one.record.key, 0) > one.record.timestamp:
+            return Released(one.source, Answer.SUPERSEDED)
+        groups, malformed = decode_by_model(self.policies, [one.record.value])
+        if malformed:
+            finding = Finding(check="decodable", severity=Severity.ERROR, enforced=True, seen=malformed[0])
+            return Released(one.source, Answer.STILL_FAILS, (finding,))
+        model, batch = groups[0]
+        judgement = judge(
+            batch,
+            self.policies.policies.get(model),
+            by.memory,
+            by.routes.get(model),
+            now,
+            model=model,
+            approve_without_policy=self.settings.guard.no_policy == "approve",
         )
-        forced = f", although it fails {', '.join(f.check for f in result.findings)}" if result.findings else ""
-        audit = AuditRecord(
-            audit_id=uuid.uuid4().hex,
-            at=utc_now(),
-            model=one.model,
-            actor=actor,
-            action=ACTION,
-            version=one.version,
-            outcome=Outcome.APPLIED,
-            reason=reason,
-            detail=f"the prediction at {one.source} was approved{forced}",
-            source=one.source,
-            epoch=routes[one.model].epoch if one.model in routes else 0,
-        )
-        to = partition_for(one.model, counts["audit"])
-        writes.append(Write(settings.topics.audit, to, [(None, one.model.encode(), audit.to_json(), [])]))
-    return writes
+        findings = tuple(finding for finding in judgement.findings.get(0, []) if finding.enforced)
+        if not (self.force or judgement.approved[0]):
+            return Released(one.source, Answer.STILL_FAILS, findings)
+        # At-least-once delivery may have blocked it twice.
+        self.done.add(one.source)
+        return Released(one.source, Answer.WOULD_BE_RELEASED, findings)
+
+    def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], route: Route | None) -> list[Write]:
+        policy = self.policies.policies.get(self.wanted.model)
+        approved: list[Out] = []
+        audits: list[Out] = []
+        for one, findings in chosen:
+            record = one.record
+            headers: Headers = [
+                *(header for header in record.headers if header[0] not in _OURS),
+                (Header.VERDICT.value, Verdict.RELEASED.value.encode()),
+                (Header.POLICY.value, policy.id.encode() if policy is not None else b"none"),
+                (Header.MODEL.value, one.model.encode()),
+                (Header.MODEL_VERSION.value, one.version.encode()),
+                (Header.SOURCE.value, one.source.encode()),
+                (Header.RELEASED_BY.value, self.actor.encode()),
+                (Header.RELEASE_REASON.value, self.reason.encode()),
+            ]
+            if findings:
+                headers.append((Header.FINDINGS.value, to_json(findings, exclude_none=True)))
+            approved.append((record.timestamp, record.key, record.value, headers))
+            forced = f", although it fails {', '.join(finding.check for finding in findings)}" if findings else ""
+            audit = AuditRecord(
+                audit_id=uuid.uuid4().hex,
+                at=utc_now(),
+                model=one.model,
+                actor=self.actor,
+                action=ACTION,
+                version=one.version,
+                outcome=Outcome.APPLIED,
+                reason=self.reason,
+                detail=f"the prediction at {one.source} was approved{forced}",
+                source=one.source,
+                epoch=route.epoch if route is not None else 0,
+            )
+            audits.append((None, one.model.encode(), audit.to_json(), []))
+        to = partition_for(self.wanted.model, self.counts["audit"])
+        return [
+            Write(self.settings.topics.approved, chosen[0][0].record.partition, approved),
+            Write(self.settings.topics.audit, to, audits),
+        ]

@@ -1,6 +1,7 @@
 """Configuration: one TOML file, `holdfast.toml`, and environment variables over it."""
 
 import os
+import re
 import socket
 import tomllib
 from datetime import timedelta
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +26,11 @@ from holdfast_schemas import TOPICS
 
 class SettingsError(Exception):
     """The configuration is refused; the message is one sentence of what is wrong and one of what to do."""
+
+
+def without_login(url: str) -> str:
+    """An address as it may be printed."""
+    return re.sub(r"(?<=://)[^/?#]*@", "**********@", url)
 
 
 class _Section(BaseModel):
@@ -114,7 +120,7 @@ class KafkaSettings(_Section):
     @cached_property
     def token_provider(self) -> Any:
         """One for all clients that are opened with these settings, so that they share a token."""
-        from holdfast.tokens import TokenProvider
+        from holdfast.oauth import TokenProvider
 
         return TokenProvider(
             self.oauth_token_url or "",
@@ -273,7 +279,7 @@ class SwitchSettings(_Section):
 
 
 class NotifySettings(_Section):
-    alertmanager_urls: list[str] = ["http://localhost:9093"]
+    alertmanager_urls: list[Annotated[str, PlainSerializer(without_login)]] = ["http://localhost:9093"]
     """Every member of the Alertmanager cluster; each gets every alert."""
     resend_every: Duration = timedelta(seconds=30)
     """Open incidents are sent again, so that an Alertmanager that restarted knows them."""

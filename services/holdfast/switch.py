@@ -64,6 +64,8 @@ class Mirror:
         self.up: bool | None = None
 
     def show(self, route: Route) -> None:
+        if self._routes.get(route.model) == route:
+            return
         self._routes[route.model] = route
         self._fresh.add(route.model)
         self._changed.set()
@@ -351,7 +353,8 @@ class Switch:
             poll_ms=min(200, int(switch.tick_every.total_seconds() * 1000)),
             give_up_after=switch.give_up_after,
         )
-        self._tasks = [asyncio.create_task(self.mirror.run()), asyncio.create_task(self.policies.follow())]
+        beside = (self.mirror.run(), self.policies.follow())
+        self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
 
     async def run(self) -> None:

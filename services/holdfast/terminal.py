@@ -22,7 +22,9 @@ from holdfast.adapters.redis import RedisUnavailable
 from holdfast.adapters.service import ServiceError
 from holdfast.core.duration import Duration
 from holdfast.core.policy import PolicyError
+from holdfast.core.routing import HOLDFAST
 from holdfast.settings import SettingsError
+from holdfast_schemas import Name, Said
 
 T = TypeVar("T")
 
@@ -30,8 +32,12 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file; holdfast.toml, or HOLDFAST_CONFIG.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why; it is kept in the audit.")]
-ActorOption = Annotated[str | None, typer.Option("--actor", help="Who; the login name without it.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", "-r", help="Why; it is kept in the audit.", parser=lambda text: _said(text))
+]
+ActorOption = Annotated[
+    str | None, typer.Option("--actor", help="Who; the login name without it.", parser=lambda text: _said(text))
+]
 
 EXPECTED = (EmbeddedUnavailable, KafkaUnavailable, PolicyError, RedisUnavailable, ServiceError, SettingsError)
 """Errors whose message is meant for people."""
@@ -84,19 +90,44 @@ def show(as_json: bool, facts: Any, display: Callable[[Console], None]) -> None:
         display(Console(highlight=False))
 
 
+def show_line(as_json: bool, facts: Any, text: str) -> None:
+    """Print one line at once, also into a pipe: an event of a command that goes on."""
+    sys.stdout.write((json.dumps(facts) if as_json else text) + "\n")
+    sys.stdout.flush()
+
+
 def login_name(given: str | None) -> str:
-    """Who acts. Raises Refused where nobody can be named."""
-    if given:
-        return given
+    """Who acts. Raises Refused where nobody can be named, or nobody may have the name."""
     try:
-        return getpass.getuser()
+        name = given or getpass.getuser()
     except (OSError, KeyError):
         raise Refused("There is no login name here; say who acts with --actor.") from None
+    if name == HOLDFAST:
+        raise Refused(f"{HOLDFAST!r} names automatic decisions; say who acts with --actor.")
+    return name
 
 
-def duration(text: str, option: str) -> timedelta:
-    """Raises Refused when `text` is no duration."""
+def duration(text: str | timedelta) -> timedelta:
+    """An option's parser, which takes its default too. Raises typer.BadParameter, which is a matter of usage."""
     try:
         return TypeAdapter[timedelta](Duration).validate_python(text)
     except ValidationError as error:
-        raise Refused(f"{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(message if "duration" in message else f"{text!r} is no time to wait") from None
+
+
+def name(text: str) -> str:
+    """The parser of a model's or version's name. Raises typer.BadParameter."""
+    try:
+        return TypeAdapter[str](Name).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(
+            f"{text!r} is no name: up to 200 letters, digits and . _ : @ + / - with a letter or digit first"
+        ) from None
+
+
+def _said(text: str) -> str:
+    try:
+        return TypeAdapter[str](Said).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter("it is blank, or longer than 1,000 characters; say it in a sentence") from None

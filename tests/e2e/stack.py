@@ -148,7 +148,10 @@ class Stack:
     async def __aenter__(self) -> Self:
         if self._create:
             await self.kafka.create_topics(self.settings)
-        self._producer = AIOKafkaProducer(bootstrap_servers=self.kafka.bootstrap, linger_ms=5, max_request_size=2**24)
+        # Idempotent: what a test sends is there once, also when the broker restarts meanwhile.
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self.kafka.bootstrap, enable_idempotence=True, linger_ms=5, max_request_size=2**24
+        )
         await self._producer.start()
         self._follower = self._consumer("read_committed")
         self._following = asyncio.create_task(self._follow())

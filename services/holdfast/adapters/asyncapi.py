@@ -11,9 +11,9 @@ from pydantic import BaseModel, RootModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from holdfast.settings import Settings
-from holdfast_schemas import TOPICS, Contract, Finding, Topic
+from holdfast_schemas import TOPICS, Contract, Finding, Party, Topic
 
-_OURS = {"guard", "switch", "notify", "api", "command line", "release"}
+_THEIRS = {Party.PRODUCER, Party.CONSUMER}
 
 
 class Findings(RootModel[tuple[Finding, ...]]):
@@ -59,12 +59,13 @@ def document(settings: Settings) -> dict[str, Any]:
             "address": getattr(settings.topics, role),
             "title": topic.default_name,
             "summary": topic.summary,
-            "description": f"Written by {topic.producer}; read by {topic.consumer}. The key is `{topic.key}`.",
+            "description": f"Written by {', '.join(topic.writers)}; read by {', '.join(topic.readers)}. "
+            f"The key is `{topic.key}`.",
             "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in said},
             "bindings": {"kafka": _channel_binding(topic)},
         }
-        for action, who in (("send", topic.producer), ("receive", topic.consumer)):
-            services = [name for name in who.split(", ") if name in _OURS]
+        for action, who in (("send", topic.writers), ("receive", topic.readers)):
+            services = [party for party in who if party not in _THEIRS]
             if services and said:
                 operations[f"{role}.{action}"] = {
                     "action": action,

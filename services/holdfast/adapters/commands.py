@@ -1,7 +1,7 @@
 """Send a command and wait for its outcome; read what the switch has published."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -12,7 +12,7 @@ from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_fo
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
-from holdfast_schemas import AuditRecord, Command, Incident, Outcome, Route
+from holdfast_schemas import AuditRecord, Command, Incident, Outcome, Route, utc_now
 
 T = TypeVar("T")
 OUTCOME_WITHIN = 15.0
@@ -85,16 +85,17 @@ class CommandWriter:
             await producer.stop()
 
 
-async def await_verdict_on(settings: Settings, promoted: AuditRecord) -> AuditRecord:
-    """Wait until a version that was promoted has earned `good`, or serves no longer.
+async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIterator[AuditRecord]:
+    """One record for each change of the route of a version that was promoted, until its fate is known.
 
-    The record returned is `applied` when it is good and `refused` when it was fenced or left. Raises
-    KafkaUnavailable.
+    The last record has the action `earned_good` (`applied`) once the version is good, and `fenced` or `left`
+    (`refused`) as soon as it serves no longer. Raises KafkaUnavailable.
     """
     model, version = promoted.model, promoted.version or ""
     counts = await check_topics(settings, ["state"])
     tp = TopicPartition(settings.topics.state, partition_for(model, counts["state"]))
     states = reader(settings.kafka, fetch_max_wait_ms=200)
+    epoch = promoted.epoch
     try:
         await states.start()
         states.assign([tp])
@@ -106,21 +107,37 @@ async def await_verdict_on(settings: Settings, promoted: AuditRecord) -> AuditRe
                 state = ModelState.model_validate_json(record.value)
                 if state.route is None or state.route.epoch < promoted.epoch:
                     continue
-                known = state.versions.get(version)
-                update: dict[str, object] = {"epoch": state.route.epoch}
-                if known is not None and known.state is VersionState.FENCED:
-                    detail = f"{version} was fenced: {state.route.reason}"
-                    return promoted.model_copy(update={**update, "outcome": Outcome.REFUSED, "detail": detail})
-                if state.route.version != version:
-                    now = f"{state.route.version} serves" if state.route.version else "the route is held"
-                    detail = f"{version} was left before it was good: {now}, because {state.route.reason}"
-                    return promoted.model_copy(update={**update, "outcome": Outcome.REFUSED, "detail": detail})
-                if known is not None and known.state is VersionState.GOOD:
-                    return promoted.model_copy(update={**update, "detail": f"{version} is active and good"})
+                change = _fate(version, state, state.route)
+                if change is None and state.route.epoch == epoch:
+                    continue
+                epoch = state.route.epoch
+                action, outcome, detail = change or (
+                    "waiting",
+                    Outcome.APPLIED,
+                    f"{version} serves on, {state.route.state.value}: {state.route.reason}",
+                )
+                yield promoted.model_copy(
+                    update={"at": utc_now(), "action": action, "outcome": outcome, "detail": detail, "epoch": epoch}
+                )
+                if change is not None:
+                    return
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await states.stop()
+
+
+def _fate(version: str, state: ModelState, route: Route) -> tuple[str, Outcome, str] | None:
+    """What a promotion has come to, or None while that is open."""
+    known = state.versions.get(version)
+    if known is not None and known.state is VersionState.FENCED:
+        return "fenced", Outcome.REFUSED, f"{version} was fenced: {route.reason}"
+    if route.version != version:
+        now = f"{route.version} serves" if route.version else "the route is held"
+        return "left", Outcome.REFUSED, f"{version} was left before it was good: {now}, because {route.reason}"
+    if known is not None and known.state is VersionState.GOOD:
+        return "earned_good", Outcome.APPLIED, f"{version} is active and good"
+    return None
 
 
 async def read_routes(settings: Settings) -> dict[str, Route]:

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import read_to_end, reader
+from holdfast.adapters.kafka import end_offsets, read_to_end, reader
 from holdfast.settings import KafkaSettings
 
 PROBE_EVERY = 1.0
@@ -26,11 +26,20 @@ class Follower:
         self._kafka, self._take = kafka, take
         self.caught_up = asyncio.Event()
         self._heard_at = time.monotonic()
+        self._consumer: AIOKafkaConsumer | None = None
 
     @property
     def silent_for(self) -> float:
         """Seconds since Kafka last gave a record, or said that there is none."""
         return time.monotonic() - self._heard_at
+
+    async def catch_up(self) -> None:
+        """Wait until everything that is there by now has been taken, not only what was there at the start."""
+        await self.caught_up.wait()
+        assert self._consumer is not None  # noqa: S101  follow() made it
+        for tp, end in (await end_offsets(self._kafka, list(self._consumer.assignment()))).items():
+            while await self._consumer.position(tp) < end:  # noqa: ASYNC110  follow() moves it
+                await asyncio.sleep(0.01)
 
     async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
         """Runs until cancelled. Raises what reading raised, and what `take` raised.
@@ -44,13 +53,13 @@ class Follower:
             tps = [TopicPartition(topic, number) for number in range(count)]
             ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
         self._heard_at = time.monotonic()
-        self.caught_up.set()
-        consumer = reader(self._kafka, fetch_max_wait_ms=100)
+        consumer = self._consumer = reader(self._kafka, fetch_max_wait_ms=100)
         await consumer.start()
         try:
             consumer.assign(list(ends))
             for tp, end in ends.items():
                 consumer.seek(tp, end)
+            self.caught_up.set()
             while True:
                 batches = await consumer.getmany(timeout_ms=1000)
                 for records in batches.values():

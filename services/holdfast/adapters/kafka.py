@@ -14,7 +14,7 @@ offset.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     KafkaError,
+    LeaderNotAvailableError,
     OffsetOutOfRangeError,
     ProducerFenced,
     TopicAlreadyExistsError,
@@ -43,8 +44,17 @@ Headers = list[tuple[str, bytes]]
 MAX_BATCH_BYTES = 900_000
 """Under the 1 MiB that brokers accept by default."""
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
-STOP_WITHIN = 7.0
+LEADER_WITHIN = 15.0
+"""Seconds until a topic that was made must be known to the broker that is asked, with leaders."""
+STOP_WITHIN = 5.0
 """Seconds that a lane gets to end its batch; supervisors kill after ten."""
+PUBLISH_WITHIN = 15.0
+"""Seconds for one transaction. Less than the client's request time-out: it would send the request that ends the
+transaction again, and the first one, late, could end the next transaction."""
+TRANSACTION_TIMEOUT = 20.0
+"""Seconds until the broker aborts what a dead worker left open; who reads committed records waits that long."""
+ANSWER_WITHIN = 3.0
+"""Seconds without an answer after which Kafka counts as away."""
 
 
 class KafkaUnavailable(Exception):  # noqa: N818  it reads as the state it reports
@@ -132,7 +142,7 @@ class _Lane:
                     now = time.monotonic()
                     failing_since = failing_since or now
                     log.warning(
-                        "partition failed, nothing of its batch was published",
+                        "partition failed, going back to what is committed",
                         partition=self.tp.partition,
                         error=describe(error),
                         retry_in_s=delay,
@@ -160,15 +170,16 @@ class _Lane:
         self.state = "opening"
         self.waiting = True
         self.producer = self.loop.make_producer(self.tp)
-        await self.producer.start()
-        consumer = self.loop.consumer
-        committed = await consumer.committed(self.tp)
-        if committed is None:
-            await consumer.seek_to_beginning(self.tp)
-            self.offset = await consumer.position(self.tp)
-        else:
-            consumer.seek(self.tp, committed)
-            self.offset = committed
+        async with _within(PUBLISH_WITHIN, "let a producer in"):
+            await self.producer.start()
+            consumer = self.loop.consumer
+            committed = await consumer.committed(self.tp)
+            if committed is None:
+                await consumer.seek_to_beginning(self.tp)
+                self.offset = await consumer.position(self.tp)
+            else:
+                consumer.seek(self.tp, committed)
+                self.offset = committed
         await self.work.restore()
 
     async def _turn(self) -> None:
@@ -204,6 +215,8 @@ class _Lane:
                 try:
                     writes = self.work.process([record])
                     break
+                except ReopenLane:
+                    raise
                 except Exception as failure:
                     error = failure
             if writes is None:
@@ -219,16 +232,17 @@ class _Lane:
         producer = self.producer
         assert producer is not None  # noqa: S101  _open ran
         offsets = {} if next_offset is None else {self.tp: next_offset}
-        if self.loop.exactly_once:
-            await producer.begin_transaction()
-            await send_all(producer, writes)
-            if offsets:
-                await producer.send_offsets_to_transaction(offsets, self.loop.group)
-            await producer.commit_transaction()
-        else:
-            await send_all(producer, writes)
-            if offsets:
-                await self.loop.consumer.commit(offsets)
+        async with _within(PUBLISH_WITHIN, "take the batch"):
+            if self.loop.exactly_once:
+                await producer.begin_transaction()
+                await send_all(producer, writes)
+                if offsets:
+                    await producer.send_offsets_to_transaction(offsets, self.loop.group)
+                await producer.commit_transaction()
+            else:
+                await send_all(producer, writes)
+                if offsets:
+                    await self.loop.consumer.commit(offsets)
         if next_offset is not None:
             self.offset = next_offset
 
@@ -242,6 +256,15 @@ class _Lane:
                 await asyncio.wait_for(producer.abort_transaction(), 1.0)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(producer.stop(), 1.0)
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TimeoutError(f"Kafka did not {what} within {seconds:g} s") from None
 
 
 async def send_all(producer: AIOKafkaProducer, writes: Iterable[Write]) -> None:
@@ -286,8 +309,9 @@ class TransactionalLoop:
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
         self.lanes: dict[TopicPartition, _Lane] = {}
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.joined = False
+        self.answered = True
         self._ended = asyncio.Event()
         self._on_assigned = on_assigned
         self.consumer = AIOKafkaConsumer(
@@ -299,6 +323,8 @@ class TransactionalLoop:
             max_partition_fetch_bytes=2 * 1024 * 1024,
             session_timeout_ms=10_000,
             heartbeat_interval_ms=1_000,
+            # Longer than the lanes take to end when a rebalance revokes them.
+            rebalance_timeout_ms=30_000,
             # The lanes poll on their own; a slow batch must not throw the worker out of the group.
             max_poll_interval_ms=600_000,
             metadata_max_age_ms=30_000,
@@ -310,7 +336,7 @@ class TransactionalLoop:
         if self.exactly_once:
             options = {
                 "transactional_id": f"{self.group}-{tp.topic}-{tp.partition}",
-                "transaction_timeout_ms": 60_000,
+                "transaction_timeout_ms": int(TRANSACTION_TIMEOUT * 1000),
             }
         return AIOKafkaProducer(
             client_id=f"{self.worker}-{tp.partition}",
@@ -329,17 +355,22 @@ class TransactionalLoop:
         except KafkaError as error:
             raise KafkaUnavailable(await explain(self.kafka, error)) from None
         self.consumer.subscribe([self.topic], listener=_Listener(self))
-        self._watch = asyncio.create_task(self._watch_assignment())
+        self._watch = asyncio.create_task(self._watch_kafka())
 
-    async def _watch_assignment(self) -> None:
-        # Errors of the group (no access, a deleted topic) surface only through a fetch.
+    async def _watch_kafka(self) -> None:
+        """Notice what no lane is told: that Kafka does not answer, or that the client's own tasks have died."""
         while not self._ended.is_set():
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    await self.consumer.committed(TopicPartition(self.topic, 0))
+                self.answered = True
+            except (KafkaError, TimeoutError):
+                self.answered = False
+            # Errors of the group (no access, a deleted topic) would surface only through a fetch.
+            for task in (self.consumer._coordinator._coordination_task, self.consumer._fetcher.error_future):
+                if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
+                    self.fail(failure)
             await asyncio.sleep(1.0)
-            coordination = getattr(self.consumer._coordinator, "_coordination_task", None)
-            if coordination is not None and coordination.done() and not coordination.cancelled():
-                failure = coordination.exception()
-                if failure is not None:
-                    self.fail(failure if isinstance(failure, Exception) else RuntimeError(str(failure)))
 
     async def run(self) -> None:
         """Return after stop(); raise the error that stopped a lane for good."""
@@ -347,7 +378,14 @@ class TransactionalLoop:
         if self.error is not None:
             raise self.error
 
-    def fail(self, error: Exception) -> None:
+    async def must_run(self, beside: Awaitable[None]) -> None:
+        """Run what the work cannot do without; an error of it stops the worker."""
+        try:
+            await beside
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
         log.error("stopped on an error", error=describe(error))
         self.error = self.error or error
         self._ended.set()
@@ -356,6 +394,8 @@ class TransactionalLoop:
         """Why this worker does not do its work, or None when it does."""
         if self.error is not None:
             return f"stopped on an error: {describe(self.error)}"
+        if not self.answered:
+            return "Kafka does not answer"
         if not self.joined:
             return "waiting for the group to assign partitions"
         idle = sorted((tp.partition, lane.state) for tp, lane in self.lanes.items() if lane.state != "running")
@@ -403,20 +443,26 @@ def partition_for(key: str, partitions: int) -> int:
 async def read_to_end(
     kafka: KafkaSettings,
     partitions: Sequence[TopicPartition],
-    on_records: Callable[[Sequence[ConsumerRecord]], None],
+    on_records: Callable[[Sequence[ConsumerRecord]], Awaitable[None] | None],
     *,
     tail: int | None = None,
     since: datetime | None = None,
+    complete: bool = False,
 ) -> dict[TopicPartition, int]:
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
-    `tail` bounds how many offsets are read of each partition, from its end; `since` leaves out what is older.
+    `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `tail` bounds
+    how many offsets are read of each partition, from its end; `since` leaves out what is older. Committed records
+    are seen only up to the first transaction that is still open, be it of somebody else; with `complete` the end
+    is that of the whole partition, and transactions before it are waited for.
     """
     consumer = reader(kafka)
     await consumer.start()
     try:
         consumer.assign(list(partitions))
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        ends: dict[TopicPartition, int] = (
+            await end_offsets(kafka, partitions) if complete else await consumer.end_offsets(partitions)
+        )
         starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
         if since is not None:
             first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
@@ -430,10 +476,21 @@ async def read_to_end(
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200)
             for records in batches.values():
-                on_records(records)
+                if (working := on_records(records)) is not None:
+                    await working
             # A transaction's markers take offsets too, and may be the last thing in the partition.
             left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
         return ends
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The ends as they are on the broker: to a committed reader a partition ends at its first open transaction."""
+    consumer = reader(kafka, isolation_level="read_uncommitted")
+    await consumer.start()
+    try:
+        return dict(await consumer.end_offsets(partitions))
     finally:
         await consumer.stop()
 
@@ -534,6 +591,13 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
     for error in response.topic_errors:
         if error[1]:
             raise for_code(error[1])(*error[2:])
+    deadline = time.monotonic() + LEADER_WITHIN
+    while (found := (await admin.describe_topics([new.name]))[0])["error_code"] or any(
+        partition["error_code"] for partition in found["partitions"]
+    ):
+        if time.monotonic() > deadline:
+            raise for_code(found["error_code"] or LeaderNotAvailableError.errno)(new.name)
+        await asyncio.sleep(0.05)
 
 
 def describe(error: BaseException) -> str:

@@ -17,8 +17,8 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from holdfast.oauth import TokenUnavailable
 from holdfast.settings import KafkaSettings
-from holdfast.tokens import TokenUnavailable
 
 ATTEMPT_WITHIN = 5.0
 """Seconds for one attempt to connect and log in."""
@@ -68,7 +68,7 @@ async def explain(kafka: KafkaSettings, error: Exception) -> str:
         ):
             return (
                 f"{where} does not permit this: {type(error).__name__}, {_said(error)}. "
-                "Grant this login what its role needs: holdfast topics acls"
+                "Grant this login what its role needs: holdfast acls kafka"
             )
         case _:
             return f"{where} refused: {_said(error)}. Check its log."

@@ -131,7 +131,14 @@ async def run_service(
     ended = asyncio.create_task(stopping.wait())
     try:
         # Not FastStream's own start: it would open a broker connection beside the transactional loop's.
-        await start()
+        starting = asyncio.ensure_future(start())
+        await asyncio.wait([starting, ended], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting], timeout=2)
+            await stop()
+            return
+        starting.result()
         # Batches make many short-lived objects and no cycles: looking for those after every 700 costs a tenth.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)

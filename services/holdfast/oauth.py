@@ -5,12 +5,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import quote
 
 import structlog
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
-log = structlog.get_logger("holdfast.tokens")
+log = structlog.get_logger("holdfast.oauth")
 
 RENEW_AT = 0.8
 """Of a token's life: then the next one is asked for."""
@@ -66,37 +67,38 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
 
     def _fetch(self) -> None:
         import httpx
-        from authlib.integrations.base_client import OAuthError
-        from authlib.integrations.httpx_client import OAuth2Client
 
         asked_at = time.monotonic()
-        more = {"audience": self._audience} if self._audience else {}
+        form = {"grant_type": "client_credentials", "scope": self._scope, "audience": self._audience}
+        where = f"The token endpoint {self._url}"
         try:
-            with OAuth2Client(
-                self._client_id, self._client_secret(), scope=self._scope, verify=self._tls(), timeout=TIMEOUT
-            ) as client:
-                answer = client.fetch_token(self._url, grant_type="client_credentials", **more)
-            token, life = answer["access_token"], float(answer.get("expires_in") or ASSUMED_LIFE)
-        except OAuthError as error:
-            reason = " ".join(part for part in (error.error, error.description) if part)
-            raise TokenUnavailable(
-                f"The token endpoint {self._url} refused the client {self._client_id}: {reason}. "
-                "Check kafka.oauth_client_id, its secret and kafka.oauth_scope."
-            ) from None
-        except httpx.HTTPStatusError as error:
-            raise TokenUnavailable(
-                f"The token endpoint {self._url} answered {error.response.status_code}. See its log."
-            ) from None
+            answer = httpx.post(
+                self._url,
+                data={name: value for name, value in form.items() if value},
+                # Encoded as RFC 6749, 2.3.1 has it.
+                auth=(quote(self._client_id, safe=""), quote(self._client_secret(), safe="")),
+                verify=self._tls(),
+                timeout=TIMEOUT,
+            )
         except httpx.HTTPError as error:
             raise TokenUnavailable(
-                f"The token endpoint {self._url} cannot be reached: {str(error) or type(error).__name__}. "
+                f"{where} cannot be reached: {str(error) or type(error).__name__}. "
                 "Check kafka.oauth_token_url, and kafka.oauth_ca_file for its certificate."
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            # A secret's file that cannot be read says so itself.
-            said = str(error) if type(error) is ValueError else "it answered something that is no token"
+        except ValueError as error:  # a file that cannot be used
+            raise TokenUnavailable(f"No token can be asked for: {error}.") from None
+        try:
+            document = answer.json()
+            if "error" in document:
+                reason = ": ".join(str(document[key]) for key in ("error", "error_description") if document.get(key))
+                raise TokenUnavailable(
+                    f"{where} refused the client {self._client_id}: {reason}. "
+                    "Check kafka.oauth_client_id, its secret and kafka.oauth_scope."
+                )
+            self._token, life = str(document["access_token"]), float(document.get("expires_in") or ASSUMED_LIFE)
+        except (KeyError, TypeError, ValueError):
             raise TokenUnavailable(
-                f"No token from {self._url}: {said}. Check kafka.oauth_token_url and the files named in [kafka]."
+                f"{where} answered with status {answer.status_code} and no token. "
+                "Check kafka.oauth_token_url, and its log."
             ) from None
-        self._token = str(token)
         self._renew_at, self._expires_at = asked_at + RENEW_AT * life, asked_at + life

@@ -1,0 +1,105 @@
+"""Who may do what in Kafka and in Redis: it follows from the table of topics and the configuration."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.settings import Settings
+from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
+from holdfast_schemas.route import REDIS_CHANNEL
+
+PRINCIPALS: dict[Party, str] = {party: f"User:holdfast-{party}" for party in Party}
+"""The login of each party, unless another is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One party may do these operations on these resources; `prefixed`: on all whose names begin so."""
+
+    party: Party
+    principal: str
+    kind: Literal["topic", "group", "transactional-id"]
+    names: tuple[str, ...]
+    operations: tuple[str, ...]
+    prefixed: bool = False
+
+    def command(self, bootstrap_servers: str, command_config: str) -> str:
+        """The line for a shell that grants it."""
+        words = ["kafka-acls.sh", "--bootstrap-server", bootstrap_servers, "--command-config", command_config]
+        words += ["--add", "--allow-principal", self.principal]
+        words += [word for operation in self.operations for word in ("--operation", operation)]
+        words += [word for name in self.names for word in (f"--{self.kind}", name)]
+        return shlex.join([*words, "--resource-pattern-type", "prefixed" if self.prefixed else "literal"])
+
+
+def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> list[Grant]:
+    """Everything that the parties need, and nothing more.
+
+    Kafka lets whoever may read or write a topic describe it, and lets whoever may write one do so idempotently. A
+    group of consumers must have a name that begins like the consumer's principal without its `User:`.
+    """
+    names = {role: str(getattr(settings.topics, role)) for role in TOPICS}
+    everything = list(names.values())
+    found: list[Grant] = []
+
+    def grant(
+        party: Party,
+        kind: Literal["topic", "group", "transactional-id"],
+        names: Sequence[str],
+        *operations: str,
+        prefixed: bool = False,
+    ) -> None:
+        if names:
+            found.append(Grant(party, principals[party], kind, tuple(names), operations, prefixed))
+
+    for party in Party:
+        grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.readers], "Read")
+        grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.writers], "Write")
+    guard, switch = settings.guard.group, settings.switch.group
+    grant(Party.GUARD, "group", [guard], "Read")
+    grant(Party.GUARD, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
+    grant(Party.SWITCH, "group", [switch], "Read")
+    grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
+    grant(Party.OPERATOR, "transactional-id", [f"{guard}-release"], "Write")
+    # What `holdfast doctor` looks at.
+    grant(Party.OPERATOR, "topic", everything, "Describe", "DescribeConfigs")
+    grant(Party.OPERATOR, "group", [guard, switch], "Describe")
+    grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
+    # How far the guard has come, which the auditor holds against what it reads.
+    grant(Party.AUDITOR, "group", [guard], "Describe")
+    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs")
+    return sorted(found, key=lambda one: list(Party).index(one.party))
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUser:
+    """A user of Redis' ACL, still without a password: nobody can log in until it has one."""
+
+    name: str
+    commands: tuple[str, ...]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """As `ACL SETUSER` and an ACL file take them; Redis 6.2 and later."""
+        keys = (f"~{redis_route_key('*')}", f"~{redis_state_key('*')}")
+        commands = tuple(f"+{command}" for command in self.commands)
+        return ("on", "resetkeys", *keys, "resetchannels", f"&{REDIS_CHANNEL}", "-@all", *commands)
+
+    def command(self) -> str:
+        """The line for a shell that makes it."""
+        return shlex.join(["redis-cli", "ACL", "SETUSER", self.name, *self.rules])
+
+
+REDIS_USERS = (
+    # EVALSHA runs the script that compares epochs; the commands from TYPE on are what the script calls.
+    RedisUser(
+        "holdfast-switch",
+        (
+            *("ping", "select", "evalsha", "script|exists", "script|load"),
+            *("type", "get", "hgetall", "del", "set", "hset", "publish"),
+        ),
+    ),
+    # Serving code; HGET and TIME are for `holdfast doctor`.
+    RedisUser("holdfast-serving", ("ping", "select", "get", "hgetall", "subscribe", "unsubscribe", "hget", "time")),
+)
