@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test check bench schemas lock clean
+.PHONY: help install demo test check bench fuzz schemas lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -26,6 +26,9 @@ check: $(STAMP) ## format, lint, types, import contracts
 
 bench: $(STAMP) ## throughput against a raw pass-through, on a real Kafka
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(STAMP) ## a million mutated events through decode and judge, against the reference
+	@HOLDFAST_TEST_FUZZ_EVENTS=$${HOLDFAST_TEST_FUZZ_EVENTS:-1000000} $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1

@@ -28,7 +28,8 @@ def _to_utc(at: datetime) -> datetime:
 UtcTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 """An aware time, normalised to UTC; `2026-11-24T10:00:00Z` on the wire."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A model or version name: it becomes part of Redis keys and metric labels, so braces and spaces are out."""
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000)]

@@ -222,7 +222,8 @@ class GuardWork:
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self) -> None:
-        windows = {(model, name): window for model, name, window in self._remembered if window}
+        # Two checks of one field may look back differently far: the farthest counts.
+        windows = {(model, name): window for model, name, window in sorted(self._remembered) if window}
         for policy, judgement in self._pending:
             learn(self._memory, judgement, windows)
             model = policy.model if policy is not None else NO_POLICY

@@ -60,7 +60,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "title": topic.default_name,
             "summary": topic.summary,
             "description": f"Written by {', '.join(topic.writers)}; read by {', '.join(topic.readers)}. "
-            f"The key is `{topic.key}`.",
+            f"Key: {topic.key}.",
             "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in said},
             "bindings": {"kafka": _channel_binding(topic)},
         }

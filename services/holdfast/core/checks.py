@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Self
 import numexpr
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, field_validator, model_validator
 
-from holdfast.core.decode import Columns, field_names_hint, is_field
+from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
 from holdfast.core.duration import Duration, format_duration
 from holdfast_schemas import Severity
 
@@ -56,14 +56,17 @@ class Memory:
         return sum(map(len, self.last.values()))
 
 
+Explanation = tuple[str | None, Any, Any]
+"""(field, seen, limit)"""
+
+
 @dataclass(slots=True)
 class Outcome:
     """A check's answer for n predictions: (n,) masks, and what to say about prediction i when it failed."""
 
     failed: Mask
     unknown: Mask | None
-    explain: Callable[[int], tuple[str | None, Any, Any]]
-    """i → (field, seen, limit)"""
+    explain: Callable[[int], Explanation]
 
 
 class Check(BaseModel):
@@ -108,8 +111,10 @@ class _OneField(Check):
 
     @field_validator("field")
     @classmethod
-    def _field_exists(cls, name: str) -> str:
-        return _known_field(name)
+    def _field_is_a_number(cls, name: str) -> str:
+        if not is_number_field(_known_field(name)):
+            raise ValueError(f"the field {name!r} is no number; value, outputs.<name> and features.<name> are")
+        return name
 
     def numbers(self) -> tuple[str, ...]:
         return (self.field,)
@@ -234,41 +239,7 @@ class MaxChangeCheck(_OneField):
             raise ValueError("max_change needs down, up or both")
         return self
 
-    def resolve(
-        self, columns: Columns, memory: Memory, model: str, approvable: Mask, *, enforced: bool
-    ) -> tuple[Outcome, dict[str, float]]:
-        """Judge as if row by row, since an entity's second value in a batch is held against its first.
-
-        `approvable[i]` says whether every other check lets row i pass: only such values become the reference.
-        Returns the outcome and the entities' new last values.
-        """
-        entities, values = columns.values("entity_id"), columns.numbers(self.field)
-        last = memory.last.get((model, self.field), {})
-        # An entity that is not known is None in the list, and NaN in the array.
-        references = np.array(list(map(last.get, entities)), dtype=np.float64)
-        failed, unknown = self._compare(values, references)
-        usable = approvable & ~np.isnan(values)
-        kept = usable & self._keeps(failed, unknown, enforced)
-        if len(set(entities)) < len(entities):
-            newer: dict[str, float] = {}
-            for i in _rows_of_repeated(entities):
-                entity = entities[i]
-                row = slice(i, i + 1)
-                if entity in newer:
-                    references[i] = newer[entity]
-                    failed[row], unknown[row] = self._compare(values[row], references[row])
-                    kept[row] = usable[row] & self._keeps(failed[row], unknown[row], enforced)
-                if kept[i]:
-                    newer[entity] = float(values[i])
-        updates = columns.by_entity(self.field, kept)
-        outcome = Outcome(
-            failed,
-            unknown if unknown.any() else None,
-            lambda i: (self.field, _plain(values[i]), self._limit(_plain(references[i]))),
-        )
-        return outcome, updates
-
-    def _compare(self, values: Numbers, references: Numbers) -> tuple[Mask, Mask]:
+    def compare(self, values: Numbers, references: Numbers) -> tuple[Mask, Mask]:
         """(n,) failed and unknown."""
         down = self.down if self.down is not None else 0.0
         up = self.up if self.up is not None else math.inf
@@ -281,13 +252,13 @@ class MaxChangeCheck(_OneField):
         unknown = np.isnan(references) | (references == 0.0) | np.isnan(values)
         return ~within & ~unknown, unknown
 
-    def _keeps(self, failed: Mask, unknown: Mask, enforced: bool) -> Mask:
-        """(n,) whether this check lets the value become the reference."""
+    def keeps(self, failed: Mask, unknown: Mask, enforced: bool) -> Mask:
+        """(n,) whether this check lets the row be approved."""
         if not enforced:
             return np.ones(len(failed), dtype=np.bool_)
         return ~(failed | unknown) if self.unknown == "fail" else ~failed
 
-    def _limit(self, reference: float | None) -> dict[str, float] | str:
+    def limit(self, reference: float | None) -> dict[str, float] | str:
         if reference is None:
             return "a last approved value to compare with"
         sides = {"last": reference}
@@ -296,6 +267,57 @@ class MaxChangeCheck(_OneField):
         if self.up is not None:
             sides["max" if reference > 0 else "min"] = reference * self.up
         return sides
+
+
+def judge_changes(
+    checks: Sequence[MaxChangeCheck],
+    enforced: Sequence[bool],
+    columns: Columns,
+    memory: Memory,
+    model: str,
+    approvable: Mask,
+) -> tuple[list[Outcome], dict[tuple[str, str], dict[str, float]]]:
+    """Judge all max_change checks of a policy as if row by row: an entity's second value is held against its first.
+
+    `approvable[i]` says whether every other check lets row i pass. A value becomes the reference when it is finite
+    and these checks let it pass too, all of them. Returns the outcomes and the entities' new last values by field.
+    """
+    entities = columns.values("entity_id")
+    fields = dict.fromkeys(check.field for check in checks)
+    values = {name: columns.numbers(name) for name in fields}
+    references, failed, unknown = [], [], []
+    kept = approvable.copy()
+    for check, enforces in zip(checks, enforced, strict=True):
+        last = memory.last.get((model, check.field), {})
+        # An entity that is not known is None in the list, and NaN in the array.
+        references.append(np.array(list(map(last.get, entities)), dtype=np.float64))
+        fails, unknowns = check.compare(values[check.field], references[-1])
+        failed.append(fails)
+        unknown.append(unknowns)
+        kept &= check.keeps(fails, unknowns, enforces)
+    if len(set(entities)) < len(entities):
+        newer: dict[tuple[str, str], float] = {}
+        for i in _rows_of_repeated(entities):
+            entity, row = entities[i], slice(i, i + 1)
+            kept[row] = approvable[row]
+            for position, check in enumerate(checks):
+                if (check.field, entity) in newer:
+                    references[position][i] = newer[check.field, entity]
+                    failed[position][row], unknown[position][row] = check.compare(
+                        values[check.field][row], references[position][row]
+                    )
+                kept[row] &= check.keeps(failed[position][row], unknown[position][row], enforced[position])
+            if kept[i]:
+                newer |= {(name, entity): float(column[i]) for name, column in values.items() if column[i] == column[i]}
+    outcomes = [
+        Outcome(fails, unknowns if unknowns.any() else None, _explain_change(check, values[check.field], reference))
+        for check, fails, unknowns, reference in zip(checks, failed, unknown, references, strict=True)
+    ]
+    return outcomes, {(model, name): columns.by_entity(name, kept & ~np.isnan(values[name])) for name in fields}
+
+
+def _explain_change(check: MaxChangeCheck, values: Numbers, references: Numbers) -> Callable[[int], Explanation]:
+    return lambda i: (check.field, _plain(values[i]), check.limit(_plain(references[i])))
 
 
 class ExpressionCheck(Check):
@@ -331,6 +353,7 @@ class ExpressionCheck(Check):
         )
 
 
+_LONGEST_EXPRESSION = 2000
 _FUNCTIONS = frozenset(
     [
         "abs",
@@ -408,7 +431,10 @@ class _ToNumexpr(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
             raise ValueError(f"{ast.unparse(node)} is not a number")
-        return ast.Constant(float(node.value))
+        try:
+            return ast.Constant(float(node.value))
+        except OverflowError:
+            raise ValueError(f"{ast.unparse(node)} is larger than any number here") from None
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         if not isinstance(node, ast.Expression | ast.BinOp | ast.operator | ast.unaryop):
@@ -422,12 +448,17 @@ class _ToNumexpr(ast.NodeTransformer):
 
 
 def _compile_expression(text: str) -> tuple[tuple[str, ...], Any]:
+    if len(text) > _LONGEST_EXPRESSION:
+        raise ValueError(f"the expression has {len(text)} characters; at most {_LONGEST_EXPRESSION} are allowed")
+    translate = _ToNumexpr()
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} is not an expression: {getattr(error, 'msg', error)}") from None
-    translate = _ToNumexpr()
-    condition = ast.unparse(translate.visit(tree))
+    try:
+        condition = ast.unparse(translate.visit(tree))
+    except RecursionError:
+        raise ValueError(f"{text!r} is nested too deeply") from None
     if not translate.names:
         raise ValueError(f"{text!r} reads no field, so it says nothing about a prediction")
     for side in translate.computed:
@@ -447,8 +478,9 @@ class OneOfCheck(Check):
 
     kind: Literal["one_of"]
     field: str
-    values: Annotated[list[str | bool | float], Field(min_length=1)]
-    _allowed: frozenset[str | bool | float] = PrivateAttr()
+    values: Annotated[list[str | StrictBool | float], Field(min_length=1)]
+    _allowed: frozenset[Any] = PrivateAttr()
+    _pairs: frozenset[tuple[bool, Any]] = PrivateAttr()
 
     @field_validator("field")
     @classmethod
@@ -457,26 +489,29 @@ class OneOfCheck(Check):
 
     def model_post_init(self, context: Any) -> None:
         self._allowed = frozenset(self.values)
+        # Python holds True equal to 1.
+        self._pairs = frozenset((type(value) is bool, value) for value in self.values)
 
     def anything(self) -> tuple[str, ...]:
         return (self.field,)
 
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
         seen = columns.values(self.field)
-        try:
-            distinct = set(seen)
-        except TypeError:  # lists and objects have no hash; as text they are equal to no listed value
-            seen = [repr(value) if isinstance(value, list | dict) else value for value in seen]
-            distinct = set(seen)
-        wrong = {value for value in distinct if value not in self._allowed or _is_odd_bool(value, self._allowed)}
-        failed = _mask([i for i, v in enumerate(seen) if v in wrong], len(seen)) if wrong else _none(len(seen))
-        unknown = _mask([i for i, v in enumerate(seen) if v is None], len(seen)) if None in distinct else None
-        return Outcome(failed, unknown, lambda i: (self.field, seen[i], list(self.values)))
+        if _TEXTS.issuperset(map(type, seen)):
+            wrong = set(seen) - self._allowed
+            failed = [i for i, v in enumerate(seen) if v in wrong] if wrong else []
+        else:
+            pairs = self._pairs
+            failed = [i for i, v in enumerate(seen) if isinstance(v, list | dict) or (type(v) is bool, v) not in pairs]
+        unknown = _mask([i for i, v in enumerate(seen) if v is None], len(seen)) if None in seen else None
+        return Outcome(_mask(failed, len(seen)), unknown, lambda i: (self.field, _flat(seen[i]), list(self.values)))
 
 
-def _is_odd_bool(value: Any, allowed: frozenset[Any]) -> bool:
-    """Whether `value` only seems allowed because Python holds True equal to 1."""
-    return isinstance(value, bool) != any(isinstance(a, bool) for a in allowed if a == value)
+_TEXTS = frozenset((str, type(None)))
+
+
+def _flat(value: Any) -> Any:
+    return repr(value) if isinstance(value, list | dict) else value
 
 
 class FreshnessCheck(Check):
@@ -565,7 +600,7 @@ def _vector(value: Any) -> list[float] | None:
 def _seen_vector(parts: list[float] | None) -> dict[str, Any] | None:
     if not parts:
         return None
-    return {"sum": math.fsum(parts), "min": min(parts), "max": max(parts), "length": len(parts)}
+    return {"sum": sum(parts), "min": min(parts), "max": max(parts), "length": len(parts)}
 
 
 class OutlierCheck(_OneField):

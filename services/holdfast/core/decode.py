@@ -1,15 +1,15 @@
 """From the bytes of an event to the columns that checks read.
 
-The fast way is msgspec with a struct that names only the fields that policies use. Three things that it lets
+The fast way is msgspec with a struct that names only the fields that policies use. Four things that it lets
 pass are looked for over the joined bytes of the whole batch: a key that stands twice, an escape that could
-hide one, and bytes that are not UTF-8. A record that shows any of them, and each record that msgspec refuses,
-goes the strict way: the standard library's parser, one record at a time, which says what is wrong with it.
+hide one, bytes that are not UTF-8, and a number that no double holds. A record that may have any of them, and each
+record that msgspec refuses, goes the strict way: the standard library's parser, one record at a time, which says
+what is wrong with it. Both ways give the same answer, so a record's verdict does not hang on its neighbours.
 """
 
 import json
 import math
 import operator
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,10 +24,10 @@ REQUIRED = ("prediction_id", "model", "model_version", "entity_id")
 OPTIONAL = ("value", "outputs", "currency", "predicted_at", "segment")
 FIELD_NAMES = (*REQUIRED, *OPTIONAL)
 
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 _Aware = Annotated[datetime, msgspec.Meta(tz=True)]
-_MAX_DIGITS = 400
-"""No double has more digits before the point than 309."""
+_MAX_DIGITS = 308
+"""Every whole number of so many digits is a finite double."""
 
 
 class MalformedError(ValueError):
@@ -48,7 +48,12 @@ def field_names_hint() -> str:
 
 def is_field(name: str) -> bool:
     """Whether a policy may read `name`."""
-    return name in FIELD_NAMES or (name.startswith(("outputs.", "features.")) and not name.endswith("."))
+    return name in FIELD_NAMES or is_number_field(name)
+
+
+def is_number_field(name: str) -> bool:
+    """Whether `name` may be a number."""
+    return name == "value" or (name.startswith(("outputs.", "features.")) and not name.endswith("."))
 
 
 class Shape:
@@ -71,16 +76,13 @@ class Shape:
         types: dict[str, Any] = dict.fromkeys(REQUIRED, _Text)
         types["value"] = float | None
         types["outputs"] = dict[str, float | list[float]] | None
-        # A field read in two ways takes the type that admits both; the number check then sees the wrong ones.
-        for name in anything:
-            types.setdefault(name, Any)
-        for name in texts:
-            types.setdefault(name, _Aware | None if name == "predicted_at" else str | None)
-        for name in numbers:
-            if not name.startswith("outputs."):
-                types[name] = float | None
-        if "predicted_at" in types:
-            types["predicted_at"] = _Aware | None
+        # What is no field of the contract may be of any type: a feature that is a number for one model may be a text
+        # for another whose events have this shape too. `Columns.numbers` tells them apart.
+        for name in (*texts, *numbers, *anything):
+            if name == "predicted_at":
+                types[name] = _Aware | None
+            elif not name.startswith("outputs."):
+                types.setdefault(name, str | None if name in FIELD_NAMES else Any)
         self.names = tuple(name for name in types if not name.startswith("outputs."))
         tree: dict[str, Any] = {}
         for name in self.names:
@@ -100,9 +102,6 @@ class Shape:
         self.getters: dict[str, Callable[[Any], Any]] = {
             name: operator.attrgetter(path) for name, path in self._attributes.items()
         }
-        self._nodes: list[tuple[bytes, tuple[str, ...]]] = list(_nodes(tree))
-        # The columns that tell how often each key was decoded; the others are made when they are asked for.
-        self._early = ("model", *(name for name in self.names if name not in REQUIRED))
 
     def path(self, name: str) -> str:
         """The dotted path of a field in the event."""
@@ -129,23 +128,30 @@ class Shape:
 
     def decode(self, raws: Sequence[bytes | None]) -> "Decoded":
         """Decode a batch; each record becomes a row, or is malformed, or holds a number that is none."""
+        decode = self._decode
+        suspects: list[int] = []
+        rows: list[Any] = []
         try:
-            decode = self._decode
-            decoded = Decoded([decode(raw) for raw in raws])  # type: ignore[arg-type]
-            decoded.columns = {name: list(map(self.getters[name], decoded.rows)) for name in self._early}
-            suspects = self._suspects(raws, decoded.columns)  # type: ignore[arg-type]
-        except (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError):
-            decoded, suspects = Decoded([None] * len(raws)), range(len(raws))
-        if suspects:
-            decoded.columns = None
+            rows = [decode(raw) for raw in raws]  # type: ignore[arg-type]
+        except _REFUSALS:
+            for position, raw in enumerate(raws):
+                try:
+                    rows.append(decode(raw))  # type: ignore[arg-type]
+                except _REFUSALS:
+                    rows.append(None)
+                    suspects.append(position)
+        decoded = Decoded(rows)
+        suspects += _suspects(raws, refused=suspects)
         for position in suspects:
             try:
-                decoded.rows[position], non_finite = self._decode_strictly(raws[position])
+                rows[position], non_finite = self._decode_strictly(raws[position])
                 if non_finite is not None:
                     decoded.non_finite[position] = non_finite
             except MalformedError as error:
-                decoded.rows[position] = None
+                rows[position] = None
                 decoded.malformed[position] = str(error)
+        if not decoded.malformed:
+            decoded.columns = {name: list(map(self.getters[name], rows)) for name in ("model", "value")}
         self._demand_an_output(decoded)
         return decoded
 
@@ -158,30 +164,6 @@ class Shape:
                 decoded.rows[position] = None
                 decoded.columns = None
                 decoded.malformed[position] = f"neither {self.path('value')} nor {self.path('outputs')} is given"
-
-    def _suspects(self, raws: Sequence[bytes], columns: Mapping[str, list[Any]]) -> Sequence[int]:
-        """The positions of records with an escape, bytes that are not UTF-8, or a key that may stand twice.
-
-        Each record has every key that was decoded at least once, so equal totals mean exactly once.
-        """
-        joined = b"\n".join(raws)
-        expected = Counter[bytes]()
-        absent = {name: _count_absent(column) for name, column in columns.items()} | dict.fromkeys(REQUIRED, 0)
-        for key, names in self._nodes:
-            fewest = min(absent[name] for name in names)
-            if fewest and len(names) > 1:
-                fewest = sum(map(_all_none, zip(*(columns[name] for name in names), strict=True)))
-            expected[key] += len(raws) - fewest
-        if absent["outputs"] < len(raws):
-            for outputs in filter(None, columns["outputs"]):
-                expected.update(json.dumps(name, ensure_ascii=False).encode() for name in outputs)
-        if b"\\" not in joined and _is_utf8(joined) and _each_stands_once(raws, expected):
-            return ()
-        return [
-            position
-            for position, raw in enumerate(raws)
-            if b"\\" in raw or not _is_utf8(raw) or any(raw.count(key) > 1 for key in expected)
-        ]
 
     def _decode_strictly(self, raw: bytes | None) -> tuple[Any, NonFinite | None]:
         if raw is None:
@@ -197,62 +179,99 @@ class Shape:
         if not isinstance(event, dict):
             raise MalformedError(f"the value is a JSON {type(event).__name__}, not an object")
         try:
+            if b"\\u" in raw:
+                json.dumps(event, ensure_ascii=False).encode()
             non_finite = _find_non_finite(event, "")
             return msgspec.convert(_without_nulls(event), self._struct_type), non_finite
+        except UnicodeEncodeError:
+            raise MalformedError("a text holds half of a surrogate pair, which is no character") from None
         except RecursionError:
             raise MalformedError("the value is nested too deeply") from None
         except msgspec.ValidationError as error:
             raise MalformedError(_explain(str(error))) from None
 
 
-def _nodes(tree: Mapping[str, Any]) -> Iterable[tuple[bytes, tuple[str, ...]]]:
-    """Each key of the tree as it stands in JSON, with the fields at or below it."""
-    for key, node in tree.items():
-        below = list(_nodes(node)) if isinstance(node, dict) else []
-        names = tuple(dict.fromkeys(name for _, inner in below for name in inner)) or (node[0],)
-        yield json.dumps(key, ensure_ascii=False).encode(), names
-        yield from below
+_REFUSALS = (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError)
 
 
-def _each_stands_once(raws: Sequence[bytes], expected: Mapping[bytes, int]) -> bool:
-    """Whether each quoted key stands in `raws` as often as expected.
-
-    `raws` are valid JSON without escapes, so that quotes open and close in turn. A string is told by its length and
-    its first eight bytes; where what only looks like a key disturbs the count, that key is counted in full.
-    """
-    heads = np.array([int.from_bytes(key[1:9].rstrip(b'"'), "little") for key in expected], dtype=np.uint64)
-    wanted = list(_signatures(heads, np.array([len(key) - 2 for key in expected], dtype=np.int64)))
-    counts = np.zeros(len(expected), dtype=np.int64)
+def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]:
+    """The positions, but the `refused`, of records that may hold what msgspec overlooks."""
+    positions: Sequence[int] = range(len(raws))
+    found: list[int] = []
+    joined = b"\n".join([raw or b"" for raw in raws])
+    if refused or b"\\" in joined or not _is_utf8(joined):
+        out = set(refused)
+        found = [i for i, raw in enumerate(raws) if i not in out and (raw is None or b"\\" in raw or not _is_utf8(raw))]
+        out.update(found)
+        positions = [i for i in positions if i not in out]
     # In pieces that stay in the processor's cache.
-    for start in range(0, len(raws), _PIECE):
-        text = b"\n".join(raws[start : start + _PIECE]) + bytes(8)
-        quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord('"'))
-        opens = quotes[0::2] + 1
-        lengths = quotes[1::2] - opens
-        words = np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
-        found = _signatures(words[opens] & _FIRST_BYTES.take(lengths, mode="clip"), lengths)
-        counts += [np.count_nonzero(found == signature) for signature in wanted]
-    return all(
-        count == wanted_count or sum(raw.count(key) for raw in raws) == wanted_count
-        for count, (key, wanted_count) in zip(counts.tolist(), expected.items(), strict=True)
-    )
+    for start in range(0, len(positions), _PIECE):
+        piece = positions[start : start + _PIECE]
+        found += [piece[row] for row in _ambiguous([raws[i] for i in piece])]  # type: ignore[misc]
+    return found
+
+
+def _ambiguous(raws: Sequence[bytes]) -> list[int]:
+    """The rows of records that may hold a key twice in one object, or a number that no double holds.
+
+    `raws` are valid JSON objects without escapes, so that quotes open and close in turn.
+    """
+    text = b"\n".join(raws) + bytes(8)
+    letters = np.frombuffer(text, dtype=np.uint8)
+    quotes = np.flatnonzero(letters == ord('"'))
+    opens, closes = quotes[0::2] + 1, quotes[1::2]
+    after = closes + 1
+    while (white := letters[after] <= ord(" ")).any():
+        after = after + white
+    keys = np.flatnonzero(letters[after] == ord(":"))
+    starts = np.cumsum([0, *(len(raw) + 1 for raw in raws)])
+    rows = _repeating(text, opens[keys], closes[keys], starts)
+    # An exponent without a minus, outside of texts.
+    marks = np.flatnonzero((letters | 0x20) == ord("e"))
+    marks = marks[(letters[marks - 1] - ord("0") < 10) & (letters[marks + 1] != ord("-"))]
+    huge = marks[np.searchsorted(quotes, marks) % 2 == 0]
+    if max(map(len, raws)) > _MAX_DIGITS:
+        # A run of more digits covers one of these blocks whole.
+        blocks = letters[: len(letters) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+        digits = np.flatnonzero((blocks - ord("0") < 10).all(axis=1))
+        huge = np.concatenate((huge, digits * _BLOCK))
+    if len(huge):
+        rows = np.concatenate((rows, np.searchsorted(starts, huge, side="right") - 1))
+    return sorted(set(rows.tolist()))
+
+
+def _repeating(
+    text: bytes, opens: NDArray[np.intp], closes: NDArray[np.intp], starts: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """The rows in which a key stands twice; keys are told by their length and their first and last eight bytes."""
+    words = np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
+    lengths = closes - opens
+    heads = words[opens] & _FIRST_BYTES.take(lengths, mode="clip")
+    tails = np.where(lengths > 8, words[np.maximum(closes - 8, 0)], 0)
+    signs = heads ^ (tails * _ODD) ^ (lengths.view(np.uint64) * _ODDER)
+    count, each = len(starts) - 1, len(opens) // (len(starts) - 1)
+    if count * each == len(opens):
+        table, firsts, lasts = signs.reshape(count, each), opens[::each], opens[each - 1 :: each]
+        # All alike, as the records of one model usually are: then the first one tells.
+        if (table == table[0]).all() and (firsts >= starts[:-1]).all() and (lasts < starts[1:]).all():
+            repeats = len(set(table[0].tolist())) < each
+            return np.arange(count if repeats else 0)
+    rows = np.searchsorted(starts, opens, side="right") - 1
+    order = np.lexsort((signs, rows))
+    rows, signs = rows[order], signs[order]
+    repeated: NDArray[np.intp] = rows[1:][(rows[1:] == rows[:-1]) & (signs[1:] == signs[:-1])]
+    return repeated
 
 
 _PIECE = 500
+_BLOCK = 128
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
-
-
-def _signatures(heads: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return heads ^ (lengths.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+_ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 def _count_absent(column: list[Any]) -> int:
     # Truth is told much faster than equality with None.
     return 0 if all(column) else column.count(None)
-
-
-def _all_none(values: tuple[Any, ...]) -> bool:
-    return all(value is None for value in values)
 
 
 def _is_utf8(raw: bytes) -> bool:
@@ -280,14 +299,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(text: str) -> int | float:
-    return int(text) if len(text) <= _MAX_DIGITS else math.copysign(math.inf, -1 if text[0] == "-" else 1)
+    return int(text) if len(text) <= _MAX_DIGITS else float(text)
 
 
 def _find_non_finite(node: Any, path: str) -> NonFinite | None:
     if isinstance(node, float) and not math.isfinite(node):
         return NonFinite(path, str(node))
-    if isinstance(node, int) and not isinstance(node, bool) and abs(node) > 1.7976931348623157e308:
-        return NonFinite(path, "inf" if node > 0 else "-inf")
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, dict):
         children = node.items()
@@ -352,15 +369,12 @@ class Columns:
         key = f"{name} as numbers"
         made = self._made.get(key)
         if made is None:
-            try:
-                made = np.array(self.values(name), dtype=np.float64)
-            except (TypeError, ValueError):
-                made = np.array([_number(value) for value in self.values(name)], dtype=np.float64)
-            if made.ndim != 1:
-                made = np.array([_number(value) for value in self.values(name)], dtype=np.float64)
-            self._made[key] = made
+            values = self.values(name)
+            if not _NUMBERS.issuperset(map(type, values)):
+                values = [value if type(value) in _NUMBERS else None for value in values]
+            made = self._made[key] = np.array(values, dtype=np.float64)
         return made
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+_NUMBERS = frozenset((float, int, type(None)))
+"""Exactly these: True is no number, and neither is a text that looks like one."""

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = timedelta(days=3650)
+"""Ten years: no time of today minus this falls out of the calendar."""
 
 
 def _parse(value: Any) -> Any:
@@ -14,10 +16,10 @@ def _parse(value: Any) -> Any:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value)
         if match is None:
             raise ValueError(f"{value!r} is not a duration: write a number and one of ms, s, m, h, d, as in '30s'")
-        try:
-            return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-        except OverflowError:
-            raise ValueError(f"{value!r} is too long") from None
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if seconds > _LONGEST.total_seconds():
+            raise ValueError(f"{value!r} is longer than {_LONGEST.days} days")
+        return timedelta(seconds=seconds)
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(f"a duration needs its unit: write '{value}s', or one of ms, m, h, d")
     return value
@@ -34,7 +36,7 @@ def format_duration(value: timedelta) -> str:
 
 Duration = Annotated[
     timedelta,
-    Field(gt=timedelta(0)),
+    Field(gt=timedelta(0), le=_LONGEST),
     BeforeValidator(_parse),
     PlainSerializer(format_duration, return_type=str),
 ]

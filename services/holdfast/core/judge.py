@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.core.checks import Check, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck
+from holdfast.core.checks import Check, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck, judge_changes
 from holdfast.core.decode import Columns, Decoded, NonFinite
 from holdfast.core.policy import Policy, PolicySet
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
+from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
+MAX_TEXT = 500
+"""Characters of one text in a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +94,12 @@ def judge(
                 check.run(columns, memory, policy.model, now),
                 countable,
             )
-    # Last, because only what every other check lets pass may become an entity's reference.
-    for position, check in enumerate(relative):
-        outcome, updates = check.resolve(
-            columns, memory, policy.model, result.approved, enforced=policy.enforces(check)
-        )
-        _apply(result, check, policy.enforces(check), outcome, countable)
-        result.last[policy.model, check.field] = updates
-        for earlier in relative[:position]:
-            # A later check may have blocked rows that had entered it.
-            kept = result.approved & ~np.isnan(columns.numbers(earlier.field))
-            result.last[policy.model, earlier.field] = columns.by_entity(earlier.field, kept)
+    if relative:
+        # Last, because only what every other check lets pass may become an entity's reference.
+        enforced = [policy.enforces(check) for check in relative]
+        outcomes, result.last = judge_changes(relative, enforced, columns, memory, policy.model, result.approved)
+        for check, enforces, outcome in zip(relative, enforced, outcomes, strict=True):
+            _apply(result, check, enforces, outcome, countable)
     for check in policy.active_checks():
         if isinstance(check, OutlierCheck):
             result.recent[policy.model, check.field] = _approved_by_segment(columns, check, result.approved)
@@ -123,6 +122,7 @@ def _block_numbers_that_are_none(batch: Batch, result: Judgement) -> None:
             parts = output if isinstance(output, list) else (output,)
             if 0.0 in parts and any(part == 0.0 and math.copysign(1.0, part) < 0 for part in parts):
                 _block_negative_zero(result, row, f"outputs.{name}")
+                break  # one is enough: an event may hold thousands, and a record has no room for as many findings
 
 
 def _block_negative_zero(result: Judgement, row: int, field_name: str) -> None:
@@ -152,7 +152,14 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
 
 
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
-    finding = Finding(check=check, severity=Severity.ERROR, enforced=True, field=field_name, seen=seen, limit=limit)
+    finding = Finding(
+        check=check,
+        severity=Severity.ERROR,
+        enforced=True,
+        field=jsonable(field_name),
+        seen=jsonable(seen),
+        limit=jsonable(limit),
+    )
     result.findings.setdefault(row, []).append(finding)
 
 
@@ -238,7 +245,8 @@ def decode_by_model(
             models = decoded.columns["model"]
             if models and models.count(models[0]) == len(models):
                 columns = Columns(shape, decoded.rows, decoded.columns)
-                return [(models[0], Batch(columns, range(len(raws)), {}))], {}
+                if models[0] not in policies.policies or not _misnamed(columns):
+                    return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
@@ -261,9 +269,32 @@ def decode_by_model(
         decoded, place = decodings[number], places[number]
         rows = [place.get(position, position) for position in positions]
         columns = Columns(policies.shapes[number], [decoded.rows[row] for row in rows])
+        if model in policies.policies and (misnamed := _misnamed(columns)):
+            # Routes and tallies could not name them.
+            kept = [i for i in range(len(rows)) if i not in misnamed]
+            malformed |= {positions[i]: reason for i, reason in misnamed.items()}
+            positions, rows = [positions[i] for i in kept], [rows[i] for i in kept]
+            columns = Columns(policies.shapes[number], [decoded.rows[row] for row in rows])
+            if not rows:
+                continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
         result.append((model, Batch(columns, positions, non_finite)))
-    return result, malformed
+    return result, {position: jsonable(reason) for position, reason in malformed.items()}
+
+
+def _misnamed(columns: Columns) -> dict[int, str]:
+    """The rows whose version has no name that a route could carry, and the reason."""
+    versions = columns.values("model_version")
+    if all(map(_is_name, set(versions))):
+        return {}
+    return {
+        row: f"model_version {version!r} is no name: letters, digits and . _ : @ + / -, at most 200"
+        for row, version in enumerate(versions)
+        if not _is_name(version)
+    }
+
+
+_is_name = re.compile(NAME_PATTERN).fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,11 +400,14 @@ def _finite_float(text: str) -> float:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with what JSON cannot hold given as text."""
+    """`value` with what JSON cannot hold given as text, and long texts cut: findings must fit into a header."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

@@ -50,6 +50,8 @@ class Policy(BaseModel):
         for name in fields:
             if not is_field(name) and name != "features":
                 raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
+            if not all(fields[name].split(".")):
+                raise ValueError(f"{fields[name]!r} is no dotted path for the field {name!r}; write names and dots")
         return fields
 
     @model_validator(mode="after")
@@ -86,10 +88,10 @@ class Policy(BaseModel):
 
 def tables_of(data: Mapping[str, Any]) -> list[str]:
     """The table files that a policy's content names."""
-    checks = data.get("checks", [])
+    checks = data.get("checks")
     return [
         check["table"]
-        for check in checks
+        for check in (checks if isinstance(checks, list) else ())
         if isinstance(check, dict) and check.get("kind") == "range" and isinstance(check.get("table"), str)
     ]
 
@@ -180,7 +182,8 @@ class PolicySet:
 
     @classmethod
     def of(cls, policies: list[Policy]) -> Self:
-        """Raises PolicyError when two policies are for one model."""
+        """Raises PolicyError when two policies are for one model, or read one shape of event in ways that exclude
+        each other."""
         by_model: dict[str, Policy] = {}
         by_mapping: dict[tuple[tuple[str, str], ...], list[Policy]] = {(): []}
         for policy in policies:
@@ -188,9 +191,16 @@ class PolicySet:
                 raise PolicyError(f"two policies are for the model {policy.model!r}; keep one file for it")
             by_model[policy.model] = policy
             by_mapping.setdefault(tuple(sorted(policy.fields.items())), []).append(policy)
+        shapes: list[Shape] = []
+        for group in by_mapping.values():
+            try:
+                shapes.append(shape_of(group))
+            except ValueError as error:
+                names = ", ".join(policy.model for policy in group)
+                raise PolicyError(f"the policies for {names} read events of one shape, but {error}") from None
         return cls(
             by_model,
-            tuple(shape_of(group) for group in by_mapping.values()),
+            tuple(shapes),
             {policy.model: i for i, group in enumerate(by_mapping.values()) for policy in group},
         )
 

@@ -1,0 +1,66 @@
+"""Runs the real guard's core as a service does, and answers in the words of the reference."""
+
+import tomllib
+from datetime import UTC, datetime
+
+import numpy as np
+
+from holdfast.core.checks import Memory, Table
+from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.policy import PolicySet, parse_policy
+from holdfast_schemas import Route, RouteState
+
+NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
+TABLE = Table({"a": 0, "b": 1, "c": 2}, np.array([5.0, np.nan, 1.0]), np.array([50.0, 20.0, np.nan]))
+TABLES = {"floors.csv": (TABLE, "digest")}
+
+
+def policy_of(toml, tables=TABLES):
+    return parse_policy(tomllib.loads(toml), "pricing.toml", {k: v for k, v in tables.items() if k in toml})
+
+
+def route_of(fenced=(), held=False):
+    state = RouteState.HELD if held else RouteState.AUTO
+    return Route(model="pricing", epoch=1, state=state, reason="r", actor="a", since=NOW, fenced=fenced)
+
+
+class Real:
+    """One policy, its memory, and what it said: as `reference.Reference`, with tallies."""
+
+    def __init__(self, policy, fenced=(), held=False):
+        self.policy, self.policies = policy, PolicySet.of([policy])
+        self.route = route_of(fenced, held)
+        self.memory, self.tallies, self.offset = Memory(), [], 0
+
+    def judge(self, raws, now=NOW):
+        answers = [None] * len(raws)
+        groups, malformed = decode_by_model(self.policies, raws)
+        for position in malformed:
+            answers[position] = "malformed"
+        offsets = range(self.offset, self.offset + len(raws))
+        source = Source("predictions", 0, offsets, [1_795_514_400_000] * len(raws), raws, "w")
+        self.offset += len(raws)
+        windows = {(m, f): w for m, f, w in sorted(self.policy.remembered_fields()) if w}
+        for model, batch in groups:
+            policy = self.policies.policies.get(model)
+            judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
+            for row, position in enumerate(batch.positions):
+                found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]
+                assert answers[position] is None, "one verdict each"
+                answers[position] = bool(judgement.approved[row]), found
+            if policy is not None:
+                written = tally(batch, judgement, policy, source, now)
+                assert all(len(one.to_json()) < 1_000_000 for one in written)
+                self.tallies += written
+            learn(self.memory, judgement, windows)
+        assert None not in answers, "a verdict each"
+        return answers
+
+    @property
+    def last(self):
+        return {(f, e): v for (_, f), entities in self.memory.last.items() for e, v in entities.items()}
+
+
+def same(answer):
+    """An answer without the order and the repetition of its findings."""
+    return answer if answer == "malformed" else (answer[0], sorted(set(answer[1])))

@@ -1,0 +1,270 @@
+"""The obviously right guard: one record at a time, plain Python, no batches, no arrays.
+
+It knows one policy of the contract's own shape. What it answers is what the real one must answer.
+"""
+
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass, field
+from datetime import datetime
+
+CONDITIONS = {
+    "value >= 1.02 * cost": (("value", "cost"), lambda value, cost: value >= finite(1.02 * cost)),
+    "0 < value <= list_price or cost == 0": (
+        ("value", "list_price", "cost"),
+        lambda value, list_price, cost: 0 < value <= list_price or cost == 0,
+    ),
+    "not (value / cost > 3)": (("value", "cost"), lambda value, cost: not (finite(value / cost) > 3)),
+    "outputs.low <= outputs.high": (("outputs.low", "outputs.high"), lambda low, high: low <= high),
+}
+"""Expressions, the names that they read, and what they mean. Division by zero and overflow are failures."""
+
+
+class Malformed(Exception):  # noqa: N818  the word of the contract
+    pass
+
+
+class NotANumber(Exception):  # noqa: N818  arithmetic that ends nowhere
+    pass
+
+
+def finite(number):
+    if not math.isfinite(number):
+        raise NotANumber
+    return number
+
+
+def unique(pairs):
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise Malformed("a key stands twice")
+    return dict(pairs)
+
+
+def walk(node):
+    yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from walk(child)
+
+
+LARGEST = 1.7976931348623157e308
+
+
+def moment(text):
+    """An RFC 3339 time."""
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text, re.ASCII):
+        raise ValueError(text)
+    return datetime.fromisoformat(text.upper())
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def decode(raw, policy):
+    """The event, or Malformed."""
+    if raw is None:
+        raise Malformed("no value")
+    try:
+        event = json.loads(raw.decode(), object_pairs_hook=unique)
+        json.dumps(event, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from None
+    if not isinstance(event, dict):
+        raise Malformed("not an object")
+    for name in ("prediction_id", "model", "model_version", "entity_id"):
+        if not isinstance(event.get(name), str) or not 1 <= len(event[name]) <= 1000:
+            raise Malformed(name)
+    if event["model"] == policy.model and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}", event["model_version"]
+    ):
+        raise Malformed("model_version")
+    if event.get("value") is not None and not is_number(event["value"]):
+        raise Malformed("value")
+    outputs = event.get("outputs")
+    if outputs is not None:
+        if not isinstance(outputs, dict):
+            raise Malformed("outputs")
+        for output in outputs.values():
+            if (
+                output is not None
+                and not is_number(output)
+                and not (isinstance(output, list) and all(map(is_number, output)))
+            ):
+                raise Malformed("outputs")
+    if event.get("value") is None and not any(output is not None for output in (outputs or {}).values()):
+        raise Malformed("no output")
+    # What is read of the contract's other fields has the contract's types; features are the producer's business.
+    for name in {name for check in policy.active_checks() for name in (*check.texts(), *check.anything())}:
+        seen = event.get(name) if name in ("segment", "currency", "predicted_at") else None
+        if seen is not None and not isinstance(seen, str):
+            raise Malformed(name)
+        if name == "predicted_at" and seen is not None:
+            try:
+                moment(seen)
+            except ValueError:
+                raise Malformed(name) from None
+    if event.get("features") is not None and not isinstance(event["features"], dict) and reads_features(policy):
+        raise Malformed("features")
+    return event
+
+
+def reads_features(policy):
+    return any(
+        name.startswith("features.")
+        for check in policy.active_checks()
+        for name in (*check.numbers(), *check.texts(), *check.anything())
+    )
+
+
+def look(event, name):
+    """The field, or None; a feature may lie deeper."""
+    if name in event and "." not in name:
+        return event[name]
+    parent, _, leaf = name.partition(".")
+    inside = event.get(parent) if leaf else None
+    return inside.get(leaf) if isinstance(inside, dict) else None
+
+
+def number(event, name):
+    """The field as a number, infinite where no double holds it; None where it is none."""
+    seen = look(event, name)
+    if not is_number(seen) or seen != seen:
+        return None
+    return float(seen) if abs(seen) <= LARGEST else (math.inf if seen > 0 else -math.inf)
+
+
+@dataclass
+class Reference:
+    """Judges records in order; `verdicts` are (approved, [(check, enforced)]) or the word malformed."""
+
+    policy: object
+    fenced: tuple = ()
+    held: bool = False
+    last: dict = field(default_factory=dict)
+    recent: dict = field(default_factory=dict)
+
+    def judge(self, raws, now):
+        """The reference of `outlier` is that of the batch's start; everything else goes record by record."""
+        start = {key: list(values) for key, values in self.recent.items()}
+        return [self.one(raw, now, start) for raw in raws]
+
+    def one(self, raw, now, start):
+        try:
+            event = decode(raw, self.policy)
+        except Malformed:
+            return "malformed"
+        found = []
+        if any(is_number(node) and not abs(node) <= LARGEST for node in walk(event)):
+            found.append(("non_finite", True))
+        outputs = [event.get("value"), *(event.get("outputs") or {}).values()]
+        parts = [part for output in outputs for part in (output if isinstance(output, list) else [output])]
+        if any(isinstance(part, float) and part == 0 and math.copysign(1, part) < 0 for part in parts):
+            found.append(("negative_zero", True))
+        if event["model"] != self.policy.model:
+            return False, [*found, ("no_policy", True)]
+        if self.held:
+            found.append(("held", True))
+        if event["model_version"] in self.fenced:
+            found.append(("fenced", True))
+        for check in self.policy.active_checks():
+            answer = getattr(self, check.kind)(check, event, now, start)
+            if answer == "fail" or (answer == "unknown" and check.unknown == "fail"):
+                found.append((check.name, self.policy.enforces(check)))
+        approved = not any(enforced for _, enforced in found)
+        if approved:
+            for check in self.policy.active_checks():
+                if check.kind == "max_change" and (value := number(event, check.field)) is not None:
+                    self.last[check.field, event["entity_id"]] = value
+            for name in {check.field for check in self.policy.active_checks() if check.kind == "outlier"}:
+                if (value := number(event, name)) is not None:
+                    self.recent.setdefault((name, event.get("segment")), []).append(value)
+        return approved, found
+
+    def range(self, check, event, now, start):
+        value = number(event, check.field)
+        if value is None:
+            return "unknown"
+        bounds = check.segment.get(event.get("segment")) if check.segment else None
+        low = check.min if bounds is None or bounds.min is None else bounds.min
+        high = check.max if bounds is None or bounds.max is None else bounds.max
+        if check._table is not None:
+            row = check._table.index.get(event["entity_id"])
+            if row is not None:
+                own_low, own_high = float(check._table.low[row]), float(check._table.high[row])
+                low = low if math.isnan(own_low) else own_low
+                high = high if math.isnan(own_high) else own_high
+            elif low is None and high is None and check.unlisted == "fail":
+                return "fail"
+        return "pass" if (low is None or value >= low) and (high is None or value <= high) else "fail"
+
+    def max_change(self, check, event, now, start):
+        value, last = number(event, check.field), self.last.get((check.field, event["entity_id"]))
+        if value is None or last is None or last == 0:
+            return "unknown"
+        ends = sorted(
+            (last * (0.0 if check.down is None else check.down), last * (math.inf if check.up is None else check.up))
+        )
+        return "pass" if ends[0] <= value <= ends[1] else "fail"
+
+    def expression(self, check, event, now, start):
+        names, condition = CONDITIONS[check.expression]
+        values = [number(event, n if n == "value" or "." in n else f"features.{n}") for n in names]
+        if None in values:
+            return "unknown"
+        try:
+            return "pass" if condition(*values) else "fail"
+        except (NotANumber, ZeroDivisionError, OverflowError):
+            return "fail"
+
+    def one_of(self, check, event, now, start):
+        seen = look(event, check.field)
+        if seen is None:
+            return "unknown"
+        same = any(seen == value and isinstance(seen, bool) == isinstance(value, bool) for value in check.values)
+        return "pass" if same else "fail"
+
+    def freshness(self, check, event, now, start):
+        if event.get("predicted_at") is None:
+            return "unknown"
+        at = moment(event["predicted_at"])
+        return "pass" if now - check.max_age <= at <= now + check.max_ahead else "fail"
+
+    def simplex(self, check, event, now, start):
+        if check.field == "outputs":
+            if event.get("outputs") is None:
+                return "unknown"
+            parts = [part for part in event["outputs"].values() if is_number(part)]
+        else:
+            parts = look(event, check.field)
+        if not isinstance(parts, list):
+            return "unknown"
+        tolerance = check.tolerance
+        good = (
+            parts
+            and (check.length is None or len(parts) == check.length)
+            and all(-tolerance <= part <= 1 + tolerance for part in parts)
+            and abs(math.fsum(parts) - 1) <= tolerance
+        )
+        return "pass" if good else "fail"
+
+    def outlier(self, check, event, now, start):
+        value = number(event, check.field)
+        tail = start.get((check.field, event.get("segment")), [])[-check.window :]
+        if value is None:
+            return "unknown"
+        if check.log:
+            if value <= 0:
+                return "fail"
+            tail, value = [math.log(one) for one in tail if one > 0], math.log(value)
+        if len(tail) < check.min_values:
+            return "unknown"
+        centre = statistics.median(tail)
+        spread = statistics.median([abs(one - centre) for one in tail])
+        if spread == 0:
+            return "unknown"
+        return "fail" if 0.6745 * abs(value - centre) / spread > check.max_score else "pass"
+
+    def required(self, check, event, now, start):
+        return "fail" if any(look(event, name) in (None, "") for name in check.fields) else "pass"
