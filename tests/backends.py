@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -35,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POM = ROOT / "tests" / "kafka" / "pom.xml"
 CACHE = ROOT / ".cache" / "kafka"
 KAFKA_IMAGE = "apache/kafka:4.1.0"
+TOXIPROXY = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.12.0"
 GENEROUS = 60.0
 """Seconds to wait for what normally takes a few."""
 
@@ -255,10 +259,18 @@ class RealKafka(_RealTopics, ServerProcess):
     """For the tool that formats the storage."""
     java_options: tuple[str, ...] = ()
 
-    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        properties: Mapping[str, str] | None = None,
+        *,
+        cluster: str | None = None,
+        port: int | None = None,
+        heap: str = "1g",
+    ) -> None:
         self.libraries = kafka_libraries()
         super().__init__()
-        self.port, controller = free_port(), free_port()
+        self._cluster, self._heap = cluster or _cluster_id(), heap
+        self.port, controller = port or free_port(), free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
         self.properties = {
             "process.roles": "broker,controller",
@@ -283,10 +295,9 @@ class RealKafka(_RealTopics, ServerProcess):
         if not configuration.exists():
             configuration.write_text("".join(f"{key}={value}\n" for key, value in self.properties.items()))
             (self.folder / "log4j2.properties").write_text(_LOG4J)
-            cluster = base64.urlsafe_b64encode(uuid.UUID(int=uuid.uuid4().int >> 2).bytes).decode().rstrip("=")
             formatted = subprocess.run(
                 self.java(
-                    *("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)),
+                    *("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", self._cluster, "-c", str(configuration)),
                     *self.format_arguments,
                 ),
                 capture_output=True,
@@ -298,7 +309,8 @@ class RealKafka(_RealTopics, ServerProcess):
         return super().start()
 
     def command(self) -> list[str]:
-        return self.java("-Xmx1g", *self.java_options, "kafka.Kafka", str(self.folder / "server.properties"))
+        own = (f"-Xmx{self._heap}", *self.java_options)
+        return self.java(*own, "kafka.Kafka", str(self.folder / "server.properties"))
 
     def java(self, *arguments: str) -> list[str]:
         """The command that runs a class of Kafka's."""
@@ -307,6 +319,132 @@ class RealKafka(_RealTopics, ServerProcess):
 
     def answers(self) -> bool:
         return kafka_answers(self.port)
+
+
+class KafkaCluster(_RealTopics):
+    """Three nodes of Apache Kafka (KRaft), everything replicated three times, two of which must have it."""
+
+    def __init__(self) -> None:
+        ports = [(free_port(), free_port()) for _ in range(3)]
+        voters = ",".join(f"{i}@127.0.0.1:{controller}" for i, (_, controller) in enumerate(ports, start=1))
+        cluster = _cluster_id()
+        self.nodes = [
+            RealKafka(
+                {
+                    "node.id": str(i),
+                    "controller.quorum.voters": voters,
+                    "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+                    "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+                    "default.replication.factor": "3",
+                    "min.insync.replicas": "2",
+                    "offsets.topic.replication.factor": "3",
+                    "transaction.state.log.replication.factor": "3",
+                    "transaction.state.log.min.isr": "2",
+                    "broker.session.timeout.ms": "4000",
+                    "broker.heartbeat.interval.ms": "1000",
+                    "group.min.session.timeout.ms": "1000",
+                },
+                cluster=cluster,
+                port=port,
+                heap="384m",
+            )
+            for i, (port, controller) in enumerate(ports, start=1)
+        ]
+        self.bootstrap = ",".join(node.bootstrap for node in self.nodes)
+
+    def __enter__(self) -> Self:
+        try:
+            # A node answers only once most of them are there.
+            with ThreadPoolExecutor(3) as together:
+                list(together.map(RealKafka.start, self.nodes))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+class Toxiproxy(ServerProcess):
+    """A proxy in front of a server of this machine, whose connections can be made slow, or cut.
+
+    It is built from its Go module into .cache. Raises BackendError where that cannot be done.
+    """
+
+    name = "toxiproxy"
+
+    def __init__(self, upstream: int) -> None:
+        self.executable = toxiproxy_server()
+        super().__init__()
+        self.upstream, self.port, self._api = upstream, free_port(), free_port()
+
+    def command(self) -> list[str]:
+        return [str(self.executable), "-host", "127.0.0.1", "-port", str(self._api)]
+
+    def answers(self) -> bool:
+        try:
+            self._call("GET", "/version")
+            proxy = {"name": "kafka", "listen": f"127.0.0.1:{self.port}", "upstream": f"127.0.0.1:{self.upstream}"}
+            self._call("POST", "/proxies", proxy)
+        except OSError:
+            return False
+        return True
+
+    def slow(self, latency_ms: int, jitter_ms: int) -> None:
+        """Delay everything that comes back."""
+        attributes = {"latency": latency_ms, "jitter": jitter_ms}
+        self._call("POST", "/proxies/kafka/toxics", {"name": "slow", "type": "latency", "attributes": attributes})
+
+    def cut(self, after_bytes: int) -> None:
+        """End each connection after so many bytes of answers, in the middle of one."""
+        self._call(
+            "POST",
+            "/proxies/kafka/toxics",
+            {"name": "cut", "type": "limit_data", "attributes": {"bytes": after_bytes}},
+        )
+
+    def off(self) -> None:
+        """Refuse and end all connections."""
+        self._call("POST", "/proxies/kafka", {"enabled": False})
+
+    def heal(self) -> None:
+        """As if nothing had been."""
+        self._call("POST", "/reset")
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._api}{path}",
+            json.dumps(body).encode() if body is not None else None,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310  our own process
+            pass
+
+
+@functools.cache
+def toxiproxy_server() -> Path:
+    """Toxiproxy's server, built once. Raises BackendError saying what is missing."""
+    target = CACHE.parent / "toxiproxy"
+    if not (target / "server").exists():
+        if shutil.which("go") is None:
+            raise BackendError("Toxiproxy is built with Go, and Go is not here")
+        built = subprocess.run(
+            ["go", "install", TOXIPROXY],
+            env={**os.environ, "GOBIN": str(target)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if built.returncode:
+            raise BackendError(f"Toxiproxy could not be built: {built.stderr.strip().splitlines()[-1]}")
+    return target / "server"
+
+
+def _cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.UUID(int=uuid.uuid4().int >> 2).bytes).decode().rstrip("=")
 
 
 _LOG4J = """\

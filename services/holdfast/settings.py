@@ -41,6 +41,8 @@ class KafkaSettings(_Section):
     """Where Kafka is, and how to log in. Each secret may come from a file instead, which is read at every use."""
 
     bootstrap_servers: str = "localhost:9092"
+    session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=10)
+    """How long a worker may be silent before its partitions go to another."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     sasl_username: str | None = None

@@ -94,10 +94,12 @@ class History:
                 for stream in Stream:
                     if not self.ledger.wants(stream, positions[stream]):
                         continue
-                    limit = self.ledger.target(stream)
-                    piece = [r for r in streams[stream] if positions[stream] <= r.offset < limit][:chunk]
+                    # More than was asked for, as from Kafka.
+                    piece = [r for r in streams[stream] if positions[stream] <= r.offset][:chunk]
                     self.ledger.add(stream, piece, now=0.0)
-                    positions[stream] = piece[-1].offset + 1 if len(piece) == chunk else limit
+                    read = piece[-1].offset + 1 if piece else 0
+                    end = 0 if len(piece) == chunk else self.ledger.target(stream)
+                    positions[stream] = max(read, end, positions[stream])
                     progress = True
                 found += self.ledger.advance(positions, tallies_read=True)
             found += self.ledger.finish(positions, stale=late if round_ == 2 else -1.0)

@@ -104,7 +104,7 @@ class Worker(ServerProcess):
 class Stack:
     """See the module. `settings` go over the configuration, by section: `{"guard": {"delivery": "at_least_once"}}`.
 
-    With `create=False` the topics are the caller's to create.
+    With `create=False` the topics are the caller's to create. `follow` are the roles that `seen` keeps.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Stack:
         partitions: int = 2,
         settings: Mapping[str, Any] | None = None,
         create: bool = True,
+        follow: Iterable[str] = tuple(TOPICS),
     ) -> None:
         self.kafka, self.folder = kafka, folder
         self.run = f"e{uuid.uuid4().hex[:8]}"
@@ -140,7 +141,7 @@ class Stack:
         self.redis: Redis = Redis.from_url(redis_url, decode_responses=True)
         self.seen: dict[str, list[ConsumerRecord]] = {role: [] for role in TOPICS}
         self.workers: list[Worker] = []
-        self._create = create
+        self._create, self._follow_roles = create, frozenset(follow)
         self._roles = {self.topic(role): role for role in TOPICS}
 
     # Set-up
@@ -373,7 +374,7 @@ class Stack:
 
     async def _follow(self) -> None:
         await self._follower.start()
-        self._follower.assign(self._partitions())
+        self._follower.assign([tp for tp in self._partitions() if self._roles[tp.topic] in self._follow_roles])
         while True:
             for tp, records in (await self._follower.getmany(timeout_ms=500)).items():
                 self.seen[self._roles[tp.topic]] += records

@@ -314,6 +314,7 @@ class TransactionalLoop:
         self.answered = True
         self._ended = asyncio.Event()
         self._on_assigned = on_assigned
+        session_ms = int(kafka.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             group_id=group,
             client_id=worker,
@@ -321,8 +322,8 @@ class TransactionalLoop:
             auto_offset_reset="none",
             isolation_level="read_committed",
             max_partition_fetch_bytes=2 * 1024 * 1024,
-            session_timeout_ms=10_000,
-            heartbeat_interval_ms=1_000,
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=session_ms // 10,
             # Longer than the lanes take to end when a rebalance revokes them.
             rebalance_timeout_ms=30_000,
             # The lanes poll on their own; a slow batch must not throw the worker out of the group.

@@ -216,6 +216,8 @@ class Ledger:
         self._exact_from: int | None = start if whole else None
         self._rules, self._routes, self._policy = rules, routes, policy
         self._frontiers: deque[Frontier] = deque()
+        self._last = Frontier(0, dict.fromkeys(VERDICTS, 0))
+        self._ahead: deque[Record] = deque()
         self._window: OrderedDict[int, _Prediction] = OrderedDict()
         self._missing: OrderedDict[int, _Prediction] = OrderedDict()
         self._waiting: dict[bytes, deque[_Prediction]] = {}
@@ -237,14 +239,22 @@ class Ledger:
 
     def expect(self, frontier: Frontier) -> None:
         """The next stretch to follow: read predictions up to `committed`, and the others up to their ends."""
+        self._last = frontier
         self._frontiers.append(frontier)
+        self._admit()
 
     def add(self, stream: Stream, records: Sequence[Record], now: float) -> None:
         if stream is not Stream.PREDICTIONS:
             self._early[stream].extend((record, now) for record in records)
             self._early_bytes += sum(map(_size, records))
             return
-        for record in records:
+        self._ahead.extend(records)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
+        while self._ahead and self._ahead[0].offset < self.target(Stream.PREDICTIONS):
+            record = self._ahead.popleft()
             prediction = _Prediction(record.offset, hash(record.key), identity(record))
             self._window[record.offset] = prediction
             self._waiting.setdefault(prediction.identity, deque()).append(prediction)
@@ -264,7 +274,7 @@ class Ledger:
 
     def wants(self, stream: Stream, position: int) -> bool:
         """Whether records of `stream` from `position` on are needed now."""
-        if not self._frontiers or position >= self.target(stream):
+        if position >= self.target(stream):
             return False
         if stream is Stream.PREDICTIONS:
             # Approved records that match nothing here may belong to predictions far behind a long row of lost ones.
@@ -275,14 +285,14 @@ class Ledger:
 
     def target(self, stream: Stream) -> int:
         """Up to which offset `stream` is to be read by now."""
-        last = self._frontiers[-1]
+        last = self._last
         return last.committed if stream is Stream.PREDICTIONS else last.ends[stream]
 
     # What it makes of it.
 
     def advance(self, positions: Mapping[Stream, int], *, tallies_read: bool) -> list[Violation]:
         """Match and judge what can be; `tallies_read`: all tallies of the stretch have been given."""
-        self._next = max(self._next, positions[Stream.PREDICTIONS])
+        self._next = max(self._next, min(positions[Stream.PREDICTIONS], self.target(Stream.PREDICTIONS)))
         explicit_read = True
         for stream in (Stream.BLOCKED, Stream.MALFORMED):
             self._early[stream] = self._keep(stream, self._match_named)
