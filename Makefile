@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test check bench fuzz schemas lock clean
+.PHONY: help install demo test check bench fuzz faults schemas lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -29,6 +29,9 @@ bench: $(STAMP) ## throughput against a raw pass-through, on a real Kafka
 
 fuzz: $(STAMP) ## a million mutated events through decode and judge, against the reference
 	@HOLDFAST_TEST_FUZZ_EVENTS=$${HOLDFAST_TEST_FUZZ_EVENTS:-1000000} $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+faults: $(STAMP) ## break it in every way for an hour; figures to benchmarks/results/faults.md
+	@HOLDFAST_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults --durations=0 $(ARGS)
 
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from holdfast.adapters import kafka as kafka_adapter
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
@@ -226,6 +226,14 @@ class _RealTopics:
 
     async def create_topics(self, settings: Settings) -> None:
         await kafka_adapter.create_topics(settings)
+
+    async def grow_topic(self, name: str, partitions: int) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            await admin.create_partitions({name: NewPartitions(partitions)})
+        finally:
+            await admin.close()
 
 
 class GivenKafka(_RealTopics):

@@ -97,6 +97,7 @@ class Auditor:
         self._ledgers: dict[int, Ledger] = {}
         self._control: dict[TopicPartition, int] = {}
         self._route_ends: dict[TopicPartition, int] = {}
+        self._began: dict[TopicPartition, int] = {}
         self._position: dict[TopicPartition, int] = {}
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
         self._reader: AIOKafkaConsumer | None = None
@@ -245,13 +246,14 @@ class Auditor:
         for tp, position in [*self._position.items(), *starts.items()]:
             reader.seek(tp, position)
         self._position.update(starts)
+        self._began.update(starts)
         for tp in shared:
             (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
         for number in numbers:
             self._ledgers[number] = Ledger(
                 number,
                 starts[self._tp(Stream.PREDICTIONS, number)],
-                whole=all(starts[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)]),
+                whole=all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)]),
                 rules=self._rules,
                 routes=self._routes,
                 policy=self._policy,

@@ -37,6 +37,7 @@ from holdfast_schemas import Header, Route, Verdict
 log = structlog.get_logger("holdfast.guard")
 
 _OURS = tuple(Header)
+ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes")
 NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 
@@ -79,6 +80,7 @@ class GuardWork:
         The routes are read to their end as it is now: a worker that slept through a fence must not judge with what
         it knew before.
         """
+        await self._guard.check_partition(self._partition)
         await self._guard.follower.catch_up()
         policies = self._guard.policies.current
         self._remembered = policies.remembered_fields()
@@ -296,15 +298,19 @@ class Guard:
         self.settings = settings
         self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded)
         self.follower = RouteFollower(settings)
-        self.control_partitions = 0
+        self._partitions, self.control_partitions = 0, 0
         self.loop: TransactionalLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
+    async def check_partition(self, number: int) -> None:
+        """Once predictions have grown: whether the verdicts have that partition too. Raises TopicsMismatch."""
+        if number >= self._partitions:
+            self._partitions = (await check_topics(self.settings, ROLES))["predictions"]
+
     async def start(self) -> None:
         """Raises KafkaUnavailable."""
-        roles = ("predictions", "approved", "blocked", "malformed", "control", "routes")
-        counts = await check_topics(self.settings, roles)
-        self.control_partitions = counts["control"]
+        counts = await check_topics(self.settings, ROLES)
+        self._partitions, self.control_partitions = counts["predictions"], counts["control"]
         guard = self.settings.guard
         self.loop = TransactionalLoop(
             self.settings.kafka,

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from holdfast.adapters import metrics
 from holdfast.adapters.kafka import (
     Out,
+    TopicsMismatch,
     TransactionalLoop,
     Write,
     check_topics,
@@ -136,6 +137,7 @@ class SwitchWork:
     async def restore(self) -> None:
         """Read the states back; the previous owner's last transaction has ended, so they are complete."""
         self._states = {}
+        self._switch.check_partition(self._partition)
 
         def take(records: Sequence[ConsumerRecord]) -> None:
             for record in records:
@@ -147,6 +149,7 @@ class SwitchWork:
 
         await read_to_end(self._switch.settings.kafka, [TopicPartition(self._topics.state, self._partition)], take)
         for state in self._states.values():
+            self._switch.check_partition(self._partition, state.model)
             _start_at_zero(state.model)
             self._show(state)
         log.info("state restored", partition=self._partition, models=len(self._states))
@@ -356,6 +359,19 @@ class Switch:
         beside = (self.mirror.run(), self.policies.follow())
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
+
+    def check_partition(self, number: int, model: str | None = None) -> None:
+        """Whether that partition was there from the start, and is that of `model`. Raises TopicsMismatch.
+
+        A model whose commands came to another partition than its tallies and its state would forget its fences.
+        """
+        known, topics = self.partitions["control"], self.settings.topics
+        if number >= known or (model is not None and partition_for(model, known) != number):
+            raise TopicsMismatch(
+                f"The topic {topics.control} was grown, and where each model's state is depends on its partitions. "
+                f"Create new topics for control and state with as many as there were, copy {topics.state} into the "
+                "new one, and name both in the configuration ([topics])."
+            )
 
     async def run(self) -> None:
         assert self.loop is not None  # noqa: S101  start() made it

@@ -139,6 +139,8 @@ class Stack:
             self.document[section] = {**self.document.get(section, {}), **values}
         self.settings: Settings = load_settings_from(self.write_config("base"))
         self.redis: Redis = Redis.from_url(redis_url, decode_responses=True)
+        size = self.settings.topic_settings
+        self.sizes = {"predictions": size.partitions, "control": size.control_partitions}
         self.seen: dict[str, list[ConsumerRecord]] = {role: [] for role in TOPICS}
         self.workers: list[Worker] = []
         self._create, self._follow_roles = create, frozenset(follow)
@@ -364,8 +366,7 @@ class Stack:
         )
 
     def _partitions(self) -> list[TopicPartition]:
-        size = self.settings.topic_settings
-        sizes = {"predictions": size.partitions, "control": size.control_partitions}
+        sizes = self.sizes
         return [
             TopicPartition(self.topic(role), number)
             for role, topic in TOPICS.items()

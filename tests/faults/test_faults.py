@@ -84,6 +84,7 @@ async def test_a_broker_that_freezes_dies_and_restarts_only_delays(broker, redis
     figures["one broker"] = run.figures()
 
 
+@pytest.mark.long_faults
 async def test_a_cluster_that_loses_a_broker_goes_on(redis_server, tmp_path, figures):
     """Three brokers, two of which must have everything; each is killed in turn and comes back."""
     if backends.choose_private_kafka().kind != "maven":
@@ -140,6 +141,43 @@ async def test_whatever_happens_to_redis_it_is_repaired_and_guards_do_not_care(b
     figures["Redis"] = run.figures()
 
 
+@pytest.mark.long_faults
+async def test_partitions_that_are_added_are_taken_up(broker, redis_server, tmp_path, figures):
+    """Verdicts' topics first, then predictions: nothing stops. Predictions alone: the guards do, and say what to do."""
+    async with campaign(broker, redis_server.url, tmp_path) as run:
+        stack = run.stack
+        for role in ("approved", "blocked", "malformed", "predictions"):
+            await broker.grow_topic(stack.topic(role), 5)
+        stack.sizes["predictions"] = 5
+        run.done["partitions added"] += 1
+        await progress_of(run, 4)
+        assert all(guard.running for guard in run.guards)
+
+        await broker.grow_topic(stack.topic("predictions"), 6)
+        stack.sizes["predictions"] = 6
+        run.done["partitions added to predictions alone"] += 1
+        await stack.until(lambda: not all(guard.running for guard in run.guards), "a guard stops", PATIENT)
+        ended = next(guard for guard in run.guards if not guard.running)
+        assert ended.process.returncode == 1
+        last = ended.log.read_text().splitlines()[-1]
+        assert last.endswith(f"Give {stack.topic('approved')} 6 too: order per key depends on equal numbers."), last
+        for role in ("approved", "blocked", "malformed"):
+            await broker.grow_topic(stack.topic(role), 6)
+        for guard in run.guards:
+            if not guard.running:
+                await asyncio.to_thread(guard.start)
+        await progress_of(run, 5)
+    figures["partitions added"] = run.figures()
+
+
+async def progress_of(run, partition):
+    """Wait until predictions of that partition have verdicts."""
+    deadline = asyncio.get_running_loop().time() + PATIENT
+    while not (await run.stack.committed())[partition]:
+        assert asyncio.get_running_loop().time() < deadline, f"partition {partition} is not taken up"
+        await asyncio.sleep(0.2)
+
+
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (Debian's package faketime)")
 async def test_a_clock_that_jumps_an_hour_changes_no_verdict_but_the_stale_ones(
     broker, redis_server, tmp_path, figures
@@ -173,6 +211,7 @@ def mount(*arguments):
     return subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long_faults
 async def test_a_full_disk_of_the_broker_only_delays(redis_server, tmp_path, figures):
     """Kafka stops when it cannot write; with room again it starts, and everything goes on from where it was."""
     if backends.choose_private_kafka().kind != "maven":

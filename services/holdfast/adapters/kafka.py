@@ -61,6 +61,10 @@ class KafkaUnavailable(Exception):  # noqa: N818  it reads as the state it repor
     """Kafka cannot be used as configured; the message says why, and what to do."""
 
 
+class TopicsMismatch(KafkaUnavailable):
+    """The topics' partitions do not go together; only a person can mend it."""
+
+
 Out = tuple[int | None, bytes | None, bytes | None, Headers]
 """One record to write: timestamp (ms since the epoch; None: now), key, value, headers."""
 
@@ -138,6 +142,8 @@ class _Lane:
                         "removed before they were checked. Lengthen the topic's retention, and set the offset "
                         f"of group {self.loop.group} to where checking shall go on."
                     ) from None
+                except TopicsMismatch:
+                    raise
                 except Exception as error:
                     now = time.monotonic()
                     failing_since = failing_since or now
@@ -303,7 +309,6 @@ class TransactionalLoop:
         poll_ms: int = 200,
         max_records: int = 5000,
         give_up_after: timedelta = timedelta(minutes=5),
-        on_assigned: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.kafka, self.topic, self.group, self.worker = kafka, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
@@ -313,7 +318,6 @@ class TransactionalLoop:
         self.joined = False
         self.answered = True
         self._ended = asyncio.Event()
-        self._on_assigned = on_assigned
         session_ms = int(kafka.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             group_id=group,
@@ -328,7 +332,8 @@ class TransactionalLoop:
             rebalance_timeout_ms=30_000,
             # The lanes poll on their own; a slow batch must not throw the worker out of the group.
             max_poll_interval_ms=600_000,
-            metadata_max_age_ms=30_000,
+            # Partitions that were added are taken up within that time.
+            metadata_max_age_ms=10_000,
             **kafka.client_options(),
         )
 
@@ -539,14 +544,17 @@ async def describe_topics(kafka: KafkaSettings, topics: Sequence[str]) -> dict[s
 
 
 async def check_topics(settings: Settings, roles: Iterable[str]) -> dict[str, int]:
-    """Partition count by role, once every needed topic is there and the counts fit. Raises KafkaUnavailable."""
+    """Partition count by role, once every needed topic is there and the counts fit. Raises KafkaUnavailable.
+
+    A topic may have more partitions than it needs: so those of the verdicts are grown first, then predictions.
+    """
     names = {role: getattr(settings.topics, role) for role in roles}
     counts = await describe_topics(settings.kafka, list(names.values()))
     by_role = {role: counts[name] for role, name in names.items()}
     for role in names:
         base = TOPICS[role].partitions
-        if isinstance(base, str) and base in by_role and by_role[role] != by_role[base]:
-            raise KafkaUnavailable(
+        if isinstance(base, str) and base in by_role and by_role[role] < by_role[base]:
+            raise TopicsMismatch(
                 f"The topic {names[role]} has {by_role[role]} partitions and {names[base]} has {by_role[base]}. "
                 f"Give {names[role]} {by_role[base]} too: order per key depends on equal numbers."
             )

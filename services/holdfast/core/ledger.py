@@ -11,8 +11,8 @@ lost.
 
 What was approved is judged again, batch by batch as the tallies tell them, with the policy whose id is in the header,
 at the time that the tally gives, and with a memory of what was approved before. Where the guard may have known less
-than the ledger (a reference further back than `restore_records`, or a release in between, which a guard learns of
-only when it rebuilds its memory), a failure against the memory is not counted.
+than the ledger (a reference further back than `restore_records`), a failure against the memory is not counted. Released
+records are counted only: they are approved in a person's name, and teach the memory nothing.
 
 Memory is bounded by `LIMIT` records a stream, and by what the checks themselves remember.
 """
@@ -231,8 +231,8 @@ class Ledger:
         self._memory = Memory()
         # (model, entity) → the approved offset of its last value.
         self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
-        # The same, of what makes everything before it doubtful; entity None: for the whole model.
-        self._uncertain: dict[tuple[str, str | None], int] = {}
+        # By model, the same of what could not be read: what the memory holds from before it is doubtful.
+        self._unread: dict[str, int] = {}
         self._found: list[Violation] = []
 
     # What it is given.
@@ -380,7 +380,6 @@ class Ledger:
         verdict = _text(headers, Header.VERDICT)
         if verdict == Verdict.RELEASED:
             self.released += 1
-            self._doubt(headers, record)
             return True
         named = all(header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION))
         if verdict != Verdict.APPROVED or not named:
@@ -552,7 +551,7 @@ class Ledger:
         policies = self._policy(group.policy_id)
         if policies is None:
             self.unjudged += len(group.values)
-            self._uncertain[model, None] = group.approved_offsets[-1]
+            self._unread[model] = group.approved_offsets[-1]
             return
         policy = policies.policies.get(model)
         if policy is None:
@@ -573,7 +572,9 @@ class Ledger:
                 position = batch.positions[row]
                 at = group.approved_offsets[position]
                 certain = self._is_certain(model, entities[row], at) or entities[row] in entities[:row]
-                checks = _failed_checks(policy, judgement, row, certain=certain, model_certain=self._sure_of(model))
+                checks = _failed_checks(
+                    policy, judgement, row, certain=certain, model_certain=model not in self._unread
+                )
                 if checks:
                     detail = f"{group.policy_id} blocks it: {', '.join(checks)}"
                     self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, detail)
@@ -586,12 +587,11 @@ class Ledger:
     def _is_certain(self, model: str, entity: str, approved_offset: int) -> bool:
         """Whether a guard is sure to have known the entity's last approved value."""
         known = self._known.get((model, entity))
-        doubtful = max(self._uncertain.get((model, None), -1), self._uncertain.get((model, entity), -1))
-        return known is not None and known > doubtful and approved_offset - known <= self._rules.restore_records
-
-    def _sure_of(self, model: str) -> bool:
-        """Whether the recent values of the model's segments are those that a guard had."""
-        return all(name != model for name, _ in self._uncertain)
+        return (
+            known is not None
+            and known > self._unread.get(model, -1)
+            and approved_offset - known <= self._rules.restore_records
+        )
 
     def _note(self, model: str, entity: str, approved_offset: int) -> None:
         self._known.pop((model, entity), None)
@@ -604,22 +604,12 @@ class Ledger:
                 if name == model and entity is not None:
                     last.pop(entity, None)
 
-    def _doubt(self, headers: Mapping[str, bytes], record: Record) -> None:
-        """A guard learns of a released value only when it rebuilds its memory: until the next approval it may not."""
-        model = _text(headers, Header.MODEL)
-        policies = self._policy(_text(headers, Header.POLICY))
-        entity: str | None = None
-        if policies is not None:
-            batches, _ = decode_by_model(policies, [record.value])
-            entity = batches[0][1].columns.values("entity_id")[0] if batches else None
-        self._uncertain[model, entity] = record.offset
-
     def _remember_unmatched(self, headers: Mapping[str, bytes], record: Record) -> None:
         """Approved before the start: what the memory then held."""
         model = _text(headers, Header.MODEL)
         policies = self._policy(_text(headers, Header.POLICY))
         if policies is None or model not in policies.policies:
-            self._uncertain[model, None] = record.offset
+            self._unread[model] = record.offset
             return
         for name, batch in decode_by_model(policies, [record.value])[0]:
             if name == model and policies.policies[model].remembered_fields():
