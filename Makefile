@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test check bench fuzz faults schemas lock clean
+.PHONY: help install demo test check bench fuzz faults soak schemas lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -32,6 +32,9 @@ fuzz: $(STAMP) ## a million mutated events through decode and judge, against the
 
 faults: $(STAMP) ## break it in every way for an hour; figures to benchmarks/results/faults.md
 	@HOLDFAST_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults --durations=0 $(ARGS)
+
+soak: $(STAMP) ## half of what the machine can do, and nothing grows: make soak ARGS="--minutes 60 --rate 5000"
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1

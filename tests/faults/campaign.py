@@ -88,10 +88,13 @@ max_ahead = "10m"
 
 
 class Load:
-    """Predictions at `rate` a second, until it is stopped. `sent` counts those that Kafka has taken."""
+    """Predictions at `rate` a second, until it is stopped. `sent` counts those that Kafka has taken.
 
-    def __init__(self, stack: Stack, rate: int, seed: int) -> None:
-        self.stack, self.rate = stack, rate
+    `calm`: no version turns out bad, and no model is held.
+    """
+
+    def __init__(self, stack: Stack, rate: int, seed: int, *, calm: bool = False) -> None:
+        self.stack, self.rate, self.calm = stack, rate, calm
         self.random = random.Random(seed)
         self.sent = 0
         self.refused = 0
@@ -112,7 +115,7 @@ class Load:
         try:
             due = changed = time.monotonic()
             while True:
-                if time.monotonic() - changed > 6:
+                if time.monotonic() - changed > 6 and not self.calm:
                     changed = time.monotonic()
                     await self._change(producer)
                 for _ in range(max(1, self.rate // 20)):
@@ -178,14 +181,14 @@ class Load:
 class Campaign:
     """See the module. `tell` counts what was done to the services; `figures` are what is reported."""
 
-    def __init__(self, stack: Stack, rate: int, seed: int) -> None:
+    def __init__(self, stack: Stack, rate: int, seed: int, *, calm: bool) -> None:
         self.stack = stack
         self.random = random.Random(seed)
         self.guards: list[Worker] = []
         self.switches: list[Worker] = []
         self.auditor: Worker | None = None
         self.done: Counter[str] = Counter()
-        self.load = Load(stack, rate, seed)
+        self.load = Load(stack, rate, seed, calm=calm)
         self.facts: dict[str, Any] = {}
 
     async def kill(self, worker: Worker) -> None:
@@ -281,6 +284,7 @@ async def campaign(
     rate: int = 400,
     partitions: int = 4,
     watch: bool = True,
+    calm: bool = False,
     settings: Mapping[str, Any] | None = None,
     workers: Mapping[str, Any] | None = None,
     program: Sequence[str] = (sys.executable, "-m", "holdfast.cli"),
@@ -308,7 +312,7 @@ async def campaign(
         started = await stack.start(*names, settings=workers, program=program)
         await stack.command("pricing", "promote", "v1")
         await stack.command("score", "promote", "s1")
-        run = Campaign(stack, rate, seed=random.randrange(2**32))
+        run = Campaign(stack, rate, seed=random.randrange(2**32), calm=calm)
         run.guards, run.switches = started[:guards], started[guards:]
         if watch:
             (run.auditor,) = await stack.start("audit")
