@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test check bench fuzz faults soak schemas lock clean
+.PHONY: help install demo test check bench fuzz faults soak pictures schemas lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -35,6 +35,10 @@ faults: $(STAMP) ## break it in every way for an hour; figures to benchmarks/res
 
 soak: $(STAMP) ## half of what the machine can do, and nothing grows: make soak ARGS="--minutes 60 --rate 5000"
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+pictures: $(STAMP) ## draw docs/*.png of the console anew
+	@mkdir -p docs
+	@HOLDFAST_TEST_PICTURES=docs $(BIN)/python -m pytest tests/e2e/test_console.py -k picture
 
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1

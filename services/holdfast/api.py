@@ -1,4 +1,4 @@
-"""The API: what people and pipelines read, and command, over HTTP.
+"""The API: what people and pipelines read, and command, over HTTP; and the console page.
 
 What is read comes from the board, which follows the topics. A command is written to `holdfast.control` and answered
 with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is whose token
@@ -6,6 +6,7 @@ came with it. Every answer that is no success is a problem document.
 """
 
 import asyncio
+import contextlib
 import getpass
 import hashlib
 import ipaddress
@@ -14,9 +15,10 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import parse_qs, urlencode
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -26,6 +28,11 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema
+from pydantic_core import to_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Route as Endpoint
 from starlette.types import ASGIApp
 
@@ -46,6 +53,8 @@ from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
 from holdfast.board import HISTORY, Board
+from holdfast.console import STATIC, Console, View
+from holdfast.console.reference import operations
 from holdfast.core.duration import Duration
 from holdfast.core.routing import VersionState
 from holdfast.settings import Settings
@@ -228,7 +237,9 @@ class Api:
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
         )
         self.follower = Follower(settings.kafka, self.board.take)
+        self.console = Console(self.board)
         self.writer = CommandWriter(settings)
+        self.stopping = False
         self._limit = RateLimitItemPerMinute(settings.api.commands_per_minute)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._keys: dict[str, str] = {}
@@ -257,6 +268,7 @@ class Api:
             raise KafkaUnavailable(await explain(self.settings.kafka, error)) from None
 
     async def stop(self) -> None:
+        self.stopping = True
         await self.writer.close()
 
     def not_ready(self) -> str | None:
@@ -289,9 +301,8 @@ class Api:
                 Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
             )
         if audit.outcome is Outcome.REFUSED:
-            detail = f"{audit.detail[:1].upper()}{audit.detail[1:]}."
             outcome = audit.model_dump(mode="json", exclude_none=True)
-            raise ProblemError(409, "refused", "The command was refused", detail, outcome=outcome)
+            raise ProblemError(409, "refused", "The command was refused", f"Refused: {audit.detail}.", outcome=outcome)
         return audit
 
     def _command_id(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> str:
@@ -397,13 +408,15 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-# The endpoints
+# The endpoints. All of them run on the event loop, also where nothing is awaited: the board changes there, and must not
+# change while another thread looks at it.
 
 router = APIRouter(prefix="/api/v1")
+pages = APIRouter(include_in_schema=False)
 _bearer = HTTPBearer(auto_error=False, description="A token of `holdfast api token create`.")
 
 
-def _api(request: Request) -> Api:
+async def _api(request: Request) -> Api:
     """Raises ProblemError (503) before the topics have been read: an answer would be wrong."""
     api: Api = request.app.state.api
     names = [name for name, _ in request.query_params.multi_items()]
@@ -421,20 +434,24 @@ def _api(request: Request) -> Api:
     return api
 
 
-def _who(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
+async def _who(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
     """Raises ProblemError (401)."""
     api: Api = request.app.state.api
     who = api.who(bearer.credentials if bearer is not None else request.cookies.get(COOKIE))
     if who is None:
-        raise ProblemError(
-            401,
-            "unauthorized",
-            "No valid token",
-            "This needs a bearer token that the API knows. Send it as `Authorization: Bearer …`; an administrator "
-            "makes one with `holdfast api token create`.",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+        raise _unauthorized()
     return who
+
+
+def _unauthorized() -> ProblemError:
+    return ProblemError(
+        401,
+        "unauthorized",
+        "No valid token",
+        "This needs a bearer token that the API knows. Send it as `Authorization: Bearer …`; an administrator "
+        "makes one with `holdfast api token create`.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
 
 
 Caller = Annotated[Principal, Depends(_who)]
@@ -472,7 +489,7 @@ def _page(everything: Mapping[str, T], order: Callable[[T], Any], fits: Callable
 
 
 @router.get("/routes", response_model=Page[RouteNow], responses=_READ, tags=["read"])
-def routes(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def routes(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """Which version of each model serves, and since when and why."""
     found = [
         RouteNow.model_validate({**route.model_dump(), "ends_at": state.ends_at if state is not None else None})
@@ -484,7 +501,7 @@ def routes(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
 
 
 @router.get("/versions", response_model=Page[VersionNow], responses=_READ, tags=["read"])
-def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """The versions that are known of each model: candidate, good or fenced."""
     found = [
         VersionNow(
@@ -506,7 +523,7 @@ def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Respons
 
 
 @router.get("/rates", response_model=Page[RatesNow], responses=_READ, tags=["read"])
-def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """How many predictions of each model are approved and blocked per second."""
     now = int(time.time())
     found = [
@@ -519,7 +536,7 @@ def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
 
 
 @router.get("/incidents", response_model=Page[Incident], responses=_READ | problem_responses(404), tags=["read"])
-def incidents(
+async def incidents(
     api: TheApi,
     _: Caller,
     of: Annotated[OfIncidents, Query()],
@@ -538,13 +555,13 @@ def incidents(
 @router.get(
     "/incidents/{incident_id}", response_model=Incident, responses=_READ | problem_responses(404), tags=["read"]
 )
-def incident(api: TheApi, _: Caller, incident_id: str) -> Response:
+async def incident(api: TheApi, _: Caller, incident_id: str) -> Response:
     """One incident with its evidence."""
     return json_of(api.incident(incident_id))
 
 
 @router.get("/audit", response_model=Page[AuditRecord], responses=_READ | problem_responses(404), tags=["read"])
-def audit(
+async def audit(
     api: TheApi,
     _: Caller,
     of: Annotated[OfAudit, Query()],
@@ -587,6 +604,120 @@ for _action, (_body, _summary) in _COMMANDS.items():
     _add_command(_action, _body, _summary)
 
 
+# The console
+
+UPDATE_EVERY = 0.2
+"""Seconds between two updates of a page at least."""
+SIGNED_IN_FOR = timedelta(hours=12)
+SeenBy = Annotated[View, Query()]
+
+
+def _cookie(api: Api, request: Request) -> dict[str, Any]:
+    """How the cookie is kept.
+
+    It holds the token itself: nothing is kept here, so every instance knows it, and a token whose line is taken out is
+    out everywhere. Scripts cannot read it. Lax, not Strict: who follows the link of a page at night shall not find the
+    door closed. What is posted from another site is refused at the edge.
+    """
+    secure = request.url.scheme == "https" or api.settings.notify.console_url.startswith("https://")
+    return {"key": COOKIE, "httponly": True, "samesite": "lax", "secure": secure}
+
+
+@pages.get("/")
+async def console_page(request: Request, view: SeenBy) -> Response:
+    api = await _api(request)
+    who = api.who(request.cookies.get(COOKIE))
+    if who is None:
+        return RedirectResponse(f"/login?{urlencode({'next': view.address()})}", 303)
+    return HTMLResponse(api.console.page(view, who, may_leave=api.local is None))
+
+
+@pages.get("/events")
+async def events(request: Request, view: SeenBy) -> Response:
+    """What changes on a page; once a second also the rates, so that silence means trouble."""
+    api, token = await _api(request), request.cookies.get(COOKIE)
+    if api.who(token) is None:
+        raise _unauthorized()
+    return EventSourceResponse(
+        _updates(api, view, token), ping=3600, send_timeout=30, headers={"X-Accel-Buffering": "no"}
+    )
+
+
+async def _updates(api: Api, view: View, token: str | None) -> AsyncIterator[ServerSentEvent]:
+    sent: dict[str, int] = {}
+    revision, beat_at = -1, 0.0
+    # A token whose line is taken out sees nothing more.
+    while not api.stopping and (who := api.who(token)) is not None:
+        update: dict[str, Any] = {}
+        if api.board.revision != revision:
+            revision = api.board.revision
+            update = api.console.update(view, who, sent)
+        if (now := time.monotonic()) >= beat_at:
+            beat_at = now + 1
+            update["rates"] = api.console.rates()
+            if (silent := api.follower.silent_for) > SILENT_TOO_LONG / 2:
+                update["silent_since"] = utc_now() - timedelta(seconds=silent)
+        if update:
+            yield ServerSentEvent(to_json(update).decode(), event="update")
+            await asyncio.sleep(UPDATE_EVERY)
+        if api.board.revision == revision:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(api.board.change(), max(0.0, beat_at - time.monotonic()))
+
+
+@pages.get("/login")
+async def login_page(request: Request, next: str = "/") -> Response:  # noqa: A002  the name in the address
+    api: Api = request.app.state.api
+    if api.local is not None:
+        return RedirectResponse("/", 303)
+    return HTMLResponse(api.console.other_page("login.html", next=next, problem=None))
+
+
+@pages.post("/login")
+async def login(request: Request) -> Response:
+    """Takes the form's token into the cookie."""
+    api: Api = request.app.state.api
+    form = parse_qs((await request.body()).decode("utf-8", "replace"))
+    token, wanted = form.get("token", [""])[0].strip(), form.get("next", ["/"])[0]
+    if api.who(token) is None:
+        problem = "The API does not know this token. Check that it is whole, or ask an administrator for another."
+        return HTMLResponse(api.console.other_page("login.html", next=wanted, problem=problem), 401)
+    # Only to a place of our own: neither another site's address nor `//` nor a backslash that browsers take for one.
+    here = re.fullmatch(r"/(\?[!-~]*)?", wanted) is not None and "\\" not in wanted
+    answer = RedirectResponse(wanted if here else "/", 303)
+    answer.set_cookie(value=token, max_age=int(SIGNED_IN_FOR.total_seconds()), **_cookie(api, request))
+    return answer
+
+
+@pages.post("/logout")
+async def logout(request: Request) -> Response:
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(**_cookie(request.app.state.api, request))
+    return answer
+
+
+@pages.get("/docs")
+async def reference_page(request: Request) -> Response:
+    """The OpenAPI document for people."""
+    api, document = request.app.state.api, request.app.openapi()
+    return HTMLResponse(
+        api.console.other_page(
+            "docs.html",
+            summary=document["info"]["summary"],
+            operations=operations(document),
+            base=str(request.base_url).rstrip("/"),
+        )
+    )
+
+
+@pages.get("/static/{name}")
+async def static(name: str) -> Response:
+    if name not in STATIC:
+        raise HTTPException(404)
+    content, kind = STATIC[name]
+    return Response(content, media_type=kind, headers={"Cache-Control": "max-age=300"})
+
+
 def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
     """The whole site; `service` answers at the paths that every service has."""
     app = FastAPI(
@@ -600,6 +731,8 @@ def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
     app.state.api = api
     handle_problems(app)
     app.include_router(router)
+    app.include_router(pages)
+    app.add_middleware(GZipMiddleware)
     if service is not None:
         app.router.routes += [Endpoint(path, service) for path in OWN_PATHS]
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -22,6 +22,8 @@ log = structlog.get_logger("holdfast.board")
 
 HISTORY = 60
 """Seconds of rates that are kept."""
+COUNTS_EVERY = 5.0
+"""Seconds after which a model whose counts alone have changed is shown anew."""
 STEADY = 5
 """Seconds that a rate is the mean of."""
 
@@ -83,6 +85,7 @@ class Board:
         self.outcomes: dict[str, AuditRecord] = {}
         """Audit records by command id."""
         self.rates: dict[str, Rates] = {}
+        self._counts_due: dict[str, float] = {}
         self.revision = 0
         self.changed: dict[str, int] = {}
         """By `model/<model>`, `incident/<id>` and `audit/<id>`."""
@@ -134,8 +137,10 @@ class Board:
             fresh = ModelState.model_validate_json(value)
             known = self.states.get(model)
             self.states[model] = fresh
-            if known is not None and _shown(known) == _shown(fresh):
+            just_counts = known is not None and _decided(known) == _decided(fresh)
+            if just_counts and time.monotonic() < self._counts_due.get(model, 0.0):
                 return
+            self._counts_due[model] = time.monotonic() + COUNTS_EVERY
         self._note(f"model/{model}")
 
     def _take_incident(self, incident_id: str, value: bytes | None) -> None:
@@ -184,8 +189,8 @@ class Board:
                 self.rates.setdefault(counts.model, Rates()).add(second, counts.approved, counts.blocked)
 
 
-def _shown(state: ModelState) -> Any:
-    """What of a model's state people see; the rest changes with every batch."""
+def _decided(state: ModelState) -> Any:
+    """What of a model's state changes by a decision; the rest changes with every batch."""
     return (
         state.ends_at,
         state.held_by_person,

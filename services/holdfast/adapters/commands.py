@@ -1,6 +1,7 @@
 """Send a command and wait for its outcome; read what the switch has published."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
@@ -61,16 +62,17 @@ class CommandWriter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
 
     async def write(self, command: Command) -> None:
         """Return once the broker has the command. Raises KafkaUnavailable; it may be written nevertheless."""
         try:
             if self._producer is None:
-                producer = AIOKafkaProducer(
-                    enable_idempotence=True, request_timeout_ms=10_000, **self._settings.kafka.client_options()
-                )
-                await producer.start()
-                self._producer = producer
+                async with self._starting:
+                    if self._producer is None:
+                        producer = AIOKafkaProducer(enable_idempotence=True, **self._settings.kafka.client_options())
+                        await producer.start()
+                        self._producer = producer
             await self._producer.send_and_wait(
                 self._settings.topics.control, command.to_json(), key=command.model.encode()
             )
@@ -82,7 +84,9 @@ class CommandWriter:
     async def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            # It may have failed, and says so once more when it is stopped.
+            with contextlib.suppress(KafkaError):
+                await producer.stop()
 
 
 async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIterator[AuditRecord]:

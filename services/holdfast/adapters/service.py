@@ -22,7 +22,7 @@ from holdfast.settings import Settings
 
 log = structlog.get_logger("holdfast.service")
 
-OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi")
+OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi", "/asyncapi.json")
 """What every service answers at."""
 
 

@@ -1,0 +1,528 @@
+"""The console: what an on-call person sees of the board, as HTML.
+
+One rendering serves the page and its updates. An update carries, for a view, the order of what is shown in each list
+and the HTML of what has changed since the update before; the page's script puts that in place.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.resources import files
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from holdfast.adapters.access import Principal
+from holdfast.board import Board
+from holdfast.core.routing import Version, VersionState, refusal
+from holdfast_schemas import (
+    Action,
+    Finding,
+    Incident,
+    IncidentSeverity,
+    IncidentStatus,
+    Route,
+    RouteState,
+    Sample,
+    utc_now,
+)
+
+STATIC = {
+    name: (files("holdfast.console").joinpath(name).read_bytes(), kind)
+    for name, kind in (
+        ("console.css", "text/css"),
+        ("console.js", "text/javascript"),
+        ("icon.svg", "image/svg+xml"),
+    )
+}
+"""Content and media type of what the pages load, by name."""
+
+
+class View(BaseModel):
+    """What somebody looks at: the query of the page's address."""
+
+    model_config = ConfigDict(frozen=True)
+
+    q: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
+    """Only what has this in its model, versions, id, people or reasons."""
+    resolved: bool = False
+    """Resolved incidents too."""
+    incidents: int = Field(20, ge=1, le=1000)
+    models: int = Field(50, ge=1, le=1000)
+    decisions: int = Field(20, ge=1, le=1000)
+    """How many of each list at most."""
+
+    def address(self, **changes: Any) -> str:
+        """The same view, but for `changes`."""
+        changed = self.model_copy(update=changes).model_dump(mode="json", exclude_defaults=True)
+        return "/?" + urlencode(changed) if changed else "/"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A command that fits how things stand, and what will happen."""
+
+    action: Action
+    label: str
+    title: str
+    effect: str
+    model: str
+    version: str = ""
+    incident: str = ""
+    danger: bool = False
+    wants: str = ""
+    """What may be given beside the reason: `version`, `until`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeen:
+    """One model, as it is shown."""
+
+    name: str
+    route: Route | None
+    ends_at: datetime | None
+    versions: Sequence[tuple[str, Version]]
+    open: Sequence[Incident]
+    history: Sequence[tuple[int, int]] | None
+    """None: no prediction of it came since this process began."""
+    approved: float
+    blocked: float
+    offers: Sequence[Offer]
+    version_offers: dict[str, Sequence[Offer]]
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """One of the page's lists: what is shown of it, in order, by the id of its element; and when it changed."""
+
+    shown: dict[str, Any]
+    revisions: dict[str, int]
+    total: int
+
+
+class Console:
+    """Renders the board for people."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._environment = Environment(
+            loader=PackageLoader("holdfast.console", "."),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            "number": number,
+            "share": share,
+            "utc": utc,
+            "ago": ago,
+            "plain": plain,
+            "expected": expected,
+            "worst_first": worst_first,
+            "entity": entity,
+            "spark": spark,
+        }
+        self._environment.globals["incident_offers"] = _incident_offers
+        self._parts: Any = self._environment.get_template("parts.html").module
+
+    def page(self, view: View, who: Principal, *, may_leave: bool) -> str:
+        """The whole page; the state of things reads without any script."""
+        lists = {name: self._lists(view)[name] for name in ("incidents", "models", "decisions")}
+        return self._environment.get_template("page.html").render(
+            view=view,
+            who=who,
+            may_leave=may_leave,
+            now=utc_now(),
+            headline=self._parts.headline(self._headline()),
+            rendered={
+                name: [self._render(name, key, thing, who) for key, thing in one.shown.items()]
+                for name, one in lists.items()
+            },
+            more={name: self._parts.more(name, len(one.shown), one.total, view) for name, one in lists.items()},
+        )
+
+    def other_page(self, name: str, **facts: Any) -> str:
+        return self._environment.get_template(name).render(**facts)
+
+    def update(self, view: View, who: Principal, sent: dict[str, int]) -> dict[str, Any]:
+        """What to change on a page that shows everything in `sent`; notes there what it shows then."""
+        lists = self._lists(view)
+        html = {"headline": str(self._parts.headline(self._headline()))}
+        for name, one in lists.items():
+            html[f"{name}-more"] = str(self._parts.more(name, len(one.shown), one.total, view))
+            for key, thing in one.shown.items():
+                if sent.get(key) != one.revisions[key]:
+                    sent[key] = one.revisions[key]
+                    html[key] = str(self._render(name, key, thing, who))
+        for gone in sent.keys() - {key for one in lists.values() for key in one.shown}:
+            del sent[gone]
+        return {"lists": {name: list(one.shown) for name, one in lists.items()}, "html": html}
+
+    def rates(self) -> dict[str, Any]:
+        """Of the last whole second, by model: approved and blocked, and the same on average of the last few."""
+        now = int(time.time())
+        return {
+            "second": now - 1,
+            "models": {
+                name: [*rates.history(now)[-1], *rates.per_second(now)] for name, rates in self._board.rates.items()
+            },
+        }
+
+    # What is shown
+
+    def _lists(self, view: View) -> dict[str, _List]:
+        board = self._board
+        open_of = self._open_by_model()
+        incidents = [
+            one
+            for one in board.incidents.values()
+            if (view.resolved or one.status is not IncidentStatus.RESOLVED or one.incident_id == view.q)
+            and _matches(view.q, one.model, one.bad_version, one.incident_id, one.routed_to)
+        ]
+        incidents.sort(key=_incident_rank)
+        models = [
+            name
+            for name in board.models
+            if _matches(view.q, name, *_versions_of(board, name), *(one.incident_id for one in open_of.get(name, ())))
+        ]
+        models.sort(key=lambda name: (_model_rank(board.routes.get(name), open_of.get(name, ())), name))
+        decisions = [
+            one
+            for one in reversed(board.audit.values())
+            if _matches(view.q, one.model, one.version, one.actor, one.action, one.reason, one.incident_id)
+        ]
+        return {
+            "incidents": self._cut(
+                [(one.incident_id, f"incident/{one.incident_id}", one) for one in incidents], view.incidents
+            ),
+            "models": self._cut([(f"model:{name}", f"model/{name}", name) for name in models], view.models),
+            "decisions": self._cut(
+                [(f"decision:{one.audit_id}", f"audit/{one.audit_id}", one) for one in decisions], view.decisions
+            ),
+        }
+
+    def _cut(self, found: Sequence[tuple[str, str, Any]], limit: int) -> _List:
+        kept = found[:limit]
+        revisions = {key: self._board.changed.get(thing, 0) for key, thing, _ in kept}
+        return _List({key: thing for key, _, thing in kept}, revisions, len(found))
+
+    def _open_by_model(self) -> dict[str, list[Incident]]:
+        found: dict[str, list[Incident]] = {}
+        for incident in self._board.open_incidents():
+            found.setdefault(incident.model, []).append(incident)
+        return found
+
+    def _render(self, name: str, key: str, thing: Any, who: Principal) -> Any:
+        match name:
+            case "models":
+                return self._parts.model(key, self._model(thing, who))
+            case "incidents":
+                return self._parts.incident(key, thing, [o for o in _incident_offers(thing) if who.may(o.action)])
+            case _:
+                return self._parts.decision(key, thing)
+
+    def _model(self, name: str, who: Principal) -> ModelSeen:
+        board, now = self._board, int(time.time())
+        route, state, rates = board.routes.get(name), board.states.get(name), board.rates.get(name)
+        versions = list((state.versions if state is not None else {}).items())
+        versions.sort(key=lambda one: _version_rank(one[0], one[1], route))
+
+        def offered(offers: Sequence[Offer]) -> list[Offer]:
+            return [o for o in offers if state is not None and who.may(o.action) and refusal(state, o.action) is None]
+
+        approved, blocked = rates.per_second(now) if rates is not None else (0.0, 0.0)
+        return ModelSeen(
+            name=name,
+            route=route,
+            ends_at=state.ends_at if state is not None else None,
+            versions=versions,
+            open=sorted((one for one in board.open_incidents() if one.model == name), key=_incident_rank),
+            history=rates.history(now) if rates is not None else None,
+            approved=approved,
+            blocked=blocked,
+            offers=offered(_model_offers(name, route, state.resume_to if state is not None else None)),
+            version_offers={v: offered(_version_offers(name, v, known, route)) for v, known in versions},
+        )
+
+    def _headline(self) -> dict[str, Any]:
+        routes, incidents, now = self._board.routes.values(), self._board.open_incidents(), int(time.time())
+        rates = [one.per_second(now) for one in self._board.rates.values()]
+        return {
+            "models": len(self._board.models),
+            "held": sorted(one.model for one in routes if one.state is RouteState.HELD),
+            "pinned": sum(one.state is RouteState.PINNED for one in routes),
+            "triggered": sum(one.status is IncidentStatus.TRIGGERED for one in incidents),
+            "open": len(incidents),
+            "approved": sum(a for a, _ in rates),
+            "blocked": sum(b for _, b in rates),
+        }
+
+
+# What comes first
+
+
+def _matches(q: str, *texts: str | None) -> bool:
+    return not q or any(q.lower() in text.lower() for text in texts if text)
+
+
+def _versions_of(board: Board, name: str) -> list[str]:
+    state = board.states.get(name)
+    return list(state.versions) if state is not None else []
+
+
+def _incident_rank(one: Incident) -> tuple[int, int, float]:
+    """Open before resolved, nobody's before somebody's, worse before better, new before old."""
+    status = [IncidentStatus.TRIGGERED, IncidentStatus.ACKNOWLEDGED, IncidentStatus.RESOLVED].index(one.status)
+    return status, list(IncidentSeverity).index(one.severity), -one.opened_at.timestamp()
+
+
+def _model_rank(route: Route | None, incidents: Sequence[Incident]) -> int:
+    """Trouble first."""
+    if route is not None and route.state is RouteState.HELD:
+        return 0
+    if any(one.status is IncidentStatus.TRIGGERED for one in incidents):
+        return 1
+    if incidents:
+        return 2
+    return 3 if route is not None and route.state is RouteState.PINNED else 4
+
+
+def _version_rank(name: str, version: Version, route: Route | None) -> tuple[bool, int, int, str]:
+    """The active one first, then those that could serve, the latest first."""
+    states = [VersionState.GOOD, VersionState.CANDIDATE, VersionState.FENCED]
+    active = route is not None and route.version == name
+    return not active, states.index(version.state), -(version.activated or 0), name
+
+
+# What may be done
+
+
+def _model_offers(name: str, route: Route | None, resume_to: str | None) -> list[Offer]:
+    active, good = (route.version, route.last_good) if route is not None else (None, None)
+    back_to = (
+        f"The route moves to {good}, the last good version."
+        if good
+        else ("No other version has earned good, so the route will be held: every output is blocked.")
+    )
+    return [
+        Offer(
+            Action.ROLLBACK,
+            "Roll back",
+            f"Roll back {name}",
+            f"{active} is fenced: every output of it is blocked from now on. {back_to}",
+            name,
+            danger=True,
+        ),
+        Offer(
+            Action.RESUME,
+            "Resume",
+            f"Resume {name}",
+            f"{resume_to or 'The last good version'} serves again, unless it is fenced; then the last good one does.",
+            name,
+        ),
+        Offer(
+            Action.HOLD,
+            "Hold",
+            f"Hold {name}",
+            "No version serves: every output is blocked, and serving code uses its fallback, until the hold ends.",
+            name,
+            danger=True,
+            wants="until",
+        ),
+        Offer(
+            Action.UNPIN,
+            "Unpin",
+            f"Unpin {name}",
+            f"{active} stays active, and versions may be promoted again.",
+            name,
+        ),
+        Offer(
+            Action.PIN,
+            "Pin",
+            f"Pin {name}",
+            "The version named serves, and nothing else is promoted, until the pin ends. If it trips, it is still "
+            "fenced and the route moves.",
+            name,
+            version=active or "",
+            wants="version until",
+        ),
+        Offer(
+            Action.PROMOTE,
+            "Promote",
+            f"Promote a version of {name}",
+            "The version named serves from now on. It is good once enough of its outputs were approved for long "
+            "enough.",
+            name,
+            wants="version",
+        ),
+    ]
+
+
+def _version_offers(name: str, version: str, known: Version, route: Route | None) -> list[Offer]:
+    active = route is not None and route.version == version
+    if known.state is VersionState.FENCED:
+        return [_unfence(name, version)]
+    fence = Offer(
+        Action.FENCE,
+        "Fence",
+        f"Fence {version} of {name}",
+        f"Every output of {version} is blocked from now on"
+        + (", and the route moves to the last good version." if active else ". It is not active, so the route stays."),
+        name,
+        version=version,
+        danger=True,
+    )
+    promote = Offer(
+        Action.PROMOTE,
+        "Promote",
+        f"Promote {version} of {name}",
+        f"{version} serves from now on, instead of {(route.version if route is not None else None) or 'nothing'}.",
+        name,
+        version=version,
+    )
+    return [fence] if active else [promote, fence]
+
+
+def _unfence(name: str, version: str) -> Offer:
+    return Offer(
+        Action.UNFENCE,
+        "Unfence",
+        f"Unfence {version} of {name}",
+        f"{version} is a candidate again: its outputs are judged, no longer blocked as a whole. Its incident is "
+        "resolved.",
+        name,
+        version=version,
+        danger=True,
+        wants="until",
+    )
+
+
+def _incident_offers(one: Incident) -> list[Offer]:
+    if one.status is IncidentStatus.RESOLVED:
+        return []
+    what = f"{one.bad_version} of {one.model}"
+    acknowledge = Offer(
+        Action.ACKNOWLEDGE,
+        "Acknowledge",
+        f"Acknowledge the incident of {what}",
+        "Others see that you are looking at it. Nothing else changes.",
+        one.model,
+        version=one.bad_version,
+        incident=one.incident_id,
+    )
+    resolve = Offer(
+        Action.RESOLVE,
+        "Resolve",
+        f"Resolve the incident of {what}",
+        f"The incident is closed. {one.bad_version} stays fenced.",
+        one.model,
+        version=one.bad_version,
+        incident=one.incident_id,
+    )
+    first = [acknowledge] if one.status is IncidentStatus.TRIGGERED else []
+    return [*first, resolve, _unfence(one.model, one.bad_version)]
+
+
+# How it is written
+
+
+def number(value: float) -> str:
+    """As people read it: `13,000`, `129.99`, `0.5`."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 100_000 or abs(value) < 0.001:
+        return f"{value:.4g}"
+    return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def share(part: int, whole: int) -> str:
+    """`90 %`; not 100 when something is missing, and not 0 when something is there."""
+    if not whole or not part:
+        return "0 %"
+    percent = 100 * part / whole
+    return f"{min(max(percent, 0.1), 99.9 if part < whole else 100):.3g} %"
+
+
+def utc(at: datetime, now: datetime | None = None) -> str:
+    """The time of day, with the date unless it is of the last 12 hours."""
+    recent = abs((now or utc_now()) - at) < timedelta(hours=12)
+    return f"{at:%H:%M:%S} UTC" if recent else f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def ago(at: datetime, now: datetime | None = None) -> str:
+    """`just now`, `3 min ago`, `in 2 h`; the page's script says the same."""
+    seconds = ((now or utc_now()) - at).total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if abs(seconds) >= size * (2 if unit == "s" else 1):
+            count = f"{int(abs(seconds) // size)} {unit}"
+            return f"{count} ago" if seconds > 0 else f"in {count}"
+    return "just now"
+
+
+def plain(value: Any, unit: str | None = None) -> str:
+    """A value of a finding."""
+    match value:
+        case None:
+            text = "nothing"
+        case bool() | str():
+            text = str(value)
+        case int() | float():
+            text = number(value)
+        case dict():
+            text = ", ".join(f"{key} {plain(one)}" for key, one in value.items())
+        case _:
+            text = ", ".join(plain(one) for one in value) if isinstance(value, list | tuple) else str(value)
+    return f"{text} {unit}" if unit and not isinstance(value, str) and value is not None else text
+
+
+def expected(finding: Finding) -> str:
+    """What a check wanted: `at least 10 USD`, `10 to 25,000 USD`, `USD or EUR`."""
+    limit, unit = finding.limit, f" {finding.unit}" if finding.unit else ""
+    match limit:
+        case {"min": low, "max": high, **rest}:
+            text = f"{plain(low)} to {plain(high)}{unit}"
+        case {"min": low, **rest}:
+            text = f"at least {plain(low)}{unit}"
+        case {"max": high, **rest}:
+            text = f"at most {plain(high)}{unit}"
+        case list() | tuple():
+            return " or ".join(plain(one) for one in limit)
+        case _:
+            return plain(limit, finding.unit)
+    return text + "".join(f" ({key} {plain(one)})" for key, one in rest.items())
+
+
+def entity(sample: Sample) -> str:
+    """Which entity a sample is of, where it says."""
+    prediction = sample.prediction
+    return str(prediction.get("entity_id", "")) if isinstance(prediction, dict) else ""
+
+
+def worst_first(samples: Sequence[Sample]) -> list[Sample]:
+    """By how far, in proportion, the value is beyond its bound."""
+    return sorted(samples, key=lambda one: max(map(_how_far, one.findings), default=0.0), reverse=True)
+
+
+def _how_far(finding: Finding) -> float:
+    if not isinstance(finding.seen, int | float) or not isinstance(finding.limit, dict):
+        return 0.0
+    bounds = [b for name in ("min", "max") if isinstance(b := finding.limit.get(name), int | float)]
+    return max((abs(finding.seen - bound) / (abs(bound) or 1.0) for bound in bounds), default=0.0)
+
+
+def spark(history: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """The paths of a sparkline, 2 wide for each second and 28 high: blocked from the ground, approved on top of it."""
+    top = max((a + b for a, b in history), default=0) or 1
+    paths: dict[str, list[str]] = {"approved": [], "blocked": []}
+    for second, (approved, blocked) in enumerate(history):
+        x, ground = 2 * second + 1, 28.0
+        for name, count in (("blocked", blocked), ("approved", approved)):
+            if count:
+                height = max(1.5, 26 * count / top)
+                paths[name].append(f"M{x} {ground:.1f}v-{height:.1f}")
+                ground -= height
+    return {name: "".join(parts) for name, parts in paths.items()}
