@@ -134,7 +134,8 @@ async def install(kafka: backends.Kafka, redis_url: str, folder: Path) -> AsyncI
         policies = dict.fromkeys(models, SHADOW + POLICY)
         async with Stack(kafka, redis_url, policies, folder=folder, settings=settings) as stack:
             names = ("guard", "guard", "switch", "api", "audit")
-            workers = await stack.start(*names)
+            workers = [worker for name in names for worker in await stack.start(name, ready=False)]
+            await stack.ready(*workers)
             with Prometheus(workers, alertmanager) as prometheus:
                 by_name = dict(zip(names, workers, strict=True))
                 found = Installation(stack, by_name, prometheus, alertmanager, redis_url)
