@@ -365,8 +365,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     _refuse_unknown_variables()
     try:
         return Settings(**overrides)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{named or 'holdfast.toml'} is not TOML: {error}. Mend the line named.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingsError(f"{named or 'holdfast.toml'} is not TOML: {error}. Mend what is named.") from None
     except SourceError as error:
         # What could not be parsed may hold a secret; the message names only the section.
         raise SettingsError(f"Configuration refused: {error}. Write JSON, or one variable for each key.") from None

@@ -1,5 +1,6 @@
 """Runs the real guard's core as a service does, and answers in the words of the reference."""
 
+import json
 import tomllib
 from datetime import UTC, datetime
 
@@ -64,3 +65,14 @@ class Real:
 def same(answer):
     """An answer without the order and the repetition of its findings."""
     return answer if answer == "malformed" else (answer[0], sorted(set(answer[1])))
+
+
+def raw(**members):
+    """An event that is fine, with other members; None takes one away."""
+    event = {"prediction_id": "p", "model": "pricing", "model_version": "v1", "entity_id": "a", "value": 10.0} | members
+    return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
+
+
+def failures(answer):
+    """The names of the checks that failed, of one answer."""
+    return {name for name, _ in answer[1]}

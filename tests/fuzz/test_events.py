@@ -7,82 +7,14 @@ from collections import Counter
 import pytest
 from events import raw_event
 
+from backends import ROOT
 from core.alike import NOW, Real, policy_of, same
 from core.reference import Reference
 
 EVENTS = int(os.environ.get("HOLDFAST_TEST_FUZZ_EVENTS", "50000"))
 SEED = int(os.environ.get("HOLDFAST_TEST_FUZZ_SEED", "20261124"))
 
-EVERYTHING = """
-model = "pricing"
-[[checks]]
-name = "bounds"
-kind = "range"
-min = 1
-max = 1000
-segment.cameras = {min = 6}
-[[checks]]
-name = "own_bounds"
-kind = "range"
-table = "floors.csv"
-severity = "critical"
-[[checks]]
-name = "cost_bounds"
-kind = "range"
-field = "features.cost"
-min = 0
-unknown = "pass"
-[[checks]]
-name = "jump"
-kind = "max_change"
-down = 0.2
-up = 5
-[[checks]]
-name = "cost_jump"
-kind = "max_change"
-field = "features.cost"
-up = 2
-[[checks]]
-name = "above_cost"
-kind = "expression"
-expression = "value >= 1.02 * cost"
-[[checks]]
-name = "watched"
-kind = "expression"
-expression = "not (value / cost > 3)"
-mode = "shadow"
-[[checks]]
-name = "currency"
-kind = "one_of"
-field = "currency"
-values = ["USD", "EUR"]
-[[checks]]
-name = "tier"
-kind = "one_of"
-field = "features.tier"
-values = ["gold", 1, "['gold']"]
-unknown = "pass"
-severity = "warning"
-[[checks]]
-name = "fresh"
-kind = "freshness"
-max_age = "1h"
-[[checks]]
-name = "probabilities"
-kind = "simplex"
-field = "outputs.p"
-unknown = "pass"
-[[checks]]
-name = "strange"
-kind = "outlier"
-window = 20
-min_values = 10
-max_score = 6
-[[checks]]
-name = "there"
-kind = "required"
-fields = ["segment", "features.list_price"]
-"""
+EVERYTHING = (ROOT / "tests/fuzz/every_kind.toml").read_text(encoding="utf-8")
 BARE = """
 model = "pricing"
 [[checks]]

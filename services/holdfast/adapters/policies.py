@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import tomllib
 from collections.abc import AsyncIterator, Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-from pyarrow import ArrowInvalid, csv, float64, parquet, string
+from pyarrow import ArrowException, BufferReader, csv, float64, parquet, string
 from watchfiles import awatch
 
 from holdfast.core.checks import Table
@@ -24,23 +25,29 @@ def load_table(path: Path) -> tuple[Table, str]:
     A missing `min` or `max` column, or an empty cell, leaves that side open. Raises PolicyError.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
         if path.suffix == ".parquet":
-            rows = parquet.read_table(path)
+            rows = parquet.read_table(BufferReader(content))
         else:
             types = {"entity_id": string(), "min": float64(), "max": float64()}
-            rows = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+            rows = csv.read_csv(BytesIO(content), convert_options=csv.ConvertOptions(column_types=types))
+        return _table(path, rows), hashlib.sha256(content).hexdigest()
     except OSError as error:
-        raise PolicyError(f"table {path} cannot be read: {error.strerror}") from None
-    except ArrowInvalid as error:
-        raise PolicyError(f"table {path}: {error}") from None
+        raise PolicyError(f"table {path} cannot be read: {error.strerror or error}") from None
+    except PolicyError:
+        raise
+    except (ArrowException, ValueError) as error:  # ValueError: a path with a zero byte
+        raise PolicyError(f"table {path}: {str(error).partition(chr(10))[0]}") from None
+
+
+def _table(path: Path, rows: Any) -> Table:
     unknown = set(rows.column_names) - {"entity_id", "min", "max"}
-    if "entity_id" not in rows.column_names or unknown:
+    if "entity_id" not in rows.column_names or unknown or len(set(rows.column_names)) < rows.num_columns:
         raise PolicyError(
-            f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max"
+            f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max, each once"
         )
     entities = rows.column("entity_id").cast(string()).to_pylist()
-    index = {entity: row for row, entity in enumerate(entities) if entity is not None}
+    index = {entity: row for row, entity in enumerate(entities) if entity}
     if len(index) != len(entities):
         raise PolicyError(f"table {path} lists an entity twice, or has a row without one; keep one row for each")
     sides: list[Any] = []
@@ -51,14 +58,14 @@ def load_table(path: Path) -> tuple[Table, str]:
             sides.append(np.full(len(entities), np.nan))
     if bool(np.isinf(sides[0]).any() or np.isinf(sides[1]).any()) or bool((sides[0] > sides[1]).any()):
         raise PolicyError(f"table {path} has a row whose min is above its max, or that is infinite")
-    return Table(index, sides[0], sides[1]), digest
+    return Table(index, sides[0], sides[1])
 
 
 def load_policy(path: Path) -> Policy:
     """Read one policy file and its tables. Raises PolicyError, naming the file and the key."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PolicyError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from None

@@ -27,6 +27,8 @@ Mask = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 Mode = Literal["enforce", "shadow", "off"]
 Unknown = Literal["pass", "fail"]
+Number = Annotated[float, Field(strict=True)]
+"""As TOML writes numbers: `"1.5"` and `true` are none."""
 
 # One thread: batches are small, and the other cores belong to the other partitions.
 numexpr.set_num_threads(1)
@@ -123,8 +125,8 @@ class _OneField(Check):
 class Bounds(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    min: float | None = None
-    max: float | None = None
+    min: Number | None = None
+    max: Number | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -140,8 +142,8 @@ class RangeCheck(_OneField):
     """
 
     kind: Literal["range"]
-    min: float | None = None
-    max: float | None = None
+    min: Number | None = None
+    max: Number | None = None
     segment: dict[str, Bounds] = {}
     table: str | None = None
     """A CSV or Parquet file with the columns entity_id, min, max, relative to the policy file."""
@@ -227,9 +229,9 @@ class MaxChangeCheck(_OneField):
     """
 
     kind: Literal["max_change"]
-    down: Annotated[float, Field(gt=0, le=1)] | None = None
+    down: Annotated[Number, Field(gt=0, le=1)] | None = None
     """0.5: at most halved."""
-    up: Annotated[float, Field(ge=1)] | None = None
+    up: Annotated[Number, Field(ge=1)] | None = None
     """3.0: at most tripled."""
     unknown: Unknown = "pass"
 
@@ -557,8 +559,8 @@ class SimplexCheck(Check):
 
     kind: Literal["simplex"]
     field: str
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-6
-    length: Annotated[int, Field(ge=1)] | None = None
+    tolerance: Annotated[Number, Field(ge=0, lt=1)] = 1e-6
+    length: Annotated[int, Field(strict=True, ge=1)] | None = None
     """How many parts there must be, where it is known."""
 
     @field_validator("field")
@@ -611,11 +613,11 @@ class OutlierCheck(_OneField):
     """
 
     kind: Literal["outlier"]
-    max_score: Annotated[float, Field(gt=0)] = 3.5
-    window: Annotated[int, Field(ge=10, le=100_000)] = 500
+    max_score: Annotated[Number, Field(gt=0)] = 3.5
+    window: Annotated[int, Field(strict=True, ge=10, le=100_000)] = 500
     """How many approved values of a segment are remembered."""
-    min_values: Annotated[int, Field(ge=3)] = 50
-    log: bool = False
+    min_values: Annotated[int, Field(strict=True, ge=3)] = 50
+    log: StrictBool = False
     """Compare logarithms, for fields that spread over orders of magnitude; a value not above 0 fails."""
     unknown: Unknown = "pass"
 

@@ -30,6 +30,10 @@ _MAX_DIGITS = 308
 """Every whole number of so many digits is a finite double."""
 
 
+_LONGEST_REASON = 1000
+"""It names keys of the event, and goes into a header."""
+
+
 class MalformedError(ValueError):
     """The record cannot be decoded, or lacks a required field; the message is the reason."""
 
@@ -149,7 +153,7 @@ class Shape:
                     decoded.non_finite[position] = non_finite
             except MalformedError as error:
                 rows[position] = None
-                decoded.malformed[position] = str(error)
+                decoded.malformed[position] = str(error)[:_LONGEST_REASON]
         if not decoded.malformed:
             decoded.columns = {name: list(map(self.getters[name], rows)) for name in ("model", "value")}
         self._demand_an_output(decoded)
@@ -294,7 +298,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise MalformedError(f"the key {twice!r} stands twice")
+        raise MalformedError(f"the key {twice[:100]!r} stands twice")
     return result
 
 

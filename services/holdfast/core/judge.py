@@ -279,7 +279,7 @@ def decode_by_model(
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
         result.append((model, Batch(columns, positions, non_finite)))
-    return result, {position: jsonable(reason) for position, reason in malformed.items()}
+    return result, malformed
 
 
 def _misnamed(columns: Columns) -> dict[int, str]:

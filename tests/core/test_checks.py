@@ -1,0 +1,362 @@
+"""Each kind of check at its limits: what passes, what fails, and what cannot be told."""
+
+import math
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.alike import NOW, Real, failures, policy_of, raw, same
+from core.reference import CONDITIONS, Reference
+
+HEAD = 'model = "pricing"\n[[checks]]\nname = "it"\n'
+
+
+def outcome(check, *events):
+    """What the last of `events` gets, after the others were judged one batch each: pass, fail or unknown."""
+    answers = set()
+    for meaning in ("pass", "fail"):
+        real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
+        answer = [real.judge([event])[0] for event in events][-1]
+        assert answer != "malformed", answer
+        answers.add("fail" if failures(answer) else "pass")
+    return answers.pop() if len(answers) == 1 else "unknown"
+
+
+RANGE = 'kind = "range"\nmin = 10\nmax = 20\n'
+TABLE = 'kind = "range"\ntable = "floors.csv"\n'
+SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
+
+
+@pytest.mark.parametrize(
+    ("check", "event", "expected"),
+    [
+        (RANGE, {"value": 10}, "pass"),
+        (RANGE, {"value": math.nextafter(10, 0)}, "fail"),
+        (RANGE, {"value": 20}, "pass"),
+        (RANGE, {"value": math.nextafter(20, 30)}, "fail"),
+        (RANGE, {"value": 1e308}, "fail"),
+        (RANGE, {"value": None, "outputs": {"p": 1}}, "unknown"),
+        ('kind = "range"\nmin = 0', {"value": 5e-324}, "pass"),
+        ('kind = "range"\nmin = 0', {"value": 0}, "pass"),
+        ('kind = "range"\nmax = 0', {"value": 5e-324}, "fail"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {"cost": 1}}, "pass"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {"cost": 0}}, "fail"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {"cost": "1.5"}}, "unknown"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {"cost": True}}, "unknown"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {"cost": [1.5]}}, "unknown"),
+        ('kind = "range"\nfield = "features.cost"\nmin = 1', {"features": {}}, "unknown"),
+        ('kind = "range"\nfield = "features.size.w"\nmin = 1', {"features": {"size": {"w": 1}}}, "pass"),
+        ('kind = "range"\nfield = "outputs.p"\nmin = 1', {"outputs": {"p": 0.5}}, "fail"),
+        ('kind = "range"\nfield = "outputs.p"\nmin = 1', {"outputs": {"p": [2]}}, "unknown"),
+        # A segment's own side, and the global one where it leaves it open
+        (SEGMENT, {"value": 15, "segment": "cameras"}, "pass"),
+        (SEGMENT, {"value": 14.99, "segment": "cameras"}, "fail"),
+        (SEGMENT, {"value": 20.01, "segment": "cameras"}, "fail"),
+        (SEGMENT, {"value": 14.99, "segment": "phones"}, "pass"),
+        (SEGMENT, {"value": 14.99, "segment": None}, "pass"),
+        (SEGMENT, {"value": 14.99, "segment": "Cameras"}, "pass"),
+        # Entity a: 5 to 50; b: at most 20; c: at least 1
+        (TABLE, {"entity_id": "a", "value": 5}, "pass"),
+        (TABLE, {"entity_id": "a", "value": 4.99}, "fail"),
+        (TABLE, {"entity_id": "a", "value": 50.01}, "fail"),
+        (TABLE, {"entity_id": "b", "value": -1e9}, "pass"),
+        (TABLE, {"entity_id": "b", "value": 20.01}, "fail"),
+        (TABLE, {"entity_id": "c", "value": 1e9}, "pass"),
+        (TABLE, {"entity_id": "z", "value": 1e9}, "pass"),
+        (TABLE + 'unlisted = "fail"', {"entity_id": "z", "value": 1}, "fail"),
+        (TABLE + 'unlisted = "fail"\nmin = 1', {"entity_id": "z", "value": 1}, "pass"),
+        (TABLE + "min = 3", {"entity_id": "b", "value": 2.99}, "fail"),
+        (TABLE + "min = 30", {"entity_id": "a", "value": 5}, "pass"),
+    ],
+)
+def test_a_range_holds_at_its_bounds(check, event, expected):
+    """Bounds are inclusive; the entity's row goes before the segment's bounds, those before the global ones."""
+    assert outcome(check, raw(**event)) == expected
+
+
+CHANGE = 'kind = "max_change"\ndown = 0.5\nup = 3.0'
+
+
+@pytest.mark.parametrize(
+    ("check", "before", "value", "expected"),
+    [
+        (CHANGE, 10, 5, "pass"),
+        (CHANGE, 10, 4.99, "fail"),
+        (CHANGE, 10, 30, "pass"),
+        (CHANGE, 10, 30.01, "fail"),
+        (CHANGE, 10, -10, "fail"),
+        (CHANGE, -10, -5, "pass"),
+        (CHANGE, -10, -4.99, "fail"),
+        (CHANGE, -10, -30, "pass"),
+        (CHANGE, -10, -30.01, "fail"),
+        (CHANGE, -10, 10, "fail"),
+        (CHANGE, 0, 10, "unknown"),
+        (CHANGE, 1e308, 1e308, "pass"),
+        ('kind = "max_change"\nup = 3', 10, 0, "pass"),
+        ('kind = "max_change"\nup = 3', 10, -0.01, "fail"),
+        ('kind = "max_change"\ndown = 0.5', 10, 1e300, "pass"),
+        ('kind = "max_change"\ndown = 1\nup = 1', 10, 10, "pass"),
+    ],
+)
+def test_a_change_holds_at_its_ratios(check, before, value, expected):
+    """Against the last approved value of the same entity; below zero the interval is mirrored."""
+    first = raw(value=before)
+    assert outcome(check, raw(value=value)) == "unknown", "no last value"
+    answers = set()
+    for meaning in ("pass", "fail"):
+        real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
+        real.memory.last["pricing", "value"] = {"a": float(before)}
+        answers.add("fail" if failures(real.judge([raw(value=value)])[0]) else "pass")
+        other = Real(policy_of(f'{HEAD}unknown = "pass"\n{check}'))
+        other.judge([first, raw(value=value, entity_id="b")])
+        assert other.last["value", "b"] == value, "another entity's value is no reference"
+    assert (answers.pop() if len(answers) == 1 else "unknown") == expected
+
+
+def expression(text):
+    return f'kind = "expression"\nexpression = "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "features", "expected"),
+    [
+        ("value >= 1.02 * cost", 10.2, {"cost": 10}, "pass"),
+        ("value >= 1.02 * cost", 10.19, {"cost": 10}, "fail"),
+        ("value > cost", 10, {"cost": 10}, "fail"),
+        ("value != cost", 10, {"cost": 10}, "fail"),
+        ("1 < value <= 10", 10, {}, "pass"),
+        ("1 < value <= 10", 1, {}, "fail"),
+        ("value > 5 and cost > 5 or value == 1", 1, {"cost": 0}, "pass"),
+        ("value > 5 and (cost > 5 or value == 1)", 1, {"cost": 0}, "fail"),
+        ("not value > 5", 5, {}, "pass"),
+        ("value >= cost", 10, {}, "unknown"),
+        ("value >= cost", 10, {"cost": "5"}, "unknown"),
+        # Arithmetic that ends nowhere never passes, however it is negated
+        ("value / cost < 5", 10, {"cost": 0}, "fail"),
+        ("value / cost > 5", 10, {"cost": 0}, "fail"),
+        ("not (value / cost > 5)", 10, {"cost": 0}, "fail"),
+        ("value / cost != 5", 0, {"cost": 0}, "fail"),
+        ("not (log(cost) > 5)", 10, {"cost": -1}, "fail"),
+        ("value * value * 1e300 > 1", 1e200, {}, "fail"),
+        ("sqrt(cost) != 2", 10, {"cost": -1}, "fail"),
+        ("where(cost > 0, value / cost, 1) >= 1", 10, {"cost": 0}, "pass"),
+        ("abs(value - cost) <= 2 and exp(0 * value) == 1", 10, {"cost": 12}, "pass"),
+        ("features.cost <= value", 10, {"cost": 10}, "pass"),
+    ],
+)
+def test_an_expression_says_what_it_says_in_python(text, value, features, expected):
+    """An absent number is unknown; a result that is not finite fails."""
+    assert outcome(expression(text), raw(value=value, features=features)) == expected
+
+
+ONE_OF = 'kind = "one_of"\nfield = "features.tier"\n'
+
+
+@pytest.mark.parametrize(
+    ("values", "tier", "expected"),
+    [
+        ('["gold", "silver"]', "gold", "pass"),
+        ('["gold", "silver"]', "Gold", "fail"),
+        ('["gold", "silver"]', "", "fail"),
+        ('["gold", "silver"]', None, "unknown"),
+        ("[1, 2]", 1, "pass"),
+        ("[1, 2]", 1.0, "pass"),
+        ("[1, 2]", True, "fail"),
+        ("[1, 2]", "1", "fail"),
+        ("[true]", True, "pass"),
+        ("[true]", 1, "fail"),
+        ("""["['gold']", "{'a': 1}"]""", ["gold"], "fail"),
+        ("""["['gold']", "{'a': 1}"]""", {"a": 1}, "fail"),
+    ],
+)
+def test_one_of_is_equality_of_value_and_type(values, tier, expected):
+    """True is not 1, text is no number, and a list is no text that looks like it; whatever stands beside it."""
+    event = raw(features={"tier": tier})
+    check = f"{ONE_OF}values = {values}"
+    assert outcome(check, event) == expected
+    real = Real(policy_of(f'{HEAD}unknown = "fail"\n{check}'))
+    neighbours = [raw(features={"tier": other}) for other in (1, True, "gold", ["x"], None)]
+    assert bool(failures(real.judge([*neighbours, event])[-1])) is (expected != "pass")
+
+
+FRESH = 'kind = "freshness"\nmax_age = "10m"\nmax_ahead = "5s"'
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (NOW, "pass"),
+        (NOW - timedelta(minutes=10), "pass"),
+        (NOW - timedelta(minutes=10, microseconds=1), "fail"),
+        (NOW + timedelta(seconds=5), "pass"),
+        (NOW + timedelta(seconds=5, microseconds=1), "fail"),
+        (None, "unknown"),
+    ],
+)
+def test_freshness_holds_at_both_ends(at, expected):
+    """Exactly `max_age` old, and exactly `max_ahead` ahead, pass; the zone that it is written in does not matter."""
+    assert outcome(FRESH, raw(predicted_at=at and at.isoformat())) == expected
+    assert outcome(FRESH, raw(predicted_at=at and at.isoformat().replace("+00:00", "Z"))) == expected
+
+
+SIMPLEX = 'kind = "simplex"\nfield = "outputs.p"\ntolerance = 0.01\n'
+
+
+@pytest.mark.parametrize(
+    ("check", "outputs", "expected"),
+    [
+        (SIMPLEX, {"p": [0.2, 0.3, 0.5]}, "pass"),
+        (SIMPLEX, {"p": [0.5, 0.509]}, "pass"),
+        (SIMPLEX, {"p": [0.5, 0.511]}, "fail"),
+        (SIMPLEX, {"p": [0.5, 0.489]}, "fail"),
+        (SIMPLEX, {"p": [-0.009, 1.009]}, "pass"),
+        (SIMPLEX, {"p": [-0.011, 1.011]}, "fail"),
+        (SIMPLEX, {"p": [1]}, "pass"),
+        (SIMPLEX, {"p": []}, "fail"),
+        (SIMPLEX, {"p": [1e308, 1e308]}, "fail"),
+        (SIMPLEX, {"p": 1}, "unknown"),
+        (SIMPLEX, {"q": [1]}, "unknown"),
+        (SIMPLEX + "length = 3", {"p": [0.5, 0.5]}, "fail"),
+        (SIMPLEX + "length = 2", {"p": [0.5, 0.5]}, "pass"),
+        ('kind = "simplex"\nfield = "outputs"', {"yes": 0.25, "no": 0.75}, "pass"),
+        ('kind = "simplex"\nfield = "outputs"', {"yes": 0.25, "no": 0.74}, "fail"),
+        ('kind = "simplex"\nfield = "outputs"', None, "unknown"),
+        ('kind = "simplex"\nfield = "outputs.p"\ntolerance = 0', {"p": [0.1] * 10}, "pass"),
+    ],
+)
+def test_a_simplex_holds_within_its_tolerance(check, outputs, expected):
+    """Every part within [0, 1] and the sum 1, all within `tolerance`; an empty vector is none."""
+    assert outcome(check, raw(outputs=outputs)) == expected
+
+
+OUTLIER = 'kind = "outlier"\nmin_values = 5\nwindow = 10\n'
+
+
+@pytest.mark.parametrize(
+    ("check", "recent", "value", "expected"),
+    [
+        # The median is 3 and the MAD 1: the score of x is 0.6745 * |x - 3|
+        (OUTLIER + "max_score = 1.349", [1, 2, 3, 4, 5], 5, "pass"),
+        (OUTLIER + "max_score = 1.348", [1, 2, 3, 4, 5], 5, "fail"),
+        (OUTLIER + "max_score = 1.348", [1, 2, 3, 4, 5], 1, "fail"),
+        (OUTLIER, [1, 2, 3, 4], 1e6, "unknown"),
+        (OUTLIER, [3, 3, 3, 3, 3], 1e6, "unknown"),
+        (OUTLIER, [*[1000] * 20, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 1000, "fail"),
+        (OUTLIER + "log = true", [1, 10, 100, 1000, 10000], 1e6, "pass"),
+        (OUTLIER + "log = true", [1, 10, 100, 1000, 10000], 1e9, "fail"),
+        (OUTLIER + "log = true", [1, 10, 100, 1000, 10000], 0, "fail"),
+        (OUTLIER + "log = true", [1, 10, 100, 1000, 10000], -5, "fail"),
+    ],
+)
+def test_an_outlier_is_told_by_the_recent_approved_values_of_its_segment(check, recent, value, expected):
+    """Too few of them, or a spread of zero, is not enough to tell; another segment's say nothing."""
+    answers = set()
+    for meaning in ("pass", "fail"):
+        real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
+        real.memory.recent["pricing", "value"] = {"cameras": [float(one) for one in recent]}
+        answers.add("fail" if failures(real.judge([raw(value=value, segment="cameras")])[0]) else "pass")
+        elsewhere = real.judge([raw(value=abs(value) + 1, segment="phones")])[0]
+        assert bool(failures(elsewhere)) is (meaning == "fail")
+    assert (answers.pop() if len(answers) == 1 else "unknown") == expected
+
+
+@pytest.mark.parametrize(
+    ("event", "passes"),
+    [
+        ({"currency": "USD", "features": {"cost": 0}}, True),
+        ({"currency": "USD", "features": {"cost": False}}, True),
+        ({"currency": "", "features": {"cost": 1}}, False),
+        ({"features": {"cost": 1}}, False),
+        ({"currency": "USD", "features": {"cost": ""}}, False),
+        ({"currency": "USD", "features": {"cost": None}}, False),
+        ({"currency": "USD"}, False),
+    ],
+)
+def test_required_fields_are_there(event, passes):
+    """Zero and false are values; null and empty text are none."""
+    check = 'kind = "required"\nfields = ["currency", "features.cost"]'
+    assert (outcome(check, raw(**event)) == "pass") is passes
+
+
+# Any batch, against the reference
+
+KINDS = [
+    RANGE,
+    SEGMENT,
+    TABLE,
+    TABLE + 'unlisted = "fail"',
+    CHANGE,
+    'kind = "max_change"\nfield = "features.cost"\nup = 2',
+    FRESH,
+    SIMPLEX,
+    'kind = "simplex"\nfield = "outputs"',
+    OUTLIER,
+    OUTLIER + "log = true",
+    ONE_OF + 'values = ["gold", 1, true]',
+    'kind = "required"\nfields = ["segment", "features.cost"]',
+    *map(expression, CONDITIONS),
+]
+numbers = st.sampled_from([0, 1, 4.99, 5, 10, 14.99, 15, 20, 20.01, 30, 50.01, -10, 1e308]) | st.floats(1, 60)
+features = st.fixed_dictionaries(
+    {},
+    optional={
+        "cost": numbers | st.sampled_from(["5", None, True]),
+        "list_price": numbers,
+        "tier": st.sampled_from(["gold", "silver", 1, True, ["gold"], None]),
+    },
+)
+vectors = st.lists(st.sampled_from([0, 0.25, 0.5, 1, -0.009]), max_size=4)
+events = st.builds(
+    raw,
+    entity_id=st.sampled_from("abz"),
+    model_version=st.sampled_from(["v1", "bad"]),
+    value=numbers,
+    segment=st.sampled_from(["cameras", "phones", None]),
+    predicted_at=st.sampled_from(["2026-11-24T09:50:00Z", "2026-11-24T09:49:59Z", "2026-11-24T10:00:06Z", None]),
+    features=features | st.none(),
+    outputs=st.none() | st.fixed_dictionaries({}, optional={"p": vectors, "low": numbers, "high": numbers}),
+)
+batches = st.lists(events, min_size=1, max_size=30)
+modes = st.sampled_from(['mode = "enforce"', 'mode = "shadow"', 'severity = "warning"', 'severity = "critical"'])
+policies = st.lists(
+    st.tuples(st.sampled_from(KINDS), modes, st.sampled_from(["pass", "fail"])), min_size=1, max_size=4
+).map(
+    lambda checks: policy_of(
+        'model = "pricing"\n'
+        + "".join(
+            f'[[checks]]\nname = "c{i}"\n{mode}\nunknown = "{unknown}"\n{kind}\n'
+            for i, (kind, mode, unknown) in enumerate(checks)
+        )
+    )
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(policies, st.lists(batches, min_size=1, max_size=3))
+def test_a_batch_is_judged_as_the_reference_judges_record_by_record(policy, several):
+    """The same verdicts, the same findings, the same memory, whatever the checks and the batches."""
+    real, reference = Real(policy, fenced=("bad",)), Reference(policy, fenced=("bad",))
+    for batch in several:
+        assert list(map(same, real.judge(batch))) == list(map(same, reference.judge(batch, NOW)))
+        assert real.last == reference.last
+        tails = {(f, s): v for (_, f), segments in real.memory.recent.items() for s, v in segments.items()}
+        assert tails == {key: values[-len(tails.get(key, ())) :] for key, values in reference.recent.items()}
+
+
+@settings(deadline=None, max_examples=100)
+@given(policies, batches, st.data())
+def test_how_records_are_cut_into_batches_does_not_matter(policy, batch, data):
+    """The same verdicts, memory and sums of tallies; but `outlier` holds a batch against what was before it."""
+    kept = tuple(check for check in policy.checks if check.kind != "outlier")
+    policy = policy.model_copy(update={"checks": kept})
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=4)))
+    whole, pieces = Real(policy, fenced=("bad",)), Real(policy, fenced=("bad",))
+    answers = [
+        answer for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True) for answer in pieces.judge(batch[a:b])
+    ]
+    assert list(map(same, answers)) == list(map(same, whole.judge(batch)))
+    assert pieces.last == whole.last
+    for count in ("seen", "approved", "blocked", "failed", "critical"):
+        assert sum(getattr(t, count) for t in pieces.tallies) == sum(getattr(t, count) for t in whole.tallies)
