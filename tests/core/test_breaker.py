@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from holdfast.core.breaker import BUCKETS, BreakerPolicy, Window
 from holdfast_schemas import Tally
@@ -123,3 +124,70 @@ def test_the_window_counts_what_arrived_within_it(arrivals):
         assert sum(a[1] for a in at_least) <= windowed.seen <= sum(a[1] for a in at_most)
         assert sum(a[2] for a in at_least) <= windowed.failed <= sum(a[2] for a in at_most)
         assert len(windowed.buckets) <= BUCKETS + 1
+
+
+class AnyArrivals(RuleBasedStateMachine):
+    """The window against plain lists of tallies, one for each tenth of it."""
+
+    @initialize()
+    def begin(self):
+        self.window, self.now, self.tenths = Window(), NOW, []
+
+    @rule(
+        seen=st.integers(1, 60),
+        share=st.sampled_from([0, 0, 0.05, 0.06, 1]),
+        partition=st.integers(0, 2),
+        first=st.integers(0, 6),
+        critical=st.sampled_from([False] * 9 + [True]),
+    )
+    def arrive(self, seen, share, partition, first, critical):
+        failed = int(seen * share)
+        entities = [f"e{i}" for i in range(first, first + min(failed, 4))]
+        one = tally(seen, failed, partition=partition, entities=entities, critical=failed if critical else 0)
+        self.forget()
+        if not self.tenths or self.now - self.tenths[-1][0] >= POLICY.window / BUCKETS:
+            self.tenths.append((self.now, []))
+        self.tenths[-1][1].append(one)
+        self.window = self.window.add(one, self.now, POLICY)
+
+    @rule(ms=st.sampled_from([1, 100, 2999, 3000, 10_000, 29_999, 30_000, 60_000]))
+    def wait(self, ms):
+        self.now += timedelta(milliseconds=ms)
+        self.forget()
+
+    def forget(self):
+        self.tenths = [tenth for tenth in self.tenths if self.now - tenth[0] < POLICY.window]
+
+    @property
+    def tallies(self):
+        return [one for _, several in self.tenths for one in several]
+
+    @invariant()
+    def nothing_is_lost_and_nothing_kept(self):
+        window = self.window.at(self.now, POLICY)
+        for count in ("seen", "blocked", "failed"):
+            assert getattr(window, count) == sum(getattr(one, count) for one in self.tallies)
+        assert window.blocked_by_check.get("floor", 0) == sum(one.failed for one in self.tallies)
+        assert len(window.buckets) <= BUCKETS + 1
+
+    @invariant()
+    def it_trips_on_enough_evidence_and_on_nothing_else(self):
+        failing = [one for one in self.tallies if one.failed]
+        seen, failed = sum(one.seen for one in self.tallies), sum(one.failed for one in failing)
+        enough = (
+            seen >= POLICY.min_seen
+            and 20 * failed > seen  # max_blocked_ratio is 0.05
+            and len({entity for one in failing for entity in one.entities}) >= POLICY.min_entities
+            and len({one.partition for one in failing})
+            >= min(POLICY.min_partitions, len({one.partition for one in self.tallies}))
+        )
+        critical = any(one.critical for one in self.tallies)
+        assert (self.window.at(self.now, POLICY).trips(POLICY) is not None) is (enough or critical)
+
+    @invariant()
+    def it_survives_the_topic(self):
+        assert Window.model_validate_json(self.window.model_dump_json(exclude_defaults=True)) == self.window
+
+
+AnyArrivals.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TestAnyArrivals = AnyArrivals.TestCase

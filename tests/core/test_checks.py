@@ -333,7 +333,7 @@ policies = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(policies, st.lists(batches, min_size=1, max_size=3))
 def test_a_batch_is_judged_as_the_reference_judges_record_by_record(policy, several):
     """The same verdicts, the same findings, the same memory, whatever the checks and the batches."""
@@ -345,7 +345,7 @@ def test_a_batch_is_judged_as_the_reference_judges_record_by_record(policy, seve
         assert tails == {key: values[-len(tails.get(key, ())) :] for key, values in reference.recent.items()}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(policies, batches, st.data())
 def test_how_records_are_cut_into_batches_does_not_matter(policy, batch, data):
     """The same verdicts, memory and sums of tallies; but `outlier` holds a batch against what was before it."""

@@ -479,6 +479,8 @@ class AnySequence(RuleBasedStateMachine):
         self.model = Model(POLICY.model_copy(update={"good_after_seen": 20, "good_after": timedelta(seconds=5)}))
         self.model.tally("v1", 1)
         self.seen_routes = 0
+        # What the published records alone tell: when each version became active last, and which earned good.
+        self.activated, self.good, self.read = {}, set(), (0, 0)
 
     @rule(version=NAMES, seen=st.integers(1, 100), share=st.sampled_from([0, 0, 0, 0.05, 0.5, 1]))
     def tally(self, version, seen, share):
@@ -496,8 +498,16 @@ class AnySequence(RuleBasedStateMachine):
 
     @rule(version=NAMES)
     def critical(self, version):
-        self.model.tally(version, 1, failed=1, critical=1)
-        assert version in self.fenced
+        before, fenced = self.model.route, self.fenced
+        decision = self.model.tally(version, 1, failed=1, critical=1)
+        assert version in self.fenced, "wherever the route stands"
+        if before is None or version in fenced:
+            return
+        if before.version == version:
+            held = decision.route.state is RouteState.HELD
+            assert held or (decision.route.version, decision.route.state) == (before.last_good, RouteState.AUTO)
+        else:
+            assert (decision.route.version, decision.route.state) == (before.version, before.state)
 
     @rule(
         action=st.sampled_from(list(Action)),
@@ -507,7 +517,9 @@ class AnySequence(RuleBasedStateMachine):
     def command(self, action, version, minutes):
         before, fenced = self.model.state, self.fenced
         end = None if minutes is None else self.model.now + timedelta(minutes=minutes)
+        audits = len(self.model.audits)
         audit = self.model.command(action, version, expires_at=end)
+        assert len(self.model.audits) == audits + 1, "every command has one outcome"
         if audit.outcome is Outcome.REFUSED:
             kept = self.model.state.model_copy(update={"commands": before.commands})
             assert kept == before, "a refused command changes nothing"
@@ -544,6 +556,22 @@ class AnySequence(RuleBasedStateMachine):
             assert self.model.state.versions[good].state == "good"
 
     @invariant()
+    def last_good_obeys_its_five_conditions(self):
+        """The latest that served as active, earned good, is not fenced, and is not the one being left; else none."""
+        routes, audits = self.read
+        active = self.model.routes[routes - 1].version if routes else None
+        for route in self.model.routes[routes:]:
+            if route.version not in (None, active):
+                self.activated[route.version] = route.epoch
+            active = route.version
+        self.good |= {audit.version for audit in self.model.audits[audits:] if audit.action == "earned_good"}
+        self.good -= self.fenced
+        self.read = len(self.model.routes), len(self.model.audits)
+        if self.model.route is not None:
+            choices = [(self.activated[name], name) for name in self.good if name != self.model.route.version]
+            assert self.model.route.last_good == (max(choices)[1] if choices else None)
+
+    @invariant()
     def held_means_no_version(self):
         route = self.model.route
         if route is not None:
@@ -575,5 +603,5 @@ class AnySequence(RuleBasedStateMachine):
         assert ModelState.model_validate_json(written) == self.model.state
 
 
-AnySequence.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AnySequence.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestAnySequence = AnySequence.TestCase
