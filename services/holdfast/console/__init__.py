@@ -117,6 +117,7 @@ class Console:
         )
         self._environment.filters |= {
             "number": number,
+            "rate": rate,
             "share": share,
             "utc": utc,
             "ago": ago,
@@ -437,6 +438,11 @@ def number(value: float) -> str:
     if abs(value) >= 100_000 or abs(value) < 0.001:
         return f"{value:.4g}"
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def rate(value: float) -> str:
+    """Of how many a second; the page's script says the same."""
+    return f"{value:,.1f}".removesuffix(".0") if value < 100 else f"{value:,.0f}"
 
 
 def share(part: int, whole: int) -> str:
