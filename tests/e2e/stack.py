@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 
 from backends import GENEROUS, Kafka, ServerProcess
 from holdfast.adapters.embedded import free_port
+from holdfast.adapters.kafka import close
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import TOPICS
 
@@ -163,8 +164,8 @@ class Stack:
     async def __aexit__(self, *_: object) -> None:
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
-        await self._follower.stop()
-        await self._producer.stop()
+        for client in (self._follower, self._producer):
+            await close(client)
         await self.redis.aclose()
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
 

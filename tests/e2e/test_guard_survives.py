@@ -140,16 +140,20 @@ async def test_a_worker_that_slept_through_its_session_cannot_write(kafka, redis
 
 
 async def test_a_restart_of_the_broker_under_load(redis_server, tmp_path):
-    """The broker is killed and started again; the guard is not ready meanwhile, and goes on by itself."""
+    """The broker is killed and started again; a guard is not ready meanwhile, may be stopped, and goes on by itself."""
     # A killed broker is let in again once its former self is given up.
     with private_kafka({"broker.heartbeat.interval.ms": "500", "broker.session.timeout.ms": "1500"}) as broker:
         async with guards(broker, redis_server, tmp_path) as stack:
-            (guard,) = await stack.start("guard")
+            guard, other, switch = await stack.start("guard", "guard", "switch")
             async with Load(stack) as load:
                 await load.more()
                 await asyncio.to_thread(broker.kill)
                 await stack.until(lambda: guard.get("/ready")[0] == 503, "not ready without Kafka")
                 assert guard.get("/health")[0] == 200
+                await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in (other, switch)))
+                for worker in (other, switch):
+                    assert worker.process.returncode == 0
+                    assert worker.lines()[-1]["event"] == "stopped"
                 await asyncio.to_thread(broker.start)
                 await load.more()
                 await stack.ready(guard)

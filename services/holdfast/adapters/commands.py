@@ -1,7 +1,6 @@
 """Send a command and wait for its outcome; read what the switch has published."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
@@ -9,7 +8,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_for, read_to_end, reader
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_to_end, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
@@ -52,8 +51,8 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
-        await producer.stop()
-        await answers.stop()
+        await close(producer)
+        await close(answers)
 
 
 class CommandWriter:
@@ -84,9 +83,7 @@ class CommandWriter:
     async def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            # It may have failed, and says so once more when it is stopped.
-            with contextlib.suppress(KafkaError):
-                await producer.stop()
+            await close(producer)
 
 
 async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIterator[AuditRecord]:
@@ -128,7 +125,7 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
-        await states.stop()
+        await close(states)
 
 
 def _fate(version: str, state: ModelState, route: Route) -> tuple[str, Outcome, str] | None:

@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import end_offsets, read_to_end, reader
+from holdfast.adapters.kafka import close, end_offsets, read_to_end, reader
 from holdfast.settings import KafkaSettings
 
 PROBE_EVERY = 1.0
@@ -74,4 +74,4 @@ class Follower:
                     except (KafkaError, TimeoutError):
                         pass
         finally:
-            await consumer.stop()
+            await close(consumer)

@@ -164,7 +164,8 @@ class _Lane:
                 self.waiting = False
                 delay = min(delay * 2, 5.0)
         except asyncio.CancelledError:
-            pass
+            if not self.stopping:
+                self.loop.fail(RuntimeError(f"the task of partition {self.tp.partition} was cancelled"))
         except Exception as error:
             self.state = "failing"
             self.loop.fail(error)
@@ -260,8 +261,7 @@ class _Lane:
             # Only where the transaction is known to be open and healthy; else the next init ends it.
             if self.loop.exactly_once and producer._txn_manager.is_in_transaction():
                 await asyncio.wait_for(producer.abort_transaction(), 1.0)
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(producer.stop(), 1.0)
+        await close(producer, within=1.0)
 
 
 @contextlib.asynccontextmanager
@@ -414,8 +414,7 @@ class TransactionalLoop:
         if watch is not None:
             watch.cancel()
         await self.close_lanes(list(self.lanes), STOP_WITHIN)
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.consumer.stop(), 1.5)
+        await close(self.consumer, within=1.5)
 
     async def close_lanes(self, partitions: Iterable[TopicPartition], within: float) -> None:
         closing = [lane for tp in partitions if (lane := self.lanes.pop(tp, None)) is not None]
@@ -488,7 +487,20 @@ async def read_to_end(
             left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
         return ends
     finally:
-        await consumer.stop()
+        await close(consumer)
+
+
+async def close(client: AIOKafkaConsumer | AIOKafkaProducer, within: float = 2.0) -> None:
+    """Stop a client, and wait at most `within` seconds for it. Raises nothing.
+
+    A consumer that is stopped while Kafka is away ends with a CancelledError, which would pass for the caller's own.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    await asyncio.wait([stopping], timeout=within)
+    if not stopping.done():
+        stopping.cancel()
+    elif not stopping.cancelled():
+        stopping.exception()
 
 
 async def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -498,7 +510,7 @@ async def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]
     try:
         return dict(await consumer.end_offsets(partitions))
     finally:
-        await consumer.stop()
+        await close(consumer)
 
 
 def reader(kafka: KafkaSettings, **options: Any) -> AIOKafkaConsumer:
