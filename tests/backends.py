@@ -199,6 +199,37 @@ class RedisServer(ServerProcess):
         assert answer == b"+OK\r\n", answer
 
 
+class AlertmanagerServer(ServerProcess):
+    """A real Alertmanager; it forgets its alerts when it restarts. More arguments go to its command line.
+
+    `configuration` is the text of its file. Raises BackendError where there is none.
+    """
+
+    name = "alertmanager"
+
+    def __init__(self, configuration: str, *arguments: str) -> None:
+        found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+        if found is None:
+            raise BackendError("no Alertmanager is here; Debian's package is prometheus-alertmanager")
+        super().__init__()
+        self.executable, self.arguments = found, arguments
+        self.port = free_port()
+        (self.folder / "alertmanager.yml").write_text(configuration, encoding="utf-8")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        own = ["--config.file=alertmanager.yml", "--storage.path=data", "--cluster.listen-address="]
+        return [self.executable, *own, f"--web.listen-address=127.0.0.1:{self.port}", *self.arguments]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+
 class Kafka(Protocol):
     """What a test gets as `kafka`."""
 

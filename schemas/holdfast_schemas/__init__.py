@@ -10,7 +10,14 @@ from holdfast_schemas.control import (
     Tally,
     parse_control,
 )
-from holdfast_schemas.incident import Incident, IncidentAction, IncidentSeverity, IncidentStatus, Sample
+from holdfast_schemas.incident import (
+    ALERT_NAMES,
+    Incident,
+    IncidentAction,
+    IncidentSeverity,
+    IncidentStatus,
+    Sample,
+)
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
 from holdfast_schemas.topics import TOPICS, Party, Topic
@@ -25,6 +32,7 @@ from holdfast_schemas.verdict import (
 )
 
 __all__ = [
+    "ALERT_NAMES",
     "TOPICS",
     "Action",
     "ApprovedHeaders",

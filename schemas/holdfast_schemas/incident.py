@@ -31,6 +31,14 @@ class IncidentAction(StrEnum):
     HELD = "held"
 
 
+ALERT_NAMES: dict[IncidentAction, str] = {
+    IncidentAction.SWITCHED: "HoldfastVersionSwitched",
+    IncidentAction.FENCED: "HoldfastVersionFenced",
+    IncidentAction.HELD: "HoldfastRouteHeld",
+}
+"""What an incident is called where people are told of it; the runbook of each is `alerts/runbooks/<name>.md`."""
+
+
 class Sample(Contract):
     """One blocked prediction, kept as evidence."""
 
@@ -67,3 +75,4 @@ class Incident(Contract):
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
     policy: str
     runbook_url: str
+    """The page that says what to do."""

@@ -149,6 +149,12 @@ def audit(
 
 
 @app.command()
+def notify(config: ConfigOption = None) -> None:
+    """Tell Alertmanager of every open incident, until it is resolved; two may run at once."""
+    _serve("notify", config)
+
+
+@app.command()
 def up(config: ConfigOption = None) -> None:
     """Run guard and switch together; one ending ends the other."""
 

@@ -1,7 +1,5 @@
 """`holdfast doctor`: look at the whole installation, and say what to do about each thing that is wrong."""
 
-import asyncio
-import email.utils
 import platform
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
@@ -9,19 +7,19 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version
 
-import httpx
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
+from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
 from holdfast.adapters.kafka import KafkaUnavailable, describe, reader, utc_now
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.core.policy import PolicyError
-from holdfast.settings import Settings, SettingsError, without_login
+from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import TOPICS, Route, Topic
 
 MAX_SKEW = timedelta(seconds=2)
@@ -66,7 +64,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Diagnosis]:
     async for diagnosis in _redis(settings, routes):
         yield diagnosis
     for url in settings.notify.alertmanager_urls:
-        yield await asyncio.to_thread(_alertmanager, url)
+        yield await _alertmanager(settings, url)
 
 
 def _failed(area: str, sentences: str) -> Diagnosis:
@@ -267,20 +265,18 @@ def _skew(area: str, theirs: datetime) -> Diagnosis:
     return Diagnosis(area, Health.OK, "answers, and its clock agrees with this machine's")
 
 
-def _alertmanager(url: str) -> Diagnosis:
-    shown = without_login(url)
+async def _alertmanager(settings: Settings, url: str) -> Diagnosis:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/-/ready", timeout=5, follow_redirects=True)
-        answer.raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        said = f"answers {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else "is not there"
-        return Diagnosis(
-            "alertmanager",
-            Health.FAILED,
-            f"{shown} {said}",
-            "Start it, or set notify.alertmanager_urls; nobody is paged until it is ready.",
-        )
-    date = answer.headers.get("Date")
-    if date is None:
-        return Diagnosis("alertmanager", Health.OK, f"{shown} is ready")
-    return _skew("alertmanager", email.utils.parsedate_to_datetime(date))
+        alertmanager = Alertmanager(url, settings.notify)
+        try:
+            # Nothing is sent, but it tells whether it would be taken.
+            await alertmanager.post([])
+            clock = await alertmanager.clock()
+        finally:
+            await alertmanager.close()
+    except AlertmanagerError as error:
+        finding, _, advice = str(error).partition(". ")
+        return Diagnosis("alertmanager", Health.FAILED, finding, f"{advice} Nobody is paged until it takes alerts.")
+    if clock is None:
+        return Diagnosis("alertmanager", Health.OK, f"{url} takes alerts")
+    return _skew("alertmanager", clock)

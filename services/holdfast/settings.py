@@ -1,7 +1,6 @@
 """Configuration: one TOML file, `holdfast.toml`, and environment variables over it."""
 
 import os
-import re
 import socket
 import tomllib
 from datetime import timedelta
@@ -10,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,11 +33,6 @@ from holdfast_schemas import TOPICS
 
 class SettingsError(Exception):
     """The configuration is refused; the message is one sentence of what is wrong and one of what to do."""
-
-
-def without_login(url: str) -> str:
-    """An address as it may be printed."""
-    return re.sub(r"(?<=://)[^/?#]*@", "**********@", url)
 
 
 class _Section(BaseModel):
@@ -275,20 +277,81 @@ class SwitchSettings(_Section):
     group: str = "holdfast-switch"
     tick_every: Duration = timedelta(milliseconds=500)
     give_up_after: Duration = timedelta(minutes=5)
-    runbook_url: str = "https://holdfast.invalid/runbooks"
+    runbook_url: str = "https://holdfast.invalid/runbooks/"
+    """Where people find `alerts/runbooks`. One that ends in a slash is a folder: incidents name the page of their
+    kind in it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8001
     health_host: str = "127.0.0.1"
 
 
 class NotifySettings(_Section):
-    alertmanager_urls: list[Annotated[str, PlainSerializer(without_login)]] = ["http://localhost:9093"]
-    """Every member of the Alertmanager cluster; each gets every alert."""
+    alertmanager_urls: list[str] = ["http://localhost:9093"]
+    """Every member of the Alertmanager cluster; each gets every alert. The login below is for all of them."""
+    username: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    bearer_token: SecretStr | None = None
+    bearer_token_file: Path | None = None
+    """Files are read anew for each request, so that a secret may be renewed."""
+    ssl_ca_file: Path | None = None
+    """Of the Alertmanagers; the system's authorities without it."""
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    allow_password_without_tls: bool = False
     resend_every: Duration = timedelta(seconds=30)
     """Open incidents are sent again, so that an Alertmanager that restarted knows them."""
+    alert_lasts: Duration = timedelta(minutes=15)
+    """How long an Alertmanager keeps an open incident that nobody sends again. It then tells people that the
+    incident is over: longer than it takes to bring notify back."""
     console_url: str = "http://localhost:8080"
     """Where people reach the console; alerts link to it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     health_host: str = "127.0.0.1"
+
+    @field_validator("alertmanager_urls")
+    @classmethod
+    def _usable_urls(cls, urls: list[str]) -> list[str]:
+        if not urls:
+            raise ValueError("it names no Alertmanager, so nobody would be told; give at least one address")
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("an address is no http address; write them as in 'http://alertmanager:9093'")
+            if parts.username or parts.password:
+                raise ValueError("an address holds a login; set notify.username and notify.password_file instead")
+        trimmed = [url.rstrip("/") for url in urls]
+        if len(set(trimmed)) < len(trimmed):
+            raise ValueError("it names an Alertmanager twice; name each once")
+        return trimmed
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Self:
+        for key in ("password", "bearer_token"):
+            _not_twice(self, key)
+        password, token = self.password or self.password_file, self.bearer_token or self.bearer_token_file
+        if bool(self.username) != bool(password):
+            raise ValueError("a login needs username, and password or password_file; set both, or neither")
+        if password and token:
+            raise ValueError("a password and a bearer token are both set; remove one")
+        if self.ssl_key_file and not self.ssl_cert_file:
+            raise ValueError("ssl_key_file is the key of a client certificate; set ssl_cert_file too")
+        for url in map(urlsplit, self.alertmanager_urls):
+            private = url.scheme == "https" or is_loopback(url.hostname or "")
+            if (password or token) and not private and not self.allow_password_without_tls:
+                raise ValueError(
+                    f"the login would go to {url.hostname} without TLS; use an https:// address, or set "
+                    "allow_password_without_tls = true where the network is trusted"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _resent_before_it_ends(self) -> Self:
+        if self.alert_lasts < 3 * self.resend_every:
+            raise ValueError(
+                "alert_lasts is less than three times resend_every, so that open incidents would end in between; "
+                "lengthen alert_lasts"
+            )
+        return self
 
 
 class ApiSettings(_Section):

@@ -13,19 +13,13 @@ from queries import CATALOGUE, exported, selectors
 
 import backends
 from holdfast.settings import SwitchSettings
-from holdfast_schemas import IncidentAction, IncidentSeverity
+from holdfast_schemas import ALERT_NAMES, IncidentAction, IncidentSeverity
 
 ALERTS = backends.ROOT / "alerts"
 RULES = [rule for group in yaml.safe_load((ALERTS / "rules.yml").read_text())["groups"] for rule in group["rules"]]
 BY_NAME = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 TESTS = sorted((ALERTS / "tests").glob("*.yml"))
-INCIDENTS = {
-    "HoldfastVersionSwitched": IncidentAction.SWITCHED,
-    "HoldfastVersionFenced": IncidentAction.FENCED,
-    "HoldfastRouteHeld": IncidentAction.HELD,
-}
-"""The alerts that notify makes of incidents."""
 RUNBOOKS = {path.stem: path for path in (ALERTS / "runbooks").glob("*.md") if path.stem != "README"}
 
 
@@ -66,13 +60,13 @@ def test_an_alert_says_how_bad_it_is_whose_it_is_and_what_to_do(name: str) -> No
     assert "service" in {*rule["labels"], *metric_labels}
     annotations = rule["annotations"]
     assert set(annotations) == {"summary", "description", "runbook_url"}
-    assert annotations["runbook_url"] == f"{SwitchSettings().runbook_url}/{name}.md"
+    assert annotations["runbook_url"] == f"{SwitchSettings().runbook_url}{name}.md"
     assert len(annotations["summary"]) < 120
 
 
 def test_there_is_a_runbook_for_each_alert_and_each_kind_of_incident_and_no_other() -> None:
-    assert set(INCIDENTS.values()) == set(IncidentAction)
-    assert set(RUNBOOKS) == {*BY_NAME, *INCIDENTS}
+    assert set(ALERT_NAMES) == set(IncidentAction)
+    assert set(RUNBOOKS) == {*BY_NAME, *ALERT_NAMES.values()}
 
 
 @pytest.mark.parametrize("name", RUNBOOKS)
@@ -108,6 +102,7 @@ def test_every_metric_of_the_catalogue_is_set_somewhere() -> None:
 def test_labels_are_few_and_gauges_are_never_exported_by_who_does_not_set_them() -> None:
     """No label can have as many values as there are entities, versions or predictions."""
     bounded = {"model", "verdict", "check", "enforced", "partition", "service", "status", "action", "outcome", "kind"}
+    bounded |= {"alertmanager"}  # those of the configuration
     for metric in CATALOGUE.values():
         assert set(metric._labelnames) <= bounded, metric
         assert metric._type != "gauge" or metric._labelnames, metric

@@ -21,12 +21,15 @@ POLICY = BreakerPolicy(
 class Model:
     """Steps one model and keeps everything that was published."""
 
-    def __init__(self, policy=POLICY):
+    def __init__(self, policy=POLICY, runbooks="https://runbooks.example/"):
+        self.runbooks = runbooks
         self.policy, self.now, self.state, self.ids = policy, NOW, None, count()
         self.routes, self.incidents, self.audits = [], [], []
 
     def step(self, event):
-        decision = decide(self.state, event, self.now, self.policy, new_id=f"id{next(self.ids)}", runbook_url="r")
+        decision = decide(
+            self.state, event, self.now, self.policy, new_id=f"id{next(self.ids)}", runbook_url=self.runbooks
+        )
         self.state = decision.state
         self.routes += [decision.route] if decision.route is not None else []
         self.incidents += decision.incidents
@@ -179,6 +182,21 @@ def test_a_trip_without_a_good_version_left_holds_the_route():
     assert model.shows() == (None, "held")
     assert model.incidents[-1].action == "held"
     assert model.incidents[-1].routed_to is None
+
+
+@pytest.mark.parametrize(
+    ("runbooks", "page"),
+    [
+        ("https://runbooks.example/", "https://runbooks.example/HoldfastRouteHeld.md"),
+        ("https://wiki.example/pricing", "https://wiki.example/pricing"),
+    ],
+)
+def test_an_incident_names_the_runbook_of_its_kind(runbooks, page):
+    """In the folder of all of them, unless the address given is that of a page."""
+    model = Model(runbooks=runbooks)
+    model.command("promote", "v1")
+    model.tally("v1", 50, failed=50)
+    assert model.incidents[-1].runbook_url == page
 
 
 @pytest.mark.parametrize("spoiled", ["never active", "never good", "fenced", "the one being left"])

@@ -110,3 +110,26 @@ AUDIT_LAG = Gauge(
     ["partition"],
     registry=REGISTRY,
 )
+NOTIFICATIONS = Counter(
+    "holdfast_notifications_total",
+    "Incidents sent to an Alertmanager, re-sent ones too, by outcome: accepted, refused or failed.",
+    ["alertmanager", "outcome"],
+    registry=REGISTRY,
+)
+UNSENT_INCIDENTS = Gauge(
+    "holdfast_unsent_incidents",
+    "Incidents whose latest state the Alertmanager has not accepted.",
+    ["alertmanager"],
+    registry=REGISTRY,
+)
+LAST_NOTIFICATION = Gauge(
+    "holdfast_last_notification_timestamp_seconds",
+    "When the Alertmanager last took what it was sent, be it that nothing is open; 0 before the first time.",
+    ["alertmanager"],
+    registry=REGISTRY,
+)
+BAD_INCIDENTS = Counter(
+    "holdfast_incidents_malformed_total",
+    "Incident records that could not be decoded, and of which nobody is told.",
+    registry=REGISTRY,
+)

@@ -23,6 +23,7 @@ from typing import Any
 from holdfast.core.breaker import BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
 from holdfast_schemas import (
+    ALERT_NAMES,
     Action,
     AuditRecord,
     Command,
@@ -153,7 +154,8 @@ def decide(
 
     `state` is None for a model that is met for the first time; a tick then does nothing. `new_id` is fresh for each
     call and names the incidents and audit records made by it. `now` is aware. Raises nothing for any event: a
-    command that cannot be carried out is refused in its audit record and changes nothing else.
+    command that cannot be carried out is refused in its audit record and changes nothing else. A `runbook_url` that
+    ends in a slash is a folder: incidents name the page of their kind in it.
     """
     if state is None:
         if isinstance(event, Tick):
@@ -425,6 +427,7 @@ class _Turn:
         window: Window | None,
     ) -> None:
         window = window or Window()
+        runbook = f"{ALERT_NAMES[action]}.md" if self._runbook_url.endswith("/") else ""
         self._publish_incident(
             Incident(
                 incident_id=incident_id,
@@ -443,7 +446,7 @@ class _Turn:
                 blocked_by_check=window.blocked_by_check,
                 samples=window.samples,
                 policy=policy,
-                runbook_url=self._runbook_url,
+                runbook_url=self._runbook_url + runbook,
             )
         )
 
