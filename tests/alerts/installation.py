@@ -140,7 +140,16 @@ async def install(kafka: backends.Kafka, redis_url: str, folder: Path) -> AsyncI
                 by_name = dict(zip(names, workers, strict=True))
                 found = Installation(stack, by_name, prometheus, alertmanager, redis_url)
                 await asyncio.gather(*(_prepare(found, *one) for one in models.items()))
+                trickle = asyncio.create_task(_trickle(stack))
                 yield found
+                trickle.cancel()
+
+
+async def _trickle(stack: Stack) -> None:
+    """Rates are of what happens while Prometheus looks."""
+    while True:
+        await stack.send([stack.prediction("calm", "v1", "SKU-1", 130.0), stack.prediction("calm", "v2", "SKU-2", 1.0)])
+        await asyncio.sleep(0.5)
 
 
 async def _prepare(installation: Installation, model: str, runbook: str) -> None:

@@ -1,7 +1,6 @@
 """What the services export, where an alert depends on it: on a real installation."""
 
 import asyncio
-import json
 
 import pytest
 from installation import SHADOW, Installation
@@ -132,6 +131,9 @@ async def test_what_another_worker_has_taken_over_is_exported_no_longer(installa
 
 async def test_metrics_of_the_installation_reach_prometheus(installation: Installation) -> None:
     """Under the names of jobs that the rules know, and with none of the services missing."""
-    active = json.loads(installation.prometheus.get("/api/v1/targets", state="active"))["data"]["activeTargets"]
-    jobs = {target["labels"]["job"] for target in active if target["health"] == "up"}
-    assert jobs >= {f"holdfast-{name}" for name in installation.workers}
+
+    def jobs() -> set[str]:
+        return {series["metric"]["job"] for series in installation.prometheus.query('up{job=~"holdfast-.+"} == 1')}
+
+    wanted = {f"holdfast-{name}" for name in installation.workers}
+    await installation.stack.until(lambda: jobs() == wanted, f"{wanted} are scraped")

@@ -115,7 +115,8 @@ async def run_service(
         asgi_routes=[
             ("/health", health),
             ("/ready", readiness),
-            ("/metrics", make_asgi_app(REGISTRY)),
+            # The api compresses what it sends by itself; compressed twice, Prometheus cannot read it.
+            ("/metrics", make_asgi_app(REGISTRY, disable_compression=True)),
             ("/asyncapi", asyncapi_page),
             ("/asyncapi.json", asyncapi_json),
         ],
