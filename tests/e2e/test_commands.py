@@ -293,13 +293,14 @@ async def test_check_prints_every_default_and_no_secret(config):
         "HOLDFAST_KAFKA__SASL_USERNAME": "guard",
         "HOLDFAST_KAFKA__SASL_PASSWORD": "hunter2",
         "HOLDFAST_REDIS__URL": "rediss://switch:hunter2@redis:6379/0",
-        "HOLDFAST_NOTIFY__ALERTMANAGER_URLS": '["https://holdfast:hunter2@am:9093"]',
+        "HOLDFAST_NOTIFY__ALERTMANAGER_URLS": '["https://am:9093"]',
+        "HOLDFAST_NOTIFY__BEARER_TOKEN": "hunter2",
     }
     for more in ([], ["--json"]):
         said = await holdfast(config, "check", *more, **secrets)
         assert said.code == 0, said
         assert "hunter" not in said.out + said.err
-        assert "@am:9093" in said.out
+        assert "https://am:9093" in said.out
     assert said.facts["settings"]["guard"]["no_policy"] == "block"
     (policy_id,) = [name for name in said.facts["policies"] if name.startswith("plain@")]
     assert said.facts["policies"][policy_id]["breaker"]["max_switches_within"] == "1h"
@@ -310,6 +311,7 @@ async def test_check_prints_every_default_and_no_secret(config):
     [
         ({"HOLDFAST_POLICIES": "/nowhere"}, "/nowhere: there is no such folder"),
         ({"HOLDFAST_GUARD__DELIVERY": "perhaps"}, "guard.delivery"),
+        ({"HOLDFAST_NOTIFY__ALERTMANAGER_URLS": '["https://u:p@am"]'}, "notify.alertmanager_urls: an address holds a"),
         ({"HOLDFAST_GAURD__GROUP": "x"}, "HOLDFAST_GAURD__GROUP names no setting"),
         ({"HOLDFAST_CONFIG": "/nowhere.toml"}, "The configuration file /nowhere.toml is not there."),
     ],
