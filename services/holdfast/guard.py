@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import structlog
 from aiokafka.structs import ConsumerRecord
+from pydantic import ValidationError
 from pydantic_core import to_json
 
 from holdfast.adapters import metrics
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     Headers,
+    KafkaUnavailable,
     Out,
     ReopenLane,
     TransactionalLoop,
@@ -43,7 +45,7 @@ NO_POLICY = "none"
 
 
 class RouteFollower(Follower):
-    """The routes as `holdfast.routes` tells them; `routes` is complete once `caught_up` is set."""
+    """The routes as `holdfast.routes` tells them; `routes` is complete once `catch_up` returns."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.kafka, self.take)
@@ -52,7 +54,14 @@ class RouteFollower(Follower):
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             if record.value is not None:
-                route = Route.model_validate_json(record.value)
+                try:
+                    route = Route.model_validate_json(record.value)
+                except ValidationError as error:
+                    # It may carry a fence.
+                    raise KafkaUnavailable(
+                        f"The record {_source(record).decode()} is no route: {error.errors()[0]['msg']}. Only the "
+                        "switch may write there; remove that record, then start the guard again."
+                    ) from None
                 self.routes[route.model] = route
                 metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
             elif record.key is not None:

@@ -623,7 +623,7 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
 
 def describe(error: BaseException) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
 
 
 def utc_now() -> datetime:
