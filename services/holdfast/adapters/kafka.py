@@ -465,13 +465,7 @@ async def read_to_end(
     await consumer.start()
     try:
         consumer.assign(list(partitions))
-        ends: dict[TopicPartition, int] = (
-            await end_offsets(kafka, partitions) if complete else await consumer.end_offsets(partitions)
-        )
-        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
-        if since is not None:
-            first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
-            starts = {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}
+        starts, ends = await _bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
         for tp in partitions:
             start = starts[tp] if tail is None else max(starts[tp], ends[tp] - tail)
@@ -504,11 +498,25 @@ async def close(client: AIOKafkaConsumer | AIOKafkaProducer, within: float = 2.0
 
 
 async def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """The ends as they are on the broker: to a committed reader a partition ends at its first open transaction."""
-    consumer = reader(kafka, isolation_level="read_uncommitted")
+    """The ends as they are on the broker, behind open transactions."""
+    return (await _bounds(kafka, partitions, None, "read_uncommitted"))[1]
+
+
+async def _bounds(
+    kafka: KafkaSettings, partitions: Sequence[TopicPartition], since: datetime | None, isolation: str
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    """Where to start, and the end.
+
+    To a committed reader a partition ends at its first open transaction, also when it looks for a time.
+    """
+    consumer = reader(kafka, isolation_level=isolation)
     await consumer.start()
     try:
-        return dict(await consumer.end_offsets(partitions))
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        if since is None:
+            return await consumer.beginning_offsets(partitions), ends
+        first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
+        return {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}, ends
     finally:
         await close(consumer)
 

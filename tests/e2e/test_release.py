@@ -1,0 +1,323 @@
+"""Releasing blocked predictions: judged again, in somebody's name, once at most, and never too late."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from e2e.commands import holdfast
+from e2e.stack import POLICY, Stack, body, headers
+from holdfast import release as releasing
+from holdfast.adapters.kafka import KafkaUnavailable
+from holdfast_schemas import AuditRecord, Outcome
+
+pytestmark = pytest.mark.real_kafka
+
+MODEL = "pricing"
+JUMP = '[[checks]]\nname = "jump"\nkind = "max_change"\ndown = 0.5\nup = 3.0\n'
+TODAY = POLICY.replace("min = 10.0", "min = 1.0")
+"""A lower floor: what cost 1 to 10 was blocked, and passes today."""
+
+
+@pytest.fixture
+async def stack(kafka, redis_server, tmp_path):
+    async with Stack(kafka, redis_server.url, {MODEL: POLICY + JUMP}, folder=tmp_path, partitions=2) as stack:
+        yield stack
+
+
+async def block(stack, *values, version="v1", **options):
+    """Have a guard block these values, each of an entity of its own; the sources, in order."""
+    if not stack.workers:
+        await stack.start("guard")
+    before = len(stack.seen["blocked"])
+    events = [stack.prediction(MODEL, version, f"SKU-{before + n}", value) for n, value in enumerate(values)]
+    places = await stack.send(events, headers=[("trace", b"t-1")], **options)
+    await stack.until(lambda: len(stack.seen["blocked"]) == before + len(values), "all are blocked")
+    return [f"{stack.topic('predictions')}/{partition}/{offset}" for partition, offset in places]
+
+
+async def release(stack, *arguments):
+    config = stack.folder / "base.toml"
+    return await holdfast(config, "blocked", "release", MODEL, "-r", "a real sale", "--actor", "alice", *arguments)
+
+
+def released(stack):
+    """The committed records with that verdict."""
+    return [r for r in stack.seen["approved"] if headers(r)["holdfast-verdict"] == b"released"]
+
+
+def sources(stack):
+    return sorted(headers(r)["holdfast-source"].decode() for r in released(stack))
+
+
+async def ends(stack):
+    """Where every partition ends, the markers of transactions included."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=stack.kafka.bootstrap)
+    await consumer.start()
+    try:
+        return await consumer.end_offsets(stack._partitions())
+    finally:
+        await consumer.stop()
+
+
+async def test_what_passes_todays_policy_is_released_once(stack):
+    """Same partition, key, value, time and headers of the producer; actor and reason in headers and audit."""
+    (source,) = await block(stack, 5.0)
+    still = await release(stack)
+    assert still.code == 1
+    assert "price_floor: value 5 (min 10" in still.flat()
+    assert "1 failing still." in still.out
+    assert released(stack) == []
+    stack.write_policy(MODEL, TODAY)
+    dry = await release(stack, "--dry-run", "--json")
+    assert (dry.code, dry.facts["counts"]) == (0, {"would_be_released": 1})
+    done = await release(stack)
+    assert (done.code, done.out) == (0, "1 released.\n")
+    await stack.settled()
+    (record,) = released(stack)
+    (was,) = stack.seen["blocked"]
+    assert (record.partition, record.key, record.value, record.timestamp) == (
+        was.partition,
+        was.key,
+        was.value,
+        was.timestamp,
+    )
+    given = headers(record)
+    assert given["trace"] == b"t-1"
+    assert (given["holdfast-released-by"], given["holdfast-release-reason"]) == (b"alice", b"a real sale")
+    assert (given["holdfast-source"].decode(), given["holdfast-model-version"]) == (source, b"v1")
+    assert "holdfast-findings" not in given
+    (audit,) = [a for a in stack.audits(MODEL) if a["action"] == "release"]
+    assert (audit["actor"], audit["reason"], audit["source"], audit["outcome"]) == (
+        "alice",
+        "a real sale",
+        source,
+        "applied",
+    )
+    again = await release(stack, "--force", "--superseded", "--json")
+    assert (again.code, again.facts["counts"]) == (1, {"already_released": 1})
+    await stack.settled()
+    assert len(released(stack)) == 1
+
+
+async def test_force_releases_what_fails_and_says_so(stack):
+    """Some of it by source; the findings are in the header and named in the audit."""
+    first, second = await block(stack, 2.0, 3.0)
+    forced = await release(stack, "--force", "--source", second)
+    assert (forced.code, "1 released." in forced.out) == (0, True)
+    await stack.settled()
+    assert sources(stack) == [second]
+    assert json.loads(headers(released(stack)[0])["holdfast-findings"])[0]["check"] == "price_floor"
+    assert [a["detail"] for a in stack.audits(MODEL)] == [
+        f"the prediction at {second} was approved, although it fails price_floor"
+    ]
+    both = await release(stack, "--json")
+    assert {p["source"]: p["answer"] for p in both.facts["predictions"]} == {
+        first: "still_fails",
+        second: "already_released",
+    }
+
+
+async def test_a_dry_run_writes_nothing(stack):
+    """No record, no marker of a transaction; nor does it disturb whoever releases at the same time."""
+    await block(stack, 2.0)
+    before = await ends(stack)
+    assert (await release(stack, "--force", "--dry-run")).out.endswith("1 would be released.\n")
+    assert await ends(stack) == before
+
+
+@pytest.mark.parametrize("hours", [-1.5, 2])
+async def test_too_old_is_never_released(stack, hours):
+    """Neither by force; and a time in the future is no proof of youth."""
+    await stack.start("guard")
+    at = int((time.time() - hours * 3600) * 1000)
+    wrapped = stack.prediction(MODEL, "v1", "SKU-1", 2.0)
+    if hours < 0:
+        # A broker refuses such a time, unless it is told otherwise: the blocked record is written by hand.
+        found = [
+            ("holdfast-verdict", b"blocked"),
+            ("holdfast-model", MODEL.encode()),
+            ("holdfast-model-version", b"v1"),
+            ("holdfast-source", f"{stack.topic('predictions')}/0/0".encode()),
+        ]
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap)
+        await admin.start()
+        future = {"message.timestamp.after.max.ms": str(10 * 3_600_000)}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, stack.topic("blocked"), configs=future)])
+        await admin.close()
+        await stack.send([wrapped], role="blocked", headers=found, timestamp_ms=at)
+    else:
+        await stack.send([wrapped], timestamp_ms=at)
+    await stack.until(lambda: stack.seen["blocked"])
+    said = await release(stack, "--force", "--superseded", "--since", "3h", "--json")
+    assert (said.code, said.facts["counts"]) == (1, {"too_old": 1})
+
+
+async def test_an_older_output_does_not_overtake_a_newer_one(stack):
+    """Downstream has a newer price for the entity: going back to the blocked one needs a word of its own."""
+    await stack.start("guard")
+    await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 2.0)], timestamp_ms=int(time.time() * 1000) - 5000)
+    await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 20.0)])
+    await stack.until(lambda: stack.seen["blocked"] and stack.seen["approved"])
+    stack.write_policy(MODEL, TODAY.replace(JUMP, ""))
+    said = await release(stack)
+    assert said.code == 1
+    assert "1 superseded." in said.out
+    assert (await release(stack, "--superseded")).code == 0
+
+
+async def test_a_fenced_version_needs_force(stack):
+    """However good the value is; so does a held route."""
+    (source,) = await block(stack, 5.0, version="v2")
+    stack.write_policy(MODEL, TODAY)
+    route = {
+        "model": MODEL,
+        "version": "v1",
+        "epoch": 7,
+        "state": "auto",
+        "reason": "v2 tripped",
+        "actor": "holdfast",
+        "since": datetime.now(UTC).isoformat(),
+        "fenced": ["v2"],
+    }
+    await stack.send([route], role="routes")
+    said = await release(stack)
+    assert said.code == 1
+    assert "fenced: model_version v2 (fenced at epoch 7)" in said.flat()
+    assert (await release(stack, "--force")).code == 0
+    await stack.settled()
+    assert sources(stack) == [source]
+    assert stack.audits(MODEL)[0]["epoch"] == 7
+
+
+async def test_a_record_that_is_there_twice_or_is_nobodys(stack):
+    """Delivered twice: released once. What no guard wrote in the blocked topic is passed over."""
+    await block(stack, 2.0)
+    (record,) = stack.seen["blocked"]
+    await stack.send([record.value], role="blocked", key=record.key, partition=record.partition, headers=record.headers)
+    await stack.send([b"x"], role="blocked", key=b"k", headers=[("holdfast-findings", b"\xff"), ("trace", b"\xff")])
+    said = await release(stack, "--force", "--json")
+    assert said.facts["counts"] == {"released": 1, "already_released": 1}
+    await stack.settled()
+    assert len(released(stack)) == 1
+
+
+def wanted():
+    return releasing.Wanted(MODEL, datetime.fromtimestamp(0, UTC))
+
+
+async def test_two_at_once_release_each_prediction_once(stack):
+    """One of them may be told that the other was there; thousands take several transactions."""
+    sent = await block(stack, *[2.0] * 3000)
+
+    async def one(actor):
+        try:
+            await releasing.release(stack.settings, wanted(), actor=actor, reason="a sale", force=True)
+        except KafkaUnavailable as told:
+            assert "Somebody else releases at the same time" in str(told)  # noqa: PT017  either may be the one
+
+    await asyncio.gather(*(one(name) for name in ("alice", "bob", "carol")))
+    await one("dave")
+    await stack.settled()
+    assert sources(stack) == sorted(sent)
+    assert sorted(a["source"] for a in stack.audits(MODEL)) == sorted(sent)
+
+
+CUT_OFF = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+from holdfast import cli
+
+commit, count = AIOKafkaProducer.commit_transaction, 0
+
+async def commit_once(self):
+    global count
+    count += 1
+    if count == 1:
+        return await commit(self)
+    print("open", flush=True)
+    await asyncio.sleep(600)
+
+AIOKafkaProducer.commit_transaction = commit_once
+cli.main()
+"""
+
+
+async def test_a_release_that_is_killed_in_its_transaction(stack):
+    """What was committed is released, what was not is not; doing it again releases the rest, each once."""
+    sent = await block(stack, *[2.0] * 1500)
+    config = str(stack.folder / "base.toml")
+    arguments = ["blocked", "release", MODEL, "-r", "a sale", "--force", "--config", config]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", CUT_OFF, *arguments, stdout=subprocess.PIPE)
+    assert await process.stdout.readline() == b"open\n"
+    process.kill()
+    await process.wait()
+    await stack.until(lambda: released(stack))
+    first = len(released(stack))
+    assert 0 < first <= releasing.MAX_IN_TRANSACTION
+    again = await release(stack, "--force", "--json")
+    assert again.code == 1
+    assert again.facts["counts"] == {"already_released": first, "released": len(sent) - first}
+    await stack.settled()
+    assert sources(stack) == sorted(sent)
+
+
+async def test_somebody_elses_open_transaction_hides_no_release(stack):
+    """The audit topic is written by switches too: a release behind their open transaction still counts."""
+    (source,) = await block(stack, 2.0)
+    switch = AIOKafkaProducer(bootstrap_servers=stack.kafka.bootstrap, transactional_id=f"{stack.run}-other")
+    await switch.start()
+    await switch.begin_transaction()
+    await switch.send_and_wait(stack.topic("audit"), b"{}", key=b"other")
+    audit = AuditRecord(
+        audit_id="a-1",
+        at=datetime.now(UTC),
+        model=MODEL,
+        actor="alice",
+        action="release",
+        outcome=Outcome.APPLIED,
+        reason="x",
+        detail="x",
+        source=source,
+        epoch=0,
+    )
+    await stack.send([audit.to_json()], role="audit", key=MODEL.encode())
+    releasing_again = asyncio.create_task(release(stack, "--force", "--json"))
+    # Long enough for a release that would not wait.
+    await asyncio.wait([releasing_again], timeout=2)
+    await switch.abort_transaction()
+    await switch.stop()
+    said = await releasing_again
+    assert (said.code, said.facts["counts"]) == (1, {"already_released": 1})
+
+
+async def test_a_release_teaches_the_guard_nothing(stack):
+    """It is an exception for one output: a guard that was running, and one that starts later, judge alike."""
+    (guard,) = await stack.start("guard")
+
+    async def offer(value, role):
+        before = len(stack.seen[role])
+        await stack.send([stack.prediction(MODEL, "v1", "SKU-1", value)])
+        await stack.until(lambda: len(stack.seen[role]) == before + 1, f"{value} is {role}")
+
+    await offer(100.0, "approved")
+    await offer(20.0, "blocked")
+    assert (await release(stack, "--force")).code == 0
+    await stack.until(lambda: released(stack))
+    await offer(20.0, "blocked")
+    await offer(90.0, "approved")
+    assert (await release(stack, "--force", "--superseded", "--json")).facts["counts"]["released"] == 1
+    await stack.settled()
+    assert body(stack.seen["approved"][-1])["value"] == 20.0
+    guard.stop()
+    guard.start()
+    await stack.ready(guard)
+    await offer(21.0, "blocked")
+    await offer(80.0, "approved")
