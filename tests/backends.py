@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import http.server
 import json
 import os
 import re
@@ -20,10 +21,11 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -197,6 +199,44 @@ class RedisServer(ServerProcess):
             connection.sendall(b"FLUSHALL\r\n")
             answer = connection.recv(64)
         assert answer == b"+OK\r\n", answer
+
+
+class Request(NamedTuple):
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Receiver:
+    """An HTTP server that keeps the JSON posted to it; `answer` is the status for a body, and only 200 keeps it."""
+
+    def __init__(self, answer: Callable[[Any], int] = lambda body: 200) -> None:
+        self.requests: list[Request] = []
+        received = self.requests
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status = answer(body)
+                if status == 200:
+                    received.append(Request(self.path, dict(self.headers), body))
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class AlertmanagerServer(ServerProcess):

@@ -5,12 +5,10 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import httpx
 import pytest
 import trustme
 
-from backends import GENEROUS, AlertmanagerServer, BackendError, DockerKafka, Kafka, RealKafka
+from backends import GENEROUS, AlertmanagerServer, BackendError, DockerKafka, Kafka, RealKafka, Receiver
 from e2e.stack import Stack, Worker
 
 PASSWORD = "s3cret-pass"
@@ -26,53 +24,30 @@ PASSWORD_BCRYPT = "$2b$04$adMoK3h/6zB/ZkG4l6phG./NPXgv39FdGxDncQ3DlCVlKRsN6pgg6"
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
-class Receiver:
-    """A webhook: what a person would be told. `answer` is the status it gives to a body."""
-
-    def __init__(self, answer: Callable[[Any], int] = lambda body: 200) -> None:
-        self.bodies: list[Any] = []
-        received = self.bodies
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status = answer(body)
-                if status == 200:
-                    received.append(body)
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+class Webhook(Receiver):
+    """What a person would be told."""
 
     def pages(self, incident: dict[str, Any]) -> list[str]:
         """The status of every message about this incident, in order."""
-        return [body["status"] for body in self.bodies if body["groupLabels"]["incident_id"] == incident["incident_id"]]
+        return [body["status"] for body in self._about(incident)]
 
     def alert(self, incident: dict[str, Any]) -> dict[str, Any]:
         """The incident as the last message about it told it."""
-        mine = [body for body in self.bodies if body["groupLabels"]["incident_id"] == incident["incident_id"]]
-        (alert,) = mine[-1]["alerts"]
+        (alert,) = self._about(incident)[-1]["alerts"]
         return dict(alert)
+
+    def _about(self, incident: dict[str, Any]) -> list[Any]:
+        bodies = [request.body for request in list(self.requests)]
+        return [body for body in bodies if body["groupLabels"]["incident_id"] == incident["incident_id"]]
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
+def receiver() -> Iterator[Webhook]:
+    with Webhook() as receiver:
+        yield receiver
 
 
-def configuration(receiver: Receiver) -> str:
+def configuration(receiver: Webhook) -> str:
     return f"""
 route: {{receiver: webhook, group_by: [incident_id], group_wait: 10ms, group_interval: 100ms, repeat_interval: 1h}}
 receivers: [{{name: webhook, webhook_configs: [{{url: "{receiver.url}", send_resolved: true}}]}}]
@@ -80,7 +55,7 @@ receivers: [{{name: webhook, webhook_configs: [{{url: "{receiver.url}", send_res
 
 
 @pytest.fixture
-def alertmanager(receiver: Receiver) -> Iterator[AlertmanagerServer]:
+def alertmanager(receiver: Webhook) -> Iterator[AlertmanagerServer]:
     """One that tells the receiver at once."""
     try:
         server = AlertmanagerServer(configuration(receiver))
@@ -160,7 +135,7 @@ def known(server: AlertmanagerServer) -> dict[str, dict[str, Any]]:
 
 
 async def test_a_page_says_what_happened_once_and_is_over_when_it_is(
-    stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook
 ) -> None:
     """Every label and annotation is there; updates and an acknowledgement change the text and page nobody."""
     await stack.start("notify", settings=notify_settings(alertmanager.url))
@@ -215,7 +190,7 @@ async def test_a_page_says_what_happened_once_and_is_over_when_it_is(
 
 
 async def test_a_version_that_trips_again_is_news(
-    stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook
 ) -> None:
     """Resolved and found bad once more in the same moment: a page for each, and the second stays open."""
     await stack.start("notify", settings=notify_settings(alertmanager.url))
@@ -230,7 +205,7 @@ async def test_a_version_that_trips_again_is_news(
 
 
 async def test_an_alertmanager_that_is_down_gets_everything_once_it_is_up(
-    stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook
 ) -> None:
     """Down before notify starts, and frozen later: what was opened and resolved meanwhile is told."""
     alertmanager.kill()
@@ -260,7 +235,7 @@ async def test_an_alertmanager_that_is_down_gets_everything_once_it_is_up(
 
 
 async def test_an_alertmanager_that_forgot_is_told_again(
-    stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook
 ) -> None:
     """After a crash it knows nothing; within the resend period it knows what is open, and nothing else."""
     await stack.start("notify", settings=notify_settings(alertmanager.url))
@@ -276,7 +251,7 @@ async def test_an_alertmanager_that_forgot_is_told_again(
 
 
 async def test_one_sick_alertmanager_delays_nobody(
-    stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook
 ) -> None:
     """One refuses connections and one never answers: the third gets a thousand incidents and their ends."""
     with AlertmanagerServer(configuration(receiver)) as frozen:
@@ -294,7 +269,7 @@ async def test_one_sick_alertmanager_delays_nobody(
         await stack.until(lambda: len(known(frozen)) == 999, "those that are open reach the other too")
 
 
-async def test_kill_9_loses_nothing(stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver) -> None:
+async def test_kill_9_loses_nothing(stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook) -> None:
     """What was opened and resolved while no notify ran is told by the next; what was long over is not."""
     (notify,) = await stack.start("notify", settings=notify_settings(alertmanager.url))
     before, during = an_incident(), an_incident(action="held", routed_to=None)
@@ -316,7 +291,7 @@ async def test_kill_9_loses_nothing(stack: Stack, alertmanager: AlertmanagerServ
     }
 
 
-async def test_two_at_once_page_once(stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver) -> None:
+async def test_two_at_once_page_once(stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook) -> None:
     """Their alerts have the same labels, so that Alertmanager takes them for one; either may be killed."""
     first, _ = await stack.start("notify", "notify", settings=notify_settings(alertmanager.url))
     incident = an_incident()
@@ -335,7 +310,7 @@ async def test_two_at_once_page_once(stack: Stack, alertmanager: AlertmanagerSer
 BROKEN = [b"", None, b"\xff\xfe", b"[]", b"{}", json.dumps(an_incident() | {"severity": "page"}).encode()]
 
 
-async def test_a_broken_record_is_put_aside(stack: Stack, alertmanager: AlertmanagerServer, receiver: Receiver) -> None:
+async def test_a_broken_record_is_put_aside(stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook) -> None:
     """A metric and a line name it, and those around it are told, whether it was there at the start or came later."""
     early, late = an_incident(), an_incident(model="ranking")
     # An update that is broken does not take away what was known of its incident.
@@ -355,13 +330,12 @@ async def test_a_broken_record_is_put_aside(stack: Stack, alertmanager: Alertman
 
 async def test_an_incident_that_is_refused_keeps_back_no_other(stack: Stack) -> None:
     """An Alertmanager that takes all but one gets all but one, and that one is tried on and counted."""
-    picky = Receiver(lambda body: 400 if any(alert["labels"]["model"] == "cursed" for alert in body) else 200)
-    try:
+    with Receiver(lambda body: 400 if any(alert["labels"]["model"] == "cursed" for alert in body) else 200) as picky:
         (notify,) = await stack.start("notify", settings=notify_settings(picky.url))
         incidents = [an_incident(model=model) for model in ("a", "cursed", "b", "c")]
         await publish(stack, *incidents)
         await stack.until(
-            lambda: {"a", "b", "c"} == {alert["labels"]["model"] for body in list(picky.bodies) for alert in body},
+            lambda: {"a", "b", "c"} == {one["labels"]["model"] for r in list(picky.requests) for one in r.body},
             "the others have come",
         )
         await stack.until(
@@ -369,11 +343,9 @@ async def test_an_incident_that_is_refused_keeps_back_no_other(stack: Stack) -> 
         )
         assert notify.metric("holdfast_unsent_incidents") == 1
         assert "refuses an alert" in notify.get("/ready")[1]
-    finally:
-        picky.close()
 
 
-async def test_the_login_is_over_tls_and_never_shown(stack: Stack, receiver: Receiver, tmp_path: Path) -> None:
+async def test_the_login_is_over_tls_and_never_shown(stack: Stack, receiver: Webhook, tmp_path: Path) -> None:
     """A password and a CA from files; a wrong password is said, and a mended file is taken up without a restart."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -409,7 +381,7 @@ async def test_the_login_is_over_tls_and_never_shown(stack: Stack, receiver: Rec
 
 @pytest.mark.real_kafka
 async def test_kafka_away_is_said_and_keeps_nothing_back(
-    fresh_kafka: RealKafka | DockerKafka, alertmanager: AlertmanagerServer, receiver: Receiver, tmp_path: Path
+    fresh_kafka: RealKafka | DockerKafka, alertmanager: AlertmanagerServer, receiver: Webhook, tmp_path: Path
 ) -> None:
     """Meanwhile what is known is still sent, to an Alertmanager that forgot too; afterwards what is new comes."""
     async with Stack(fresh_kafka, NOWHERE, {}, folder=tmp_path) as stack:
