@@ -18,6 +18,8 @@ from e2e.stack import POLICY, Stack, Worker
 from holdfast.adapters.embedded import free_port
 
 ALERTS = backends.ROOT / "alerts"
+NOBODY = "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n"
+"""An Alertmanager that keeps what it is told to itself."""
 HELD = ("HoldfastRouteHeld", "HoldfastRouteStaysHeld")
 PINNED = ("HoldfastPinForgotten",)
 FENCED = ("HoldfastVersionFenced",)
@@ -47,53 +49,22 @@ def model_of(runbook: str) -> str:
     )
 
 
-class _Web(backends.ServerProcess):
-    def __init__(self) -> None:
-        super().__init__()
-        self.url = f"http://127.0.0.1:{free_port()}"
-
-    @property
-    def address(self) -> str:
-        return self.url.removeprefix("http://")
-
-    def get(self, path: str, **parameters: str) -> bytes:
-        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=10) as answer:  # noqa: S310  our own http
-            return bytes(answer.read())
-
-    def answers(self) -> bool:
-        try:
-            return bool(self.get("/-/ready"))
-        except OSError:
-            return False
-
-
-class Alertmanager(_Web):
-    """It tells nobody."""
-
-    name = "alertmanager"
-
-    def command(self) -> list[str]:
-        configuration = self.folder / "alertmanager.yml"
-        configuration.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
-        own = [f"--config.file={configuration}", f"--storage.path={self.folder}", "--cluster.listen-address="]
-        return ["prometheus-alertmanager", *own, f"--web.listen-address={self.address}"]
-
-
-class Prometheus(_Web):
+class Prometheus(backends.ServerProcess):
     """With the configuration of this repository, but for the addresses, and every other second instead of every 15."""
 
     name = "prometheus"
 
-    def __init__(self, workers: Iterable[Worker], alertmanager: Alertmanager) -> None:
+    def __init__(self, workers: Iterable[Worker], alertmanager: backends.AlertmanagerServer) -> None:
         super().__init__()
-        targets: dict[str, list[str]] = {"alertmanager": [alertmanager.address], "prometheus": [self.address]}
+        self.address, alerts_to = f"127.0.0.1:{free_port()}", f"127.0.0.1:{alertmanager.port}"
+        self.url = f"http://{self.address}"
+        targets: dict[str, list[str]] = {"alertmanager": [alerts_to], "prometheus": [self.address]}
         for worker in workers:
             targets.setdefault(f"holdfast-{worker.name}", []).append(f"127.0.0.1:{worker.port}")
         self.configuration = yaml.safe_load((ALERTS / "prometheus.yml").read_text())
         self.configuration["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
         self.configuration["rule_files"] = [str(ALERTS / "rules.yml")]
-        self.configuration["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager.address]}]}]
+        self.configuration["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alerts_to]}]}]
         self.configuration["scrape_configs"] = [
             {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
             for job in self.configuration["scrape_configs"]
@@ -105,6 +76,17 @@ class Prometheus(_Web):
         path.write_text(yaml.safe_dump(self.configuration))
         data = f"--storage.tsdb.path={self.folder / 'data'}"
         return ["prometheus", f"--config.file={path}", data, f"--web.listen-address={self.address}"]
+
+    def get(self, path: str, **parameters: str) -> bytes:
+        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=10) as answer:  # noqa: S310  our own http
+            return bytes(answer.read())
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.get("/-/ready"))
+        except OSError:
+            return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The series of an instant query. Raises AssertionError with what Prometheus says against it."""
@@ -119,7 +101,7 @@ class Installation:
     stack: Stack
     workers: dict[str, Worker]
     prometheus: Prometheus
-    alertmanager: Alertmanager
+    alertmanager: backends.AlertmanagerServer
     redis_url: str
     incidents: dict[str, str] = field(default_factory=dict)
     """The id of the incident of each model."""
@@ -127,13 +109,13 @@ class Installation:
 
 @contextlib.asynccontextmanager
 async def install(kafka: backends.Kafka, redis_url: str, folder: Path) -> AsyncIterator[Installation]:
-    """Two guards, switch, api and audit, with a model for each runbook in the state that it speaks of."""
+    """Two guards, switch, notify, api and audit, with a model for each runbook in the state that it speaks of."""
     models = {model_of(name): name for name in runbooks()}
-    with Alertmanager() as alertmanager:
+    with backends.AlertmanagerServer(NOBODY) as alertmanager:
         settings = {"notify": {"alertmanager_urls": [alertmanager.url]}}
         policies = dict.fromkeys(models, SHADOW + POLICY)
         async with Stack(kafka, redis_url, policies, folder=folder, settings=settings) as stack:
-            names = ("guard", "guard", "switch", "api", "audit")
+            names = ("guard", "guard", "switch", "notify", "api", "audit")
             workers = [worker for name in names for worker in await stack.start(name, ready=False)]
             await stack.ready(*workers)
             with Prometheus(workers, alertmanager) as prometheus:
