@@ -14,7 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 import backends
-from faults.campaign import LONG, PATIENT, campaign
+from e2e.stack import Stack
+from faults.campaign import LONG, PATIENT, POLICIES, campaign
+from holdfast.adapters.kafka import partition_for
 
 pytestmark = pytest.mark.real_kafka
 
@@ -170,6 +172,24 @@ async def test_partitions_that_are_added_are_taken_up(broker, redis_server, tmp_
     figures["partitions added"] = run.figures()
 
 
+@pytest.mark.long_faults
+async def test_a_control_topic_that_grows_stops_the_switch(broker, redis_server, tmp_path):
+    """A model that moves to another partition would lose its fences: also when its state is given a place there."""
+    moved = next(name for name in ("pricing", "score", "other", "another") if partition_for(name, 2) == 1)
+    async with Stack(broker, redis_server.url, {moved: POLICIES["pricing"]}, folder=tmp_path) as stack:
+        (switch,) = await stack.start("switch")
+        await stack.command(moved, "promote", "v1")
+        for role in ("control", "state"):
+            await broker.grow_topic(stack.topic(role), 2)
+            with contextlib.suppress(backends.BackendError):
+                if not switch.running:
+                    await asyncio.to_thread(switch.start)
+            await stack.until(lambda: not switch.running, "the switch stops", PATIENT)
+            assert switch.process.returncode == 1
+        last = switch.log.read_text().splitlines()[-1]
+        assert last.startswith(f"The topic {stack.topic('control')} was grown, and where each model's state is"), last
+
+
 async def progress_of(run, partition):
     """Wait until predictions of that partition have verdicts."""
     deadline = asyncio.get_running_loop().time() + PATIENT
@@ -232,7 +252,8 @@ async def test_a_full_disk_of_the_broker_only_delays(redis_server, tmp_path, fig
             "log.cleaner.dedupe.buffer.size": str(4 * 1024 * 1024),
         }
         with backends.RealKafka(properties) as kafka:
-            async with campaign(kafka, redis_server.url, tmp_path, rate=2000, fence_within="120s") as run:
+            async with campaign(kafka, redis_server.url, tmp_path, rate=100, fence_within="120s") as run:
+                run.load.rate = 2000
                 # Whether it stops or only refuses, it must have met the end of the disk.
                 await run.stack.until(
                     lambda: not kafka.running or "No space left" in kafka.log.read_text(), "full", PATIENT
