@@ -22,7 +22,7 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, reader, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, reader, utc_now
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
@@ -146,7 +146,8 @@ class Auditor:
                 self._trouble = None
             except RecordsGone:
                 raise
-            except (KafkaError, KafkaUnavailable) as error:
+            except (KafkaError, KafkaUnavailable, AssertionError) as error:
+                # aiokafka asserts that it knows a broker, and one that has just restarted names none.
                 self._trouble = f"Kafka does not answer: {describe(error)}"
                 log.warning("cycle failed, it is done again", error=describe(error))
             await asyncio.sleep(1)
@@ -286,7 +287,8 @@ class Auditor:
         surveyor = self._surveyor
         assert surveyor is not None  # noqa: S101  start() made it
         committed = {
-            number: await surveyor.committed(self._tp(Stream.PREDICTIONS, number)) or 0 for number in self._ledgers
+            number: await committed_offset(surveyor, self._tp(Stream.PREDICTIONS, number)) or 0
+            for number in self._ledgers
         }
         tps = [tp for tp in self._position if tp.topic != self._settings.topics.predictions]
         ends: dict[TopicPartition, int] = await surveyor.end_offsets(tps)

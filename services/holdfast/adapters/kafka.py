@@ -24,6 +24,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     KafkaError,
     LeaderNotAvailableError,
+    NotCoordinatorForGroupError,
     OffsetOutOfRangeError,
     ProducerFenced,
     TopicAlreadyExistsError,
@@ -32,6 +33,7 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
@@ -180,7 +182,7 @@ class _Lane:
         async with _within(PUBLISH_WITHIN, "let a producer in"):
             await self.producer.start()
             consumer = self.loop.consumer
-            committed = await consumer.committed(self.tp)
+            committed = await committed_offset(consumer, self.tp)
             if committed is None:
                 await consumer.seek_to_beginning(self.tp)
                 self.offset = await consumer.position(self.tp)
@@ -370,7 +372,8 @@ class TransactionalLoop:
                 async with asyncio.timeout(ANSWER_WITHIN):
                     await self.consumer.committed(TopicPartition(self.topic, 0))
                 self.answered = True
-            except (KafkaError, TimeoutError):
+            except (KafkaError, TimeoutError, AssertionError):
+                # aiokafka asserts that it knows a broker, and one that has just restarted names none.
                 self.answered = False
             # Errors of the group (no access, a deleted topic) would surface only through a fetch.
             for task in (self.consumer._coordinator._coordination_task, self.consumer._fetcher.error_future):
@@ -443,6 +446,30 @@ def partition_for(key: str, partitions: int) -> int:
     """The partition that every Kafka client's default partitioner (murmur2) gives `key`."""
     everyone = list(range(partitions))
     return int(DefaultPartitioner()(key.encode(), everyone, everyone))
+
+
+async def committed_offset(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int | None:
+    """The offset that the consumer's group has committed; None where it never committed one. Raises KafkaError.
+
+    aiokafka's own `committed` overlooks an error of the whole answer, such as a coordinator gives that has just
+    restarted and is still loading. It reports that as no offset: everything would be judged once more.
+    """
+    coordinator = consumer._coordinator
+    while True:
+        await coordinator.ensure_coordinator_known()
+        request = OffsetFetchRequest(coordinator.group_id, [(tp.topic, [tp.partition])])
+        answer = await coordinator._send_req(request)
+        found = [partition for _, partitions in answer.topics for partition in partitions]
+        code = getattr(answer, "error_code", 0) or next((one[3] for one in found if one[3]), 0)
+        if not code:
+            (_, offset, *_), *_ = found
+            return offset if offset >= 0 else None
+        error = for_code(code)
+        if not error.retriable:
+            raise error(f"the committed offset of {coordinator.group_id}")
+        if error is NotCoordinatorForGroupError:
+            coordinator.coordinator_dead()
+        await asyncio.sleep(0.1)
 
 
 async def read_to_end(
