@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help install demo test check bench fuzz faults soak pictures schemas lock clean
+.PHONY: help install demo test check bench fuzz faults soak pictures schemas lock audit sbom clean
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -42,6 +42,14 @@ pictures: $(STAMP) ## draw docs/*.png of the console anew
 
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1
+
+audit: $(STAMP) ## known vulnerabilities in the locked dependencies
+	@.ci/audit
+
+sbom: $(STAMP) ## what Holdfast is made of, as CycloneDX, to dist/
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	  --output-file dist/holdfast.cdx.json $(BIN)/python
 
 lock: $(STAMP) ## resolve pyproject.toml into requirements.lock
 	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \

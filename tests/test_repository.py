@@ -1,7 +1,11 @@
 """The repository agrees with itself: what one file names, the others have."""
 
+import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -135,3 +139,28 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
         if found
     }
     assert named == set()
+
+
+def test_the_sbom_lists_what_is_installed_and_needs_no_network(tmp_path: Path) -> None:
+    """Each dependency that the project declares, with its locked version."""
+    written = tmp_path / "sbom.json"
+    command = next(line for line in MAKEFILE.replace("\\\n", "").splitlines() if "cyclonedx-py environment" in line)
+    words = command.replace("dist/holdfast.cdx.json", str(written)).replace("$(BIN)", str(Path(sys.executable).parent))
+    # A proxy that is not there: whoever asks the network fails.
+    environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+    subprocess.run(shlex.split(words), cwd=ROOT, env=environment, check=True, capture_output=True)
+    document = json.loads(written.read_text())
+    listed = {canonicalize_name(one["name"]): one["version"] for one in document["components"]}
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        name = canonicalize_name(requirement.name)
+        # Some packages are locked at one version for each Python.
+        assert f"\n{name}=={listed[name]}" in f"\n{LOCK}"
+    assert document["metadata"]["component"]["name"] == "holdfast"
+
+
+def test_ci_says_when_it_could_not_audit() -> None:
+    """Where the database of vulnerabilities does not answer, that is said, and it is no pass."""
+    environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:1"}
+    done = subprocess.run([ROOT / ".ci" / "audit"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("not audited: ")
+    assert "127.0.0.1" in done.stdout

@@ -88,6 +88,8 @@ class SecureKafka(RealKafka):
                 "listener.name.sasl_ssl.oauthbearer.sasl.server.callback.handler.class": (
                     f"{login}.oauthbearer.OAuthBearerValidatorCallbackHandler"
                 ),
+                # By default Kafka 4.1.0 checks neither signature nor audience nor expiry of a token.
+                "sasl.oauthbearer.jwt.validator.class": f"{login}.oauthbearer.BrokerJwtValidator",
                 # A connection lasts as long as its token.
                 "listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms": "3600000",
                 "sasl.oauthbearer.jwks.endpoint.url": jwks.as_uri(),

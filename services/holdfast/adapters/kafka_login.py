@@ -11,11 +11,13 @@ from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 
 from holdfast.oauth import TokenUnavailable
 from holdfast.settings import KafkaSettings
@@ -29,7 +31,7 @@ async def explain(kafka: KafkaSettings, error: Exception) -> str:
 
     aiokafka tells a login that was refused from brokers that are away only in its log: hence one more attempt.
     """
-    if isinstance(error, KafkaConnectionError | OSError):
+    if isinstance(error, KafkaConnectionError | NodeNotReadyError | OSError):
         error = await first_failure(kafka) or error
     where = f"Kafka at {kafka.bootstrap_servers}"
     match error:
@@ -53,9 +55,9 @@ async def explain(kafka: KafkaSettings, error: Exception) -> str:
         case LoginInterrupted():
             return (
                 f"{where} takes connections, but ends them or stays silent before they can be used. Check that the "
-                f"listener speaks {kafka.security_protocol}, the client's certificate if it asks for one, and its log."
+                f"listener speaks {kafka.security_protocol}, the client's certificate or the token's life, and its log."
             )
-        case KafkaConnectionError() | OSError():
+        case KafkaConnectionError() | NodeNotReadyError() | OSError():
             return (
                 f"No Kafka broker answers at {kafka.bootstrap_servers}. Start it, or set kafka.bootstrap_servers "
                 "(HOLDFAST_KAFKA__BOOTSTRAP_SERVERS)."
@@ -105,6 +107,8 @@ async def first_failure(kafka: KafkaSettings) -> Exception | None:
                 reached = True
                 writer.close()
                 await attempt.connect()
+                # A login that is over at once, as with an expired token, shows in the first request after it.
+                await attempt.send(MetadataRequest([]))
             return None
         except (KafkaError, OSError) as error:  # TimeoutError is an OSError
             said_why = not isinstance(error, KafkaConnectionError | OSError) or isinstance(error, ssl.SSLError)

@@ -1,0 +1,381 @@
+"""Everything runs with logins, TLS and access lists as they are written down, and nothing is possible beyond them."""
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAuthorizationFailedError
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+from secure import Certificates, SecureKafka, SecureRedis, TokenEndpoint, password
+from stack import POLICY, Stack, headers
+
+import backends
+from holdfast.adapters.acls import REDIS_USERS
+from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.client import RouteReader
+from holdfast.settings import KafkaSettings
+from holdfast_schemas import TOPICS, Party
+
+pytestmark = [pytest.mark.real_kafka, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
+TOO_LARGE = bytes(5 * 1024 * 1024)
+"""Packed it is small, so that it reaches the broker, which asks for rights before it unpacks."""
+
+
+class Site(NamedTuple):
+    certificates: Certificates
+    kafka: SecureKafka
+    redis: SecureRedis
+    tokens: TokenEndpoint
+    token_url: str
+
+    def login(self, party: str, **changes: Any) -> dict[str, Any]:
+        """The section `kafka` of a party's configuration."""
+        return {
+            "bootstrap_servers": self.kafka.sasl,
+            "security_protocol": "SASL_SSL",
+            "ssl_ca_file": str(self.certificates.ca),
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_username": f"holdfast-{party}",
+            "sasl_password": password(party),
+        } | changes
+
+    def token_login(self, party: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": self.kafka.sasl,
+            "security_protocol": "SASL_SSL",
+            "ssl_ca_file": str(self.certificates.ca),
+            "sasl_mechanism": "OAUTHBEARER",
+            "oauth_token_url": self.token_url,
+            "oauth_client_id": f"holdfast-{party}",
+            "oauth_client_secret": password(party),
+        } | changes
+
+    def redis_login(self, user: str) -> dict[str, Any]:
+        """The section `redis` of a user's configuration."""
+        return {
+            "url": self.redis.tls_url,
+            "ssl_ca_file": str(self.certificates.ca),
+            "username": user,
+            "password": password(user),
+        }
+
+    def redis_url(self, user: str) -> str:
+        place = self.redis.tls_url.removeprefix("rediss://")
+        return f"rediss://{user}:{password(user)}@{place}?ssl_ca_certs={self.certificates.ca}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Kafka, Redis with the users that are written down, and a token endpoint."""
+    try:
+        backends.kafka_libraries()
+    except backends.BackendError as error:
+        pytest.skip(f"needs Apache Kafka from Maven: {error}")
+    folder = tmp_path_factory.mktemp("site")
+    certificates, tokens = Certificates(folder), TokenEndpoint()
+    with (
+        SecureKafka(certificates, tokens.write_jwks(folder / "jwks.json")) as kafka,
+        SecureRedis(certificates) as redis,
+        tokens.serve() as token_url,
+    ):
+        for user in REDIS_USERS:
+            words = shlex.split(user.command())
+            assert words[0] == "redis-cli"
+            command = [*words[1:], f">{password(user.name)}"]
+            asyncio.run(_redis_command(redis.url, command))
+        yield Site(certificates, kafka, redis, tokens, token_url)
+
+
+async def _redis_command(url: str, words: list[str]) -> None:
+    async with Redis.from_url(url) as client:
+        assert await client.execute_command(*words)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(site: Site, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """An installation whose access lists were granted by exactly the lines that `holdfast acls kafka` prints."""
+    folder = tmp_path_factory.mktemp("stack")
+    (folder / "admin.properties").write_text("")
+    stack = Stack(site.kafka, site.redis.url, {"pricing": POLICY}, folder=folder, create=False)
+    printed = holdfast("acls", "kafka", "--config", str(folder / "base.toml"))
+    assert printed.returncode == 0, printed.stderr
+
+    def grant(line: str) -> None:
+        words = shlex.split(line)
+        assert words[0] == "kafka-acls.sh"
+        java = site.kafka.java("-Xmx128m", "-XX:TieredStopAtLevel=1", "org.apache.kafka.tools.AclCommand", *words[1:])
+        done = subprocess.run(java, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(grant, printed.stdout.splitlines()))
+    created = holdfast("topics", "create", "--config", str(stack.write_config("admin", {"kafka": site.login("admin")})))
+    assert created.returncode == 0, created.stderr
+    async with stack:
+        yield stack
+
+
+def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HOLDFAST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=90,
+        check=False,
+    )
+
+
+async def operate(site: Site, stack: Stack, *arguments: str) -> str:
+    """What the command line prints for the operator's login."""
+    config = stack.write_config(
+        "operator", {"kafka": site.login("operator"), "redis": site.redis_login("holdfast-serving")}
+    )
+    done = await asyncio.to_thread(holdfast, *arguments, "--config", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def no_secret(text: str) -> bool:
+    return "hunter2" not in text
+
+
+async def test_the_whole_way_with_a_login_for_each(site: Site, stack: Stack) -> None:
+    """Predicted, checked, tripped, switched, read, released and diagnosed, each by its own login, over TLS alone."""
+    guard = (await stack.start("guard", settings={"kafka": site.login("guard", sasl_mechanism="SCRAM-SHA-256")}))[0]
+    switch = (
+        await stack.start(
+            "switch", settings={"kafka": site.login("switch"), "redis": site.redis_login("holdfast-switch")}
+        )
+    )[0]
+    await operate(site, stack, "route", "promote", "pricing", "v1", "--reason", "first")
+    producer = AIOKafkaProducer(**KafkaSettings(**site.login("producer")).client_options())
+    await producer.start()
+    try:
+
+        async def predict(version: str, value: float) -> None:
+            for number in range(40):
+                one = Stack.prediction("pricing", version, f"SKU-{number}", value)
+                await producer.send(stack.topic("predictions"), json.dumps(one).encode(), key=f"SKU-{number}".encode())
+            await producer.flush()
+
+        async with RouteReader(site.redis_url("holdfast-serving"), "pricing") as routes:
+            await predict("v1", 100.0)
+            await stack.until(lambda: any(a["action"] == "earned_good" for a in stack.audits("pricing")), "v1 is good")
+            await operate(site, stack, "route", "promote", "pricing", "v2", "--reason", "better")
+            await stack.until(lambda: routes.route("pricing").version == "v2", "serving code reads v2")
+            await predict("v2", 1.0)
+            await stack.until(lambda: stack.route("pricing").get("version") == "v1", "v2 is left")
+            await stack.until(lambda: routes.route("pricing").version == "v1", "serving code reads v1")
+        await stack.until(lambda: len(stack.verdicts()) == 80, "all are judged")
+        assert len(stack.seen["approved"]) == 40
+
+        consumer = AIOKafkaConsumer(
+            stack.topic("approved"),
+            group_id="holdfast-consumer-shop",
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            **KafkaSettings(**site.login("consumer")).client_options(),
+        )
+        await consumer.start()
+        try:
+            for _ in range(40):
+                await asyncio.wait_for(consumer.getone(), backends.GENEROUS)
+            await consumer.commit()
+        finally:
+            await consumer.stop()
+
+        assert json.loads(await operate(site, stack, "incidents", "list", "--json"))
+        await operate(site, stack, "blocked", "list", "pricing", "--json")
+        await operate(site, stack, "blocked", "release", "pricing", "--force", "--reason", "a drill")
+        released = [r for r in stack.seen["approved"] if headers(r)["holdfast-verdict"] == b"released"]
+        await stack.until(lambda: released or len(stack.seen["approved"]) == 80, "all are released")
+    finally:
+        await producer.stop()
+
+    doctor = await asyncio.to_thread(holdfast, "doctor", "--json", "--config", str(stack.folder / "operator.toml"))
+    said = json.loads(doctor.stdout)
+    assert {one["area"] for one in said if one["health"] == "failed"} <= {"alertmanager"}, said
+    assert {"kafka", "topics", "guard", "switch", "redis"} <= {one["area"] for one in said}
+    for worker in (guard, switch):
+        assert no_secret(worker.log.read_text())
+        for path in ("/metrics", "/asyncapi", "/asyncapi.json", "/ready"):
+            assert no_secret((await asyncio.to_thread(worker.get, path))[1])
+        worker.stop()
+    assert no_secret(doctor.stdout + doctor.stderr)
+
+
+@pytest.mark.parametrize("party", list(Party))
+async def test_each_party_writes_what_the_table_says_and_nothing_else(party: Party, site: Site, stack: Stack) -> None:
+    """Asked of the broker, topic by topic; the record is one that is refused, as too large, to those who may write."""
+    producer = AIOKafkaProducer(
+        max_request_size=2**24, compression_type="gzip", **KafkaSettings(**site.login(party)).client_options()
+    )
+    await producer.start()
+    may = {}
+    try:
+        for role in TOPICS:
+            try:
+                await asyncio.wait_for(
+                    producer.send_and_wait(stack.topic(role), TOO_LARGE, key=b"x", partition=0),
+                    backends.GENEROUS,
+                )
+            except MessageSizeTooLargeError:
+                may[role] = True
+            except TopicAuthorizationFailedError:
+                may[role] = False
+    finally:
+        await producer.stop()
+    assert may == {role: party in topic.writers for role, topic in TOPICS.items()}
+
+
+async def test_each_party_reads_what_the_table_says_and_nothing_else(site: Site, stack: Stack) -> None:
+    """A record in every topic, and who gets it."""
+    for role in TOPICS:
+        if not stack.seen[role]:
+            await stack.send([b"x"], role=role, key=b"x", partition=0)
+
+    async def reads(party: Party, role: str) -> bool:
+        consumer = AIOKafkaConsumer(**KafkaSettings(**site.login(party)).client_options())
+        try:
+            await consumer.start()
+            found = await consumer._client._wait_on_metadata(stack.topic(role))
+            tps = [TopicPartition(stack.topic(role), number) for number in found]
+            consumer.assign(tps)
+            await consumer.seek_to_beginning(*tps)
+            async with asyncio.timeout(backends.GENEROUS):
+                while not await consumer.getmany(timeout_ms=500):
+                    pass
+            return True
+        except TopicAuthorizationFailedError:
+            return False
+        finally:
+            await consumer.stop()
+
+    for party in Party:
+        got = dict(zip(TOPICS, await asyncio.gather(*(reads(party, role) for role in TOPICS)), strict=True))
+        assert got == {role: party in topic.readers for role, topic in TOPICS.items()}, party
+
+
+REFUSED = {
+    "a wrong password": ({"sasl_password": "hunter2-wrong"}, "refused the login by SCRAM-SHA-512"),
+    "a mechanism that is off": ({"bootstrap_servers": "mtls"}, "takes connections, but"),
+    "a wrong CA": ({"ssl_ca_file": "other"}, "showed a certificate that is not accepted"),
+    "TLS where there is none": ({"bootstrap_servers": "plain"}, "Check that the"),
+    "another's rights": ({"sasl_username": "holdfast-notify", "sasl_password": password("notify")}, "holdfast acls"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), REFUSED.values(), ids=REFUSED.keys())
+async def test_a_login_that_does_not_work_is_one_sentence(
+    changes: dict[str, Any], says: str, site: Site, stack: Stack
+) -> None:
+    """Exit code 1, no traceback, no secret."""
+    known = {"other": str(site.certificates.other_ca), "mtls": site.kafka.mtls, "plain": site.kafka.bootstrap}
+    login = site.login("guard", **{key: known.get(value, value) for key, value in changes.items()})
+    await assert_refused(stack, login, says)
+
+
+async def assert_refused(stack: Stack, login: dict[str, Any], says: str) -> None:
+    config = stack.write_config("refused", {"kafka": login, "guard": {"health_port": 0}})
+    done = await asyncio.to_thread(holdfast, "guard", "--config", str(config))
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, done.stderr
+    assert says in lines[0]
+    assert "Traceback" not in done.stderr
+    assert no_secret(done.stdout + done.stderr)
+
+
+async def test_tokens_are_renewed_before_they_expire(site: Site, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard outlives its token, although the broker ends each connection with the token it was opened with."""
+    monkeypatch.setattr(site.tokens, "lasts", 4.0)
+    before = site.tokens.given
+    guard = (await stack.start("guard", settings={"kafka": site.token_login("guard")}))[0]
+    judged = len(stack.verdicts())
+    deadline = time.monotonic() + 10
+    sent = 0
+    while time.monotonic() < deadline:
+        await stack.send([Stack.prediction("pricing", "v1", f"SKU-{sent}", 100.0)])
+        sent += 1
+        await asyncio.sleep(0.2)
+    await stack.until(lambda: len(stack.verdicts()) == judged + sent, "every prediction is judged")
+    await stack.settled()
+    assert {len(verdicts) for verdicts in stack.verdicts().values()} <= {1, 2}
+    assert site.tokens.given >= before + 2
+    assert no_secret(guard.log.read_text())
+    guard.stop()
+
+
+async def test_a_token_that_does_not_work_is_one_sentence(
+    site: Site, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by the broker or by the endpoint, no token at all, or nobody there."""
+    wrong = site.token_login("guard", oauth_client_secret="hunter2-wrong")
+    await assert_refused(stack, wrong, "refused the client holdfast-guard: invalid_client")
+    away = site.token_login("guard", oauth_token_url="http://127.0.0.1:1/token")
+    await assert_refused(stack, away, "cannot be reached")
+    bad = {"claims": ({"exp": time.time() - 60}, {"aud": "somebody-else"}), "key": (TokenEndpoint().key,)}
+    for attribute, values in bad.items():
+        for value in values:
+            with monkeypatch.context() as changed:
+                changed.setattr(site.tokens, attribute, value)
+                await assert_refused(stack, site.token_login("guard"), "refused the login by OAUTHBEARER")
+    monkeypatch.setattr(site.tokens, "answer", (200, b"<html>hunter2-page</html>"))
+    await assert_refused(stack, site.token_login("guard"), "and no token")
+
+
+async def test_a_client_certificate_is_a_login(site: Site) -> None:
+    """Its name is the principal; the key may be encrypted."""
+    cert, key = site.certificates.issue("holdfast-producer", key_password="hunter2-key")
+    settings = KafkaSettings(
+        bootstrap_servers=site.kafka.mtls,
+        security_protocol="SSL",
+        ssl_ca_file=site.certificates.ca,
+        ssl_cert_file=cert,
+        ssl_key_file=key,
+        ssl_key_password="hunter2-key",
+    )
+    producer = AIOKafkaProducer(**settings.client_options())
+    await producer.start()
+    with pytest.raises(KafkaError):
+        await producer.send_and_wait("nobody.granted.this", b"x")
+    await producer.stop()
+
+
+async def test_redis_users_can_do_what_they_must_and_nothing_else(site: Site) -> None:
+    """The switch's user writes routes and nothing else; the serving one reads them. Both over TLS."""
+    own = {"pricing": "holdfast:{pricing}:route"}
+    async with (
+        Redis.from_url(site.redis_url("holdfast-switch")) as switch,
+        Redis.from_url(site.redis_url("holdfast-serving")) as serving,
+    ):
+        for words in (("SET", "other", "1"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
+            for client in (switch, serving):
+                with pytest.raises(NoPermissionError):
+                    await client.execute_command(*words)
+        with pytest.raises(ResponseError, match="permission"):
+            await switch.eval("return redis.call('FLUSHALL')", 0)
+        for words in (("SET", own["pricing"], "v9"), ("DEL", own["pricing"]), ("PUBLISH", "holdfast:routes", "{}")):
+            with pytest.raises(NoPermissionError):
+                await serving.execute_command(*words)
+        with pytest.raises(NoPermissionError):
+            await serving.execute_command("GET", "other")
+    with pytest.raises(RedisUnavailable, match="refused the login") as refused:
+        await RouteMirror(site.redis_url("holdfast-switch").replace("hunter2", "hunter3")).ping()
+    assert "hunter" not in str(refused.value)
+    url = site.redis_url("holdfast-switch").replace(str(site.certificates.ca), str(site.certificates.other_ca))
+    with pytest.raises(RedisUnavailable, match="certificate that is not accepted"):
+        await RouteMirror(url).ping()
