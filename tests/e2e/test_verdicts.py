@@ -1,9 +1,14 @@
 """What a guard writes, seen from outside: the wire contract, on a real broker."""
 
+import gzip
 import json
 
 import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaProducer
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
 
 from e2e.stack import POLICY, Stack, body, headers
 from holdfast.adapters.policies import load_policy
@@ -200,6 +205,38 @@ async def test_a_header_that_is_not_utf8_passes_through(stack):
         stack, stack.prediction("pricing", "v1", "SKU-1", 100.0), "approved", headers=[("raw", b"\xff\xfe\x00")]
     )
     assert headers(out)["raw"] == b"\xff\xfe\x00"
+
+
+@pytest.mark.parametrize("compression", [0, 1], ids=["plain", "gzip"])
+async def test_a_header_name_that_is_not_utf8_stops_nothing(stack, compression):
+    """Clients in C can send it, and brokers take it: its bytes are replaced as in Java, and its batch is judged."""
+    sent = [stack.prediction("pricing", "v1", "SKU-1", 100.0) for _ in range(3)]
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1 << 20)
+    for number, one in enumerate(sent):
+        named = [("mine", b"1"), ("zzzz", b"2")] if number == 1 else []
+        builder.append(number, 1_700_000_000_000, b"SKU-1", json.dumps(one).encode(), named)
+    plain = bytes(builder.build())
+    records = plain[61:].replace(b"zzzz", b"\xff\xfez\xfd")
+    head = plain[21:23] if not compression else compression.to_bytes(2, "big")
+    rest = head + plain[23:61] + (gzip.compress(records) if compression else records)
+    batch = plain[:8] + (len(rest) + 9).to_bytes(4, "big") + plain[12:17] + calc_crc32c(rest).to_bytes(4, "big") + rest
+    producer = AIOKafkaProducer(bootstrap_servers=stack.kafka.bootstrap)
+    await producer.start()
+    request = ProduceRequest(
+        transactional_id=None, required_acks=-1, timeout=30_000, topics=[(stack.topic("predictions"), [(1, batch)])]
+    )
+    answer = await producer.client.send(producer.client.get_random_node(), request)
+    await producer.stop()
+    assert answer.topics[0][1][0][1] == 0
+    ids = [one["prediction_id"] for one in sent]
+
+    def approved():
+        return [r for r in stack.seen["approved"] if body(r)["prediction_id"] in ids]
+
+    await stack.until(lambda: len(approved()) == 3)
+    assert [body(record)["prediction_id"] for record in approved()] == ids
+    assert [name for name, _ in approved()[1].headers] == ["mine", "\ufffd\ufffdz\ufffd", *OURS]
+    assert headers(approved()[1])["\ufffd\ufffdz\ufffd"] == b"2"
 
 
 async def test_a_record_without_a_key_keeps_its_partition(stack):

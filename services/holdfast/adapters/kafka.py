@@ -37,9 +37,11 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.records import tolerate_header_names
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
 
+tolerate_header_names()
 log = structlog.get_logger("holdfast.kafka")
 
 Headers = list[tuple[str, bytes]]
