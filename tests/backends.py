@@ -56,6 +56,7 @@ class ServerProcess:
     """
 
     name = "server"
+    start_within = GENEROUS
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{self.name}-"))
@@ -89,11 +90,15 @@ class ServerProcess:
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARDIAN, str(self.pid), str(self.folder)], stdin=subprocess.PIPE
         )
-        deadline = time.monotonic() + GENEROUS
+        deadline = time.monotonic() + self.start_within
         while not self.answers():
             if not self.running or time.monotonic() > deadline:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
-                reason = f"no answer in {GENEROUS:g} s" if self.running else f"it ended with {self.process.returncode}"
+                reason = (
+                    f"no answer in {self.start_within:g} s"
+                    if self.running
+                    else f"it ended with {self.process.returncode}"
+                )
                 self.kill()
                 raise BackendError(f"{self.name} did not come up ({reason}). The end of its log:\n{tail}")
             time.sleep(0.02)

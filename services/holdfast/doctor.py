@@ -260,7 +260,8 @@ async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
 def _skew(area: str, theirs: datetime) -> Diagnosis:
     skew = utc_now() - theirs
     if abs(skew) > MAX_SKEW:
-        finding = f"its clock is {skew.total_seconds():+.1f} s from this machine's"
+        side = "behind" if skew > timedelta(0) else "ahead of"
+        finding = f"its clock is {abs(skew).total_seconds():.1f} s {side} this machine's"
         return Diagnosis(area, Health.WARNING, finding, "Set both by NTP; freshness checks and expiries depend on it.")
     return Diagnosis(area, Health.OK, "answers, and its clock agrees with this machine's")
 

@@ -1,5 +1,6 @@
 """Which version an MLflow model registry names."""
 
+import os
 import re
 
 from holdfast.adapters.service import ServiceError
@@ -17,18 +18,27 @@ def registered_version(uri: str) -> str:
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
         raise ServiceError(f"{uri} names no registered version. Write models:/NAME@ALIAS or models:/NAME/NUMBER.")
+    # MLflow's own would be minutes in front of a registry that is away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        from mlflow import MlflowClient, get_registry_uri
+        from mlflow.exceptions import MlflowException, RestException
     except ImportError:
         raise ServiceError("MLflow is not installed. Install it with: pip install 'holdfast[mlflow]'") from None
     name, alias, number = match.groups()
-    client = MlflowClient()
+    registry = re.sub(r"(?<=://)[^/?#]*@", "", get_registry_uri())
     try:
+        client = MlflowClient()
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
+    except RestException as error:
         raise ServiceError(
-            f"The MLflow registry has no {uri}: {str(error).splitlines()[0]}. "
-            "See its models, or set MLFLOW_TRACKING_URI."
+            f"The MLflow registry at {registry} has no {uri}: {error.message.splitlines()[0].rstrip('.')}. "
+            "See which models, versions and aliases it has, or set MLFLOW_TRACKING_URI."
+        ) from None
+    except MlflowException:
+        # Its text quotes the whole address, and a login within it.
+        raise ServiceError(
+            f"The MLflow registry at {registry} does not answer. Start it, or set MLFLOW_TRACKING_URI."
         ) from None
     return str(found.tags.get(VERSION_TAG, found.version))

@@ -1,0 +1,174 @@
+"""`holdfast doctor`: each thing that can be wrong is found, with what to do about it."""
+
+import contextlib
+import email.utils
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from e2e.commands import holdfast
+from e2e.stack import POLICY, Stack
+from holdfast_schemas import TOPICS
+
+pytestmark = pytest.mark.real_kafka
+
+AWAY = "127.0.0.1:1"
+
+
+@contextlib.contextmanager
+def alertmanager(*, ahead=0.0, status=200):
+    """What doctor asks of an Alertmanager, on a machine whose clock is that many seconds ahead."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def answer(self):
+            self.send_response_only(status)
+            self.send_header("Date", email.utils.formatdate(time.time() + ahead, usegmt=True))
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815  names that http.server calls
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+async def stack(kafka, redis_server, tmp_path):
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
+        yield stack
+
+
+async def ask(stack, **environment):
+    """The exit code, and what was found, by area: `[health, finding, advice]`."""
+    said = await holdfast(stack.folder / "base.toml", "doctor", "--json", **environment)
+    areas = {}
+    for one in said.facts:
+        assert bool(one["advice"]) == (one["health"] != "ok"), one
+        areas.setdefault(one["area"], []).append((one["health"], one["finding"], one["advice"]))
+    return said.code, areas
+
+
+def found(areas, area, health, *words):
+    """There is such a finding, and its advice is with it."""
+    for had, finding, advice in areas[area]:
+        if had == health and all(word in f"{finding}. {advice}" for word in words):
+            return True
+    raise AssertionError(f"{health} {words} not among {areas[area]}")
+
+
+async def test_a_healthy_installation(stack):
+    """Exit code 0; that each topic has one replica is worth a look, and no more."""
+    await stack.start("guard", "switch")
+    await stack.command("pricing", "promote", "v1")
+    with alertmanager() as url:
+        code, areas = await ask(stack, HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["{url}"]')
+    assert code == 0
+    assert {area for area, all_of in areas.items() if any(health == "failed" for health, *_ in all_of)} == set()
+    found(areas, "guard", "ok", "1 in the group")
+    found(areas, "switch", "ok", "1 in the group")
+    found(areas, "routes", "ok", "1 model with a route")
+    found(areas, "redis", "ok", "agrees with Kafka on 1 route")
+    found(areas, "topics", "warning", "with one replica", "replication_factor = 3")
+    await stack.command("pricing", "hold")
+    _, areas = await ask(stack)
+    found(areas, "routes", "warning", "held, so that everything is blocked: pricing", "holdfast route show")
+
+
+async def test_nothing_runs_and_nothing_answers(stack):
+    """No guard, no switch, no Redis, no Alertmanager: all of it is told at once, and exit code 1."""
+    code, areas = await ask(
+        stack,
+        HOLDFAST_REDIS__URL=f"redis://:hunter2@{AWAY}/0",
+        HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["http://{AWAY}"]',
+    )
+    assert code == 1
+    found(areas, "guard", "failed", "none runs in the group", "Start one: holdfast guard")
+    found(areas, "switch", "failed", "none runs in the group", "Start one: holdfast switch")
+    found(areas, "redis", "failed", "cannot be reached", "serving code keeps its last answer")
+    found(areas, "alertmanager", "failed", f"http://{AWAY} does not answer", "Nobody is paged")
+    assert "hunter2" not in str(areas)
+
+
+async def test_no_broker(stack):
+    """The rest is looked at all the same."""
+    code, areas = await ask(stack, HOLDFAST_KAFKA__BOOTSTRAP_SERVERS=AWAY)
+    assert code == 1
+    found(areas, "kafka", "failed", f"No Kafka broker answers at {AWAY}", "Start it, or set kafka.bootstrap_servers")
+    found(areas, "redis", "ok", "answers")
+    found(areas, "policies", "ok", "pricing@")
+
+
+async def test_topics_that_are_not_as_they_must_be(kafka, redis_server, tmp_path):
+    """Missing, of too few partitions, or with settings of their own: each is named."""
+    async with Stack(kafka, redis_server.url, {}, folder=tmp_path, create=False) as stack:
+        names = {role: stack.topic(role) for role in TOPICS}
+        for role, topic in TOPICS.items():
+            if role not in {"audit", "malformed", "approved", "blocked"}:
+                await kafka.create_topic(names[role], 2, topic.settings)
+        await kafka.create_topic(names["approved"], 1, TOPICS["approved"].settings)
+        await kafka.create_topic(names["blocked"], 2, {**TOPICS["blocked"].settings, "compression.type": "producer"})
+        code, areas = await ask(stack)
+    assert code == 1
+    found(
+        areas, "topics", "failed", f"missing, or not to be seen by this login: {names['malformed']}, {names['audit']}"
+    )
+    found(areas, "topics", "failed", f"{names['approved']} has 1 partitions and {names['predictions']} has 2", "Give")
+    found(areas, "topics", "failed", f"{names['blocked']} has compression.type=producer", "--add-config compression.")
+    found(areas, "policies", "warning", "there is none in", "every prediction is blocked")
+
+
+async def test_a_guard_that_is_behind(stack):
+    """More than ten thousand predictions wait."""
+    await stack.send([stack.prediction("pricing", "v1", f"SKU-{n}", 20.0) for n in range(10_001)])
+    _, areas = await ask(stack)
+    found(areas, "guard", "warning", "10,001 records of", "run more of them, up to 2")
+
+
+async def test_redis_behind_and_ahead_of_kafka(stack):
+    """Behind: a switch will mend it. Ahead: no switch can, since the epochs of Kafka have begun anew."""
+    (switch,) = await stack.start("switch")
+    await stack.command("pricing", "promote", "v1")
+    await stack.until(lambda: stack.route("pricing"))
+    switch.stop()
+    await stack.redis.hset("holdfast:{pricing}:state", "epoch", "99")
+    code, areas = await ask(stack)
+    found(areas, "redis", "failed", "newer route than Kafka for pricing", "delete the keys holdfast:{MODEL}:route")
+    assert code == 1
+    await stack.redis.delete("holdfast:{pricing}:state")
+    _, areas = await ask(stack)
+    found(areas, "redis", "warning", "is behind Kafka for pricing", "A running switch asserts them again")
+    await stack.redis.delete("holdfast:{pricing}:route")
+
+
+async def test_a_policy_with_a_mistake(stack):
+    """File and key are named."""
+    stack.write_policy("pricing", POLICY.replace("min = 10.0", "mim = 10.0"))
+    code, areas = await ask(stack)
+    assert code == 1
+    found(areas, "policies", "failed", "pricing.toml", "mim", "Mend the file")
+
+
+@pytest.mark.parametrize(("ahead", "side"), [(-3600.0, "behind"), (3600.0, "ahead of")])
+async def test_clocks_apart(stack, ahead, side):
+    """An hour between this machine and another's."""
+    with alertmanager(ahead=ahead) as url:
+        _, areas = await ask(stack, HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["{url}"]')
+    found(areas, "alertmanager", "warning", "its clock is", f" s {side} this machine's", "Set both by NTP")
+
+
+async def test_an_alertmanager_that_is_not_ready(stack):
+    """It answers, but with an error."""
+    with alertmanager(status=503) as url:
+        code, areas = await ask(stack, HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["{url}", "http://{AWAY}"]')
+    assert code == 1
+    found(areas, "alertmanager", "failed", "503", "Nobody is paged")
+    found(areas, "alertmanager", "failed", "does not answer")
