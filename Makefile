@@ -24,7 +24,7 @@ check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP) ## throughput against a raw pass-through, on a real Kafka
+bench: $(STAMP) ## throughput and latency against a raw pass-through, on a real Kafka
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 fuzz: $(STAMP) ## a million mutated events through decode and judge, against the reference

@@ -1,4 +1,4 @@
-"""`make bench`: what the guard costs, as ratios to a raw pass-through measured in the same minutes.
+"""`make bench`: what the guard costs in throughput and latency, as ratios to a raw pass-through measured in the same minutes.
 
 Every contender is a process of its own that reads one topic, filled beforehand, in a group of its own; its progress
 is what the group has committed, and its processor time is what the operating system says. The first quarter
@@ -11,58 +11,29 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import GroupCoordinatorNotAvailableError
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
+import latency  # noqa: E402
 import workload  # noqa: E402
+from contenders import CONTENDERS, PARTITIONS, Case, Contender, admin, committed, create, running  # noqa: E402
 
 import backends  # noqa: E402  the broker that the tests use
 from holdfast.adapters.kafka import read_to_end  # noqa: E402
 from holdfast.settings import KafkaSettings  # noqa: E402
 
-PARTITIONS = 4
 WARM_UP = 0.25
-PATIENCE_S = 300
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run: names that no other run uses."""
-
-    bootstrap: str
-    source: str
-    prefix: str
-    directory: Path
-
-    @property
-    def group(self) -> str:
-        return f"{self.prefix}-group"
-
-    @property
-    def approved(self) -> str:
-        return f"{self.prefix}.approved"
-
-
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    command: Callable[[Case], list[str]]
-    judges: bool
 
 
 @dataclass(frozen=True)
@@ -81,76 +52,20 @@ class Measured:
     rss_mb: float
 
 
-def guard_command(delivery: str) -> Callable[[Case], list[str]]:
-    def command(case: Case) -> list[str]:
-        config = case.directory / f"{case.prefix}.toml"
-        names = "\n".join(
-            f'{role} = "{case.prefix}.{role}"'
-            for role in ("approved", "blocked", "malformed", "control", "state", "routes", "incidents", "audit")
-        )
-        config.write_text(
-            f'policies = "{case.directory / "policies"}"\n'
-            f'[kafka]\nbootstrap_servers = "{case.bootstrap}"\n'
-            f'[topics]\npredictions = "{case.source}"\n{names}\n'
-            f"[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n"
-            f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nhealth_port = 0\n'
-        )
-        holdfast = [sys.executable, "-m", "holdfast.cli"]
-        subprocess.run([*holdfast, "topics", "create", "--config", str(config)], check=True, capture_output=True)
-        return [*holdfast, "guard", "--config", str(config)]
-
-    return command
-
-
-def passthrough_command(case: Case) -> list[str]:
-    return [sys.executable, str(HERE / "passthrough.py"), case.bootstrap, case.group, case.source, case.approved]
-
-
-CONTENDERS = (
-    Contender("raw aiokafka pass-through", passthrough_command, judges=False),
-    Contender("holdfast guard, exactly once", guard_command("exactly_once"), judges=True),
-    Contender("holdfast guard, at least once", guard_command("at_least_once"), judges=True),
-)
-
-
-async def create(bootstrap: str, *topics: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics])
-    finally:
-        await admin.close()
-
-
 async def measure(contender: Contender, case: Case, records: int) -> Measured:
     """Run until the group has committed every record. Raises SystemExit when the process ends before."""
-    await create(case.bootstrap, case.approved)
-    command = contender.command(case)
-    log = case.directory / f"{case.prefix}.log"
-    admin = AIOKafkaAdminClient(bootstrap_servers=case.bootstrap)
-    await admin.start()
-    started = time.monotonic()
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)  # noqa: ASYNC220  nothing else runs meanwhile
-    tree = psutil.Process(process.pid)
     warm: tuple[float, int, float] | None = None
-    rss = 0
-    try:
+    async with admin(case.bootstrap) as client, running(contender, case) as process:
         while True:
             await asyncio.sleep(0.05)
-            if process.poll() is not None or time.monotonic() - started > PATIENCE_S:
-                raise SystemExit(f"{contender.name} did not finish; the end of its log:\n{log.read_text()[-2000:]}")
-            done = await committed(admin, case)
-            now, cpu = time.monotonic(), sum(tree.cpu_times()[:2])
+            process.must_run()
+            done = await committed(client, case)
+            now, cpu = time.monotonic(), process.cpu_seconds()
             if warm is None and done >= WARM_UP * records:
                 warm = (now, done, cpu)
             if done >= records:
-                rss = tree.memory_info().rss
+                rss = process.rss_mb()
                 break
-    finally:
-        process.kill()
-        process.wait()
-        await admin.close()
     assert warm is not None
     if done == warm[1]:
         raise SystemExit(f"{contender.name} finished between two looks; take more records.")
@@ -159,19 +74,10 @@ async def measure(contender: Contender, case: Case, records: int) -> Measured:
         records,
         await count(case.bootstrap, case.approved),
         (done - warm[1]) / (now - warm[0]),
-        done / (now - started),
+        done / (now - process.started),
         (cpu - warm[2]) / (done - warm[1]) * 100_000,
-        rss / 1e6,
+        rss,
     )
-
-
-async def committed(admin: AIOKafkaAdminClient, case: Case) -> int:
-    """How many records of the source the group is through with."""
-    try:
-        offsets = await admin.list_consumer_group_offsets(case.group)
-    except GroupCoordinatorNotAvailableError:
-        return 0  # a fresh broker is still making the topic of offsets
-    return sum(known.offset for tp, known in offsets.items() if tp.topic == case.source and known.offset > 0)
 
 
 async def count(bootstrap: str, topic: str) -> int:
@@ -209,6 +115,28 @@ async def compare(bootstrap: str, args: argparse.Namespace, directory: Path) -> 
             print(f"round {number + 1}: {measured.contender}: {measured.per_second:,.0f}/s", file=sys.stderr)
             results.append(measured)
     return results
+
+
+async def compare_latency(bootstrap: str, args: argparse.Namespace, directory: Path) -> list[latency.Latency]:
+    """Every contender at every rate, in turn."""
+    results: list[latency.Latency] = []
+    for rate in args.rates:
+        for number in range(args.rounds):
+            for position, contender in enumerate(c for c in CONTENDERS if not args.only or args.only in c.name):
+                prefix = f"latency{int(time.time())}.{rate}.{number}.{position}"
+                results.append(await latency.measure(contender, bootstrap, prefix, directory, rate))
+                print(f"{rate}/s: {contender.name}: p50 {results[-1].p50:.1f} ms", file=sys.stderr)
+    return results
+
+
+def show_latency(rows: list[dict[str, float | str]], console: Console) -> None:
+    table = Table("a second", "contender", title="From produce to a read_committed consumer; medians")
+    for heading in ("p50 ms", "p99 ms", "of a core"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = f"{row['p50']:.1f}", f"{row['p99']:.1f}", f"{row['cpu_share']:.2f}"
+        table.add_row(f"{row['rate']:,}", str(row["contender"]), *figures)
+    console.print(table)
 
 
 def summarise(results: list[Measured]) -> list[dict[str, float | str]]:
@@ -250,9 +178,11 @@ def main() -> None:
     parser.add_argument("--blocked", type=float, default=0.0, help="share of events that fail a check")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="contenders whose name has this")
+    parser.add_argument("--rates", type=int, nargs="*", default=[500, 2000, 10_000], help="of the latency runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
         results = asyncio.run(compare(broker.bootstrap, args, Path(directory)))
+        latencies = asyncio.run(compare_latency(broker.bootstrap, args, Path(directory)))
         kind = backends.choose_kafka().name
     rows = summarise(results)
     machine = {
@@ -262,11 +192,15 @@ def main() -> None:
         "kafka": kind,
     }
     show(rows, Console())
+    latency_rows = latency.summarise(latencies)
+    show_latency(latency_rows, Console())
     report = {
         "machine": machine,
         "arguments": vars(args),
         "summary": rows,
         "runs": [asdict(result) for result in results],
+        "latency": latency_rows,
+        "latency_runs": [asdict(result) for result in latencies],
     }
     target = HERE / "results" / f"throughput-{args.size}b-{args.blocked:g}.json"
     target.parent.mkdir(exist_ok=True)

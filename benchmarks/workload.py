@@ -128,3 +128,9 @@ async def fill(bootstrap: str, topic: str, partitions: int, records: int, *, siz
             pending.append(await producer.send_batch(batch, topic, partition=partition))
     await asyncio.gather(*pending)
     await producer.stop()
+
+
+def number_of(value: bytes) -> int:
+    """The number that `event` was made with."""
+    start = value.index(b'"p-') + 3
+    return int(value[start : start + 9])

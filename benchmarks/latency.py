@@ -1,0 +1,112 @@
+"""From produce to visible at a read_committed consumer, at a steady rate.
+
+Producer and consumer are in this process, on one clock. Each event carries its number; its latency is the time
+from the call of `send` to the record being handed out by the consumer.
+"""
+
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import workload
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from contenders import PARTITIONS, Case, Contender, create, running
+
+WARM_UP_S = 4.0
+MEASURED_S = 8.0
+TICK_S = 0.002
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One run of one contender, in milliseconds."""
+
+    contender: str
+    rate: int
+    records: int
+    p50: float
+    p99: float
+    cpu_share: float
+    """Of one core, while measured."""
+
+
+async def measure(contender: Contender, bootstrap: str, prefix: str, directory: Path, rate: int) -> Latency:
+    """Run at `rate` events a second. Raises SystemExit when the contender ends."""
+    case = Case(bootstrap, f"{prefix}.source", prefix, directory)
+    await create(bootstrap, case.source)
+    sent: list[float] = []
+    seen: dict[int, float] = {}
+    async with running(contender, case) as process:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
+        )
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=0)
+        await consumer.start()
+        await producer.start()
+        consumer.assign([TopicPartition(case.approved, p) for p in range(PARTITIONS)])
+        reading = asyncio.create_task(_read(consumer, seen))
+        try:
+            # The first events show that it has started.
+            while not seen:
+                process.must_run()
+                await _send(producer, case.source, sent, 1)
+                await asyncio.sleep(0.2)
+            await _drive(producer, case.source, sent, rate, WARM_UP_S)
+            first, cpu, at = len(sent), process.cpu_seconds(), time.monotonic()
+            await _drive(producer, case.source, sent, rate, MEASURED_S)
+            cpu_share = (process.cpu_seconds() - cpu) / (time.monotonic() - at)
+            last = len(sent)
+            deadline = time.monotonic() + 30
+            while len(seen) < last and time.monotonic() < deadline:
+                process.must_run()
+                await asyncio.sleep(0.05)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await producer.stop()
+            await consumer.stop()
+    missing = [number for number in range(first, last) if number not in seen]
+    if missing:
+        raise SystemExit(f"{contender.name}: {len(missing)} of {last - first} events never came out.")
+    taken = np.array([seen[number] - sent[number] for number in range(first, last)]) * 1000
+    p50, p99 = np.percentile(taken, [50, 99])
+    return Latency(contender.name, rate, last - first, float(p50), float(p99), cpu_share)
+
+
+async def _send(producer: AIOKafkaProducer, topic: str, sent: list[float], count: int) -> None:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for _ in range(count):
+        number = len(sent)
+        key, value = workload.event(number, size=250, blocked=False, now=now)
+        sent.append(time.monotonic())
+        await producer.send(topic, value, key=key, partition=int(key[4:]) % PARTITIONS)
+
+
+async def _drive(producer: AIOKafkaProducer, topic: str, sent: list[float], rate: int, seconds: float) -> None:
+    started, before = time.monotonic(), len(sent)
+    while (passed := time.monotonic() - started) < seconds:
+        await _send(producer, topic, sent, int(passed * rate) - (len(sent) - before))
+        await asyncio.sleep(TICK_S)
+
+
+async def _read(consumer: AIOKafkaConsumer, seen: dict[int, float]) -> None:
+    while True:
+        batches = await consumer.getmany(timeout_ms=1000)
+        now = time.monotonic()
+        for records in batches.values():
+            for record in records:
+                seen.setdefault(workload.number_of(record.value), now)
+
+
+def summarise(results: list[Latency]) -> list[dict[str, float | str]]:
+    """Medians over the rounds, by rate and contender."""
+    rows: list[dict[str, float | str]] = []
+    for rate, name in dict.fromkeys((result.rate, result.contender) for result in results):
+        mine = [result for result in results if (result.rate, result.contender) == (rate, name)]
+        numbers = {key: statistics.median(getattr(one, key) for one in mine) for key in ("p50", "p99", "cpu_share")}
+        rows.append({"rate": rate, "contender": name, **numbers})
+    return rows
