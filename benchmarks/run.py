@@ -1,4 +1,4 @@
-"""`make bench`: what the guard costs in throughput and latency, as ratios to a raw pass-through measured in the same minutes.
+"""`make bench`: throughput and latency of the guard, as ratios to a raw pass-through measured in the same minutes.
 
 Every contender is a process of its own that reads one topic, filled beforehand, in a group of its own; its progress
 is what the group has committed, and its processor time is what the operating system says. The first quarter
