@@ -259,7 +259,7 @@ async def test_one_sick_alertmanager_delays_nobody(
         urls = "http://127.0.0.1:1", frozen.url, alertmanager.url
         (notify,) = await stack.start("notify", settings=notify_settings(*urls))
         incidents = [an_incident(model=f"m{number}", bad_version="v1") for number in range(1000)]
-        await publish(stack, *incidents)
+        await asyncio.gather(*(publish(stack, incident) for incident in incidents))
         await stack.until(lambda: len(known(alertmanager)) == 1000, "all are known")
         await publish(stack, resolved(incidents[0]))
         await stack.until(lambda: receiver.pages(incidents[0]) == ["firing", "resolved"], "the end of one")
