@@ -162,6 +162,8 @@ class Edge:
             await send(message)
 
         refusal = self._refusal(scope)
+        if refusal is _TOO_LONG:
+            await _discard_body(receive)
         await (self._app if refusal is None else refusal.response())(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> ProblemError | None:
@@ -185,6 +187,16 @@ class Edge:
                 "A page of another site sent this, so nothing was done. Use the console itself.",
             )
         return None
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read what is on its way, within reason: a connection that is closed before loses the answer."""
+    left = 16 * MAX_BODY_BYTES
+    while left > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+        left -= len(message["body"])
 
 
 def _from_here(headers: Headers, host: str) -> bool:
