@@ -1,17 +1,13 @@
 """The command line. Exit codes: 0 done, 1 refused or failed, 2 usage."""
 
 import asyncio
-import contextlib
 import importlib
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +20,7 @@ from holdfast.adapters.kafka import check_topics, create_topics, describe
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.service import ServiceError, configure_logging
 from holdfast.settings import load_settings
-from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, duration, fail, perform, run, show
+from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
 
 app = typer.Typer(
@@ -49,6 +45,7 @@ def _serve(service: str, config: Path | None) -> None:
     def action() -> None:
         settings = load_settings(config)
         configure_logging(settings.log_format)
+        structlog.contextvars.bind_contextvars(service=service)
         # Each service brings its own libraries: import only the one that runs.
         serve = importlib.import_module(f"holdfast.{service}").serve
         try:
@@ -155,34 +152,23 @@ def notify(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def up(config: ConfigOption = None) -> None:
-    """Run guard and switch together; one ending ends the other."""
+def up(
+    config: ConfigOption = None,
+    embedded: Annotated[
+        bool,
+        typer.Option("--embedded", help="On a Kafka and a Redis of its own, which forget everything in the end."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run guard, switch, notify and api together on this machine; one ending ends the others."""
+    from holdfast.up import run_all
 
-    def action() -> None:
-        settings = load_settings(config)
-        load_policies(settings.policies)
-        run(create_topics(settings))
-        arguments = ["--config", str(config)] if config else []
-        services = [
-            subprocess.Popen([sys.executable, "-m", "holdfast.cli", name, *arguments])  # noqa: S603  our own command
-            for name in ("guard", "switch")
-        ]
+    def announce(facts: dict[str, Any]) -> None:
+        lines = [f"Everything runs. Console: {facts['console']}"]
+        lines += [f"export {name}={value}" for name, value in facts["environment"].items()]
+        show_line(as_json, facts, "\n".join(lines))
 
-        def stop(*_: object) -> None:
-            for service in services:
-                with contextlib.suppress(ProcessLookupError):
-                    service.terminate()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        pid, status = os.wait()
-        stop()
-        codes = [service.wait() for service in services if service.pid != pid]
-        worst = max(os.waitstatus_to_exitcode(status), *codes)
-        if worst:
-            raise Refused("A service ended with an error, so the other was stopped too; its message is above.")
-
-    perform(action)
+    perform(lambda: run_all(config, embedded=embedded, announce=announce))
 
 
 @app.command()

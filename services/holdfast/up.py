@@ -1,0 +1,137 @@
+"""`holdfast up`: the services of one machine, started together and ended together.
+
+Each service runs under a guardian, whose input is a pipe from this process. It ends its service when the pipe breaks:
+because this process closed it, or because it is gone, even by SIGKILL.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
+from holdfast.adapters.kafka import create_topics
+from holdfast.adapters.policies import load_policies
+from holdfast.settings import Settings, load_settings
+from holdfast.terminal import Refused, run
+
+SERVICES = ("guard", "switch", "notify", "api")
+END_WITHIN = 13.0
+"""Seconds for all services together; the guardians kill after `KILL_AFTER`."""
+KILL_AFTER = 11
+_GUARDIAN = f"""
+import os, subprocess, sys, threading
+service = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def watch():
+    os.read(0, 1)
+    service.terminate()
+    try:
+        service.wait({KILL_AFTER})
+    except subprocess.TimeoutExpired:
+        service.kill()
+threading.Thread(target=watch, daemon=True).start()
+code = service.wait()
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+class _Service:
+    def __init__(self, name: str, health: tuple[str, int], arguments: list[str], environment: dict[str, str]) -> None:
+        self.name, self._health = name, health
+        self._guardian = subprocess.Popen(  # noqa: S603  our own command
+            [sys.executable, "-I", "-S", "-c", _GUARDIAN, sys.executable, "-m", "holdfast.cli", name, *arguments],
+            stdin=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C is for this process, which then ends its services.
+            start_new_session=True,
+        )
+
+    def ended(self) -> int | None:
+        return self._guardian.poll()
+
+    def ready(self) -> bool:
+        host, port = self._health
+        shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104  compared, not bound
+        try:
+            with urllib.request.urlopen(f"http://{shown}:{port}/ready", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        assert self._guardian.stdin is not None  # noqa: S101  it is a pipe
+        with contextlib.suppress(OSError):
+            self._guardian.stdin.close()
+
+    def wait(self, deadline: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guardian.wait(max(0.0, deadline - time.monotonic()))
+        # Also where somebody killed the guardian, and its service is left.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._guardian.pid, signal.SIGKILL)
+        self._guardian.wait()
+
+
+def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str, Any]], None]) -> None:
+    """Run every service until SIGINT, SIGTERM or the end of one of them, which is raised as Refused.
+
+    `embedded`: on a Kafka and a Redis within, which forget everything in the end. `announce` gets the addresses once
+    all services are ready.
+    """
+    asked_to_stop = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, str] = {}
+        settings = load_settings(config)
+        load_policies(settings.policies)
+        if embedded:
+            kafka = stack.enter_context(EmbeddedKafka())
+            servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
+            servers["HOLDFAST_REDIS__URL"] = stack.enter_context(EmbeddedRedis()).url
+            os.environ.update(servers)
+            settings = load_settings(config)
+            kafka.create_topics(settings)
+        else:
+            run(create_topics(settings))
+        services = _start(settings, config)
+        stack.callback(_stop_all, services)
+        told, ended = False, None
+        while not asked_to_stop and ended is None:
+            ended = next((service for service in services if service.ended() is not None), None)
+            if not told and all(service.ready() for service in services if service.name != "notify"):
+                told = True
+                announce({"console": f"http://{settings.api.host}:{settings.api.port}", "environment": servers})
+            time.sleep(0.1)
+    if ended is not None and not asked_to_stop:
+        raise Refused(f"The {ended.name} ended, so the other services were stopped too; its message is above.")
+
+
+def _start(settings: Settings, config: Path | None) -> list[_Service]:
+    health = {
+        "guard": (settings.guard.health_host, settings.guard.health_port),
+        "switch": (settings.switch.health_host, settings.switch.health_port),
+        "notify": (settings.notify.health_host, settings.notify.health_port),
+        "api": (settings.api.host, settings.api.port),
+    }
+    arguments = ["--config", str(config)] if config else []
+    return [_Service(name, health[name], arguments, dict(os.environ)) for name in SERVICES]
+
+
+def _stop_all(services: list[_Service]) -> None:
+    deadline = time.monotonic() + END_WITHIN
+    for service in services:
+        service.stop()
+    for service in services:
+        service.wait(deadline)

@@ -1,0 +1,162 @@
+"""`holdfast up`: the whole stack as one process group, which ends as a whole, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from backends import GENEROUS
+from e2e.stack import POLICY
+from holdfast.adapters.embedded import free_port
+
+SERVICES = ("guard", "switch", "notify", "api")
+
+
+class Up:
+    """The command on a folder of its own, and all processes that belong to it."""
+
+    def __init__(self, folder, *arguments, **environment):
+        self.folder, self.console_port = folder, free_port()
+        (folder / "policies").mkdir()
+        (folder / "policies" / "pricing.toml").write_text(f'model = "pricing"\n{POLICY}')
+        sections = "".join(f"[{name}]\nhealth_port = {free_port()}\n" for name in ("guard", "switch", "notify"))
+        self.config = folder / "holdfast.toml"
+        self.config.write_text(
+            f"policies = {json.dumps(str(folder / 'policies'))}\n"
+            f"[topic_settings]\npartitions = 2\ncontrol_partitions = 1\n{sections}[api]\nport = {self.console_port}\n"
+        )
+        self.environment = {**os.environ, "TMPDIR": str(folder), **environment}
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "holdfast.cli", "up", "--config", str(self.config), *arguments],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def processes(self):
+        """Every process of this run; its folder is on each command line."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if str(self.folder) in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def service(self, name):
+        """The process itself, not its guardian."""
+        return next(p for p in self.processes() if p.cmdline()[1:4] == ["-m", "holdfast.cli", name])
+
+    def nothing_is_left(self):
+        deadline = time.monotonic() + GENEROUS
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self.processes()
+
+    def run(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "holdfast.cli", *arguments, "--config", str(self.config)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS,
+            check=False,
+        )
+
+    def log(self):
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture
+def up(tmp_path):
+    """On embedded servers, once everything is ready; the facts that it told are in `facts`."""
+    up = Up(tmp_path, "--embedded", "--json")
+    try:
+        line = up.process.stdout.readline()
+        assert line, up.log()
+        up.facts = json.loads(line)
+        up.environment.update(up.facts["environment"])
+        yield up
+    finally:
+        for process in up.processes():
+            process.kill()
+        up.process.wait()
+        up.process.stdout.close()
+
+
+def test_the_stack_of_a_laptop(up):
+    """It says where the console is and how to reach its servers; commands work; SIGTERM ends all of it."""
+    assert all(up.service(name).is_running() for name in SERVICES)
+    assert up.facts["console"] == f"http://127.0.0.1:{up.console_port}"
+    assert httpx.get(up.facts["console"], timeout=GENEROUS, follow_redirects=True).status_code == 200
+    promoted = up.run("route", "promote", "pricing", "v1", "-r", "first", "--json")
+    assert json.loads(promoted.stdout)["detail"] == "v1 is active", promoted.stderr
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(GENEROUS) == 0
+    assert up.nothing_is_left()
+    assert "Traceback" not in up.log()
+
+
+def test_one_service_ending_ends_the_others(up):
+    """Which one it was is said, with exit code 1."""
+    up.service("switch").kill()
+    assert up.process.wait(GENEROUS) == 1
+    assert up.log().rstrip().endswith("The switch ended, so the other services were stopped too; its message is above.")
+    assert up.nothing_is_left()
+
+
+def test_a_guardian_that_is_killed_leaves_nothing(up):
+    """Its service goes with it."""
+    guardian = up.service("api").parent()
+    guardian.kill()
+    assert up.process.wait(GENEROUS) == 1
+    assert up.nothing_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind(up, number):
+    """Ctrl-C, and even kill -9 of the parent."""
+    up.process.send_signal(number)
+    assert up.process.wait(GENEROUS) == (0 if number == signal.SIGINT else -number)
+    assert up.nothing_is_left()
+
+
+@pytest.mark.real_kafka
+def test_on_servers_that_are_there(kafka, redis_server, tmp_path, unique):
+    """Topics are made, and a person's lines name the console."""
+    topics = ("predictions", "approved", "blocked", "malformed", "control", "state", "routes", "incidents", "audit")
+    up = Up(
+        tmp_path,
+        HOLDFAST_KAFKA__BOOTSTRAP_SERVERS=kafka.bootstrap,
+        HOLDFAST_REDIS__URL=redis_server.url,
+        HOLDFAST_GUARD__GROUP=f"{unique}-guard",
+        HOLDFAST_SWITCH__GROUP=f"{unique}-switch",
+        **{f"HOLDFAST_TOPICS__{role.upper()}": f"{unique}.{role}" for role in topics},
+    )
+    try:
+        assert up.process.stdout.readline() == f"Everything runs. Console: http://127.0.0.1:{up.console_port}\n"
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(GENEROUS) == 0
+        assert up.nothing_is_left()
+    finally:
+        for process in up.processes():
+            process.kill()
+        up.process.stdout.close()
+
+
+def test_without_a_broker_it_says_so(tmp_path):
+    """Nothing is started."""
+    up = Up(tmp_path, HOLDFAST_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert up.process.wait(GENEROUS) == 1
+    assert up.log().startswith("No Kafka broker answers at 127.0.0.1:1. Start it, or set")
+    assert up.nothing_is_left()
+    up.process.stdout.close()
