@@ -103,7 +103,7 @@ def test_images_and_tools_are_pinned_and_agree() -> None:
     """To a version each, and to the same one wherever it is named."""
     images = [service["image"] for service in COMPOSE["services"].values()]
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    assert [image for image in [*images, *bases] if not re.search(r":\d+\.\d+\.\d+[\w.-]*$", image)] == []
+    assert [image for image in [*images, *bases] if not re.search(r":v?\d+\.\d+\.\d+[\w.-]*$", image)] == []
     assert len(set(bases)) == 1
     assert {image for image in images if image.startswith("holdfast")} == {OUR_IMAGE}
     assert COMPOSE["services"]["kafka"]["image"] == backends.KAFKA_IMAGE

@@ -59,8 +59,10 @@ def check_facts(facts):
     assert [d["action"] for d in facts["decisions"]] == ["promote", "earned_good", "promote", "trip"]
 
 
-def test_the_demo_needs_nothing_but_python(tmp_path):
-    """Embedded servers; JSON and nothing else on standard output; no process and no file is left."""
+def test_the_demo_needs_nothing_but_python(tmp_path, monkeypatch):
+    """Embedded servers, whatever the environment names; JSON and nothing else on standard output; nothing is left."""
+    monkeypatch.setenv("HOLDFAST_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("HOLDFAST_POLICIES", "/nowhere")
     done = run_demo("--json", tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     check_facts(json.loads(done.stdout))

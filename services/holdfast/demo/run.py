@@ -169,6 +169,9 @@ def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings
         f'[guard]\ngroup = "{run}-guard"\nhealth_port = {free_port()}\n'
         f'[switch]\ngroup = "{run}-switch"\nhealth_port = {free_port()}\n'
     )
+    # What the environment says is about another installation.
+    for variable in [name for name in os.environ if name.startswith("HOLDFAST_")]:
+        del os.environ[variable]
     return load_settings(config)
 
 
@@ -177,14 +180,12 @@ class _Service:
 
     def __init__(self, name: str, folder: Path, port: int) -> None:
         self.name, self._port, self._log = name, port, folder / f"{name}.log"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HOLDFAST_")}
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C is for the demo, which then ends its services in order.
             self._process = subprocess.Popen(  # noqa: S603  our own command
                 [sys.executable, "-m", "holdfast.cli", name, "--config", str(folder / "holdfast.toml")],
                 stdout=log,
                 stderr=log,
-                env=environment,
                 start_new_session=True,
             )
 

@@ -1,0 +1,350 @@
+"""docker-compose.yml and deploy/kubernetes: whole, hardened, and of one mind with settings, alerts and topics."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from backends import ROOT
+from holdfast.adapters.policies import load_policies
+from holdfast.settings import load_settings
+from test_repository import COMPOSE, OUR_IMAGE, unknown_command
+
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PROMETHEUS = yaml.safe_load((ROOT / "alerts" / "prometheus.yml").read_text(encoding="utf-8"))
+ONE_SHOT = {"topics", "demo"}
+SECRET = re.compile(r"(?i)(password|token|secret|api_?key|routing_key)[A-Z_]*$")
+
+
+# Compose
+
+
+def test_the_stack_is_whole() -> None:
+    """Everything that an operator needs, two guards among it; the demo only on request."""
+    assert set(SERVICES) == {
+        *("kafka", "redis", "topics", "guard", "switch", "notify", "api", "audit", "demo"),
+        *("prometheus", "alertmanager", "grafana", "kafka-exporter"),
+    }
+    assert SERVICES["guard"]["deploy"]["replicas"] == 2
+    assert "ports" not in SERVICES["guard"]
+    assert [name for name, service in SERVICES.items() if service.get("profiles")] == ["demo"]
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+def test_a_container_may_do_no_more_than_it_must(service: dict[str, Any]) -> None:
+    """A user that is not root, a read-only file system, no capability; ports on this machine only."""
+    assert str(service["user"]).split(":")[0] not in {"", "0", "root"}
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert [port for port in service.get("ports", ()) if not port.startswith("127.0.0.1:")] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - ONE_SHOT))
+def test_a_service_says_whether_it_is_well(name: str) -> None:
+    """Whoever waits for another waits for that."""
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+    for other, wanted in SERVICES[name].get("depends_on", {}).items():
+        expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
+        assert wanted["condition"] == expected
+
+
+def test_no_secret_is_in_the_file() -> None:
+    """Secrets are files in a folder that git ignores, and each is used."""
+    for service in SERVICES.values():
+        for variable, value in service.get("environment", {}).items():
+            assert not SECRET.search(variable) or str(value).startswith("/run/secrets/"), variable
+        assert "@" not in str(service.get("command", ""))
+    used = [
+        secret if isinstance(secret, str) else secret["source"]
+        for service in SERVICES.values()
+        for secret in service.get("secrets", ())
+    ]
+    assert sorted(used) == sorted(COMPOSE["secrets"])
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert {Path(secret["file"]).parts[0] for secret in COMPOSE["secrets"].values()} == {"secrets"}
+    assert "/secrets/" in ignored
+
+
+def test_alertmanager_gets_the_files_that_its_configuration_reads() -> None:
+    """Each `…_file` has its secret, at that path."""
+    configuration = (ROOT / "alerts" / "alertmanager.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\s*-?\s*\w+_file: (\S+)", configuration, re.MULTILINE))
+    assert {secret["target"] for secret in SERVICES["alertmanager"]["secrets"]} == named
+
+
+def test_what_is_mounted_exists() -> None:
+    """A missing file would become an empty folder."""
+    for service in SERVICES.values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], volume
+
+
+def test_prometheus_scrapes_what_runs() -> None:
+    """Each target is a service of the stack, at a port that it listens on."""
+    targets = set()
+    for job in PROMETHEUS["scrape_configs"]:
+        for found in job.get("dns_sd_configs", ()):
+            targets |= {(name, found["port"]) for name in found["names"]}
+        for found in job.get("static_configs", ()):
+            targets |= {(host, int(port)) for host, port in (target.split(":") for target in found["targets"])}
+    targets.discard(("localhost", 9090))
+    open_ports = {
+        (name, int(str(port).rpartition(":")[2]))
+        for name, service in SERVICES.items()
+        for port in [*service.get("ports", ()), *service.get("expose", ())]
+    }
+    assert targets <= open_ports
+    assert {"guard", "switch", "notify", "api", "audit"} <= {name for name, _ in targets}
+
+
+# Kubernetes
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))
+OBJECTS: list[dict[str, Any]] = [
+    found
+    for name in KUSTOMIZATION["resources"]
+    for found in yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))
+]
+LONG_RUNNING = ("guard", "switch", "notify", "api", "audit")
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {found["metadata"]["name"]: found for found in OBJECTS if found["kind"] == kind}
+
+
+DEPLOYMENTS = of_kind("Deployment")
+PODS = {name: found["spec"]["template"] for kind in ("Deployment", "Job") for name, found in of_kind(kind).items()}
+SCALED_OBJECT = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "keda.sh/v1alpha1"},
+        "spec": {
+            "type": "object",
+            "required": ["scaleTargetRef", "triggers"],
+            "additionalProperties": False,
+            "properties": {
+                "scaleTargetRef": {"type": "object", "required": ["name"]},
+                "minReplicaCount": {"type": "integer", "minimum": 1},
+                "maxReplicaCount": {"type": "integer"},
+                "pollingInterval": {"type": "integer"},
+                "cooldownPeriod": {"type": "integer"},
+                "fallback": {
+                    "type": "object",
+                    "required": ["failureThreshold", "replicas"],
+                    "additionalProperties": False,
+                    "properties": {"failureThreshold": {"type": "integer"}, "replicas": {"type": "integer"}},
+                },
+                "advanced": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "horizontalPodAutoscalerConfig": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {"behavior": {"type": "object"}, "name": {"type": "string"}},
+                        }
+                    },
+                },
+                "triggers": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "metadata"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "type": {"const": "kafka"},
+                            # All of a trigger's metadata are strings.
+                            "metadata": {
+                                "type": "object",
+                                "required": ["bootstrapServers", "consumerGroup", "topic", "lagThreshold"],
+                                "additionalProperties": False,
+                                "properties": {
+                                    "bootstrapServers": {"type": "string"},
+                                    "consumerGroup": {"type": "string"},
+                                    "topic": {"type": "string"},
+                                    "lagThreshold": {"type": "string", "pattern": r"^\d+$"},
+                                    "offsetResetPolicy": {"enum": ["earliest", "latest"]},
+                                    "allowIdleConsumers": {"enum": ["true", "false"]},
+                                },
+                            },
+                            "authenticationRef": {"type": "object", "required": ["name"]},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+"""What KEDA's definition says of the fields that are used here."""
+
+
+@pytest.mark.parametrize("found", OBJECTS, ids=lambda found: f"{found['kind']}/{found['metadata']['name']}")
+def test_kubernetes_would_take_it(found: dict[str, Any]) -> None:
+    """By the schema of its kind; a field that does not exist is an error."""
+    if found["kind"] == "ScaledObject":
+        jsonschema.validate(found, SCALED_OBJECT)
+        # Its scaling rules are those of a HorizontalPodAutoscaler.
+        behavior = found["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        found = {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": found["metadata"],
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", **found["spec"]["scaleTargetRef"]},
+                "minReplicas": found["spec"]["minReplicaCount"],
+                "maxReplicas": found["spec"]["maxReplicaCount"],
+                "behavior": behavior,
+            },
+        }
+    kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kustomization_names_every_file() -> None:
+    """And nothing that is not there."""
+    generated = [name for one in KUSTOMIZATION["configMapGenerator"] for name in one["files"]]
+    named = {"kustomization.yaml", *KUSTOMIZATION["resources"], *generated}
+    assert {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()} == named
+    names = [(found["kind"], found["metadata"]["name"]) for found in OBJECTS]
+    assert len(names) == len(set(names))
+
+
+def test_every_service_is_deployed() -> None:
+    assert set(DEPLOYMENTS) == {f"holdfast-{name}" for name in LONG_RUNNING}
+    assert set(of_kind("Job")) == {"holdfast-topics"}
+
+
+@pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+def test_a_pod_may_do_no_more_than_it_must(pod: dict[str, Any]) -> None:
+    """Not root, nothing writable but /tmp, no capability, no token of the cluster, bounded memory."""
+    spec = pod["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == 10001
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert of_kind("ServiceAccount")[spec["serviceAccountName"]]["automountServiceAccountToken"] is False
+    assert {"memory"} <= container["resources"]["limits"].keys()
+    assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+    writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == ["/tmp"]  # noqa: S108  a mount point
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    # The cluster's own HOLDFAST_API_SERVICE_HOST would be taken for a setting that does not exist.
+    assert spec["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+def test_a_pod_runs_what_exists(pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our image, one of our commands; its variables name settings, over the file of the base."""
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == OUR_IMAGE
+    assert unknown_command(container["args"]) is None
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], str(variable.get("value", "redis://redis:6379/0")))
+    monkeypatch.setenv("HOLDFAST_CONFIG", str(FOLDER / "holdfast.toml"))
+    monkeypatch.delenv("HOLDFAST_API__TOKENS_FILE", raising=False)
+    settings = load_settings()
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(settings.policies) in mounts
+    name = container["args"][0]
+    if name in LONG_RUNNING:
+        section = getattr(settings, name)
+        host, port = (section.host, section.port) if name == "api" else (section.health_host, section.health_port)
+        assert (host, [{"name": "http", "containerPort": port}]) == ("0.0.0.0", container["ports"])  # noqa: S104
+        assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+
+
+def test_the_policies_of_the_base_load() -> None:
+    generated = [name for one in KUSTOMIZATION["configMapGenerator"] for name in one["files"] if "policies/" in name]
+    assert len(load_policies(FOLDER / "policies").policies) == len(generated)
+
+
+@pytest.mark.parametrize("name", [f"holdfast-{name}" for name in LONG_RUNNING])
+def test_a_deployment_ends_and_is_watched_as_it_must(name: str) -> None:
+    """Probes at both paths, more than ten seconds to finish a batch, and labels that select its own pods only."""
+    found = DEPLOYMENTS[name]
+    spec = found["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+    assert spec["terminationGracePeriodSeconds"] > 10
+    labels = found["spec"]["selector"]["matchLabels"]
+    assert labels == found["spec"]["template"]["metadata"]["labels"] == found["metadata"]["labels"]
+    assert labels["app.kubernetes.io/component"] == name.removeprefix("holdfast-")
+    (spread,) = spec["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == labels
+    if name != "holdfast-audit":
+        budget = of_kind("PodDisruptionBudget")[name]["spec"]
+        assert (budget["maxUnavailable"], budget["selector"]["matchLabels"]) == (1, labels)
+
+
+def test_guards_scale_on_what_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group and the topic are those of the settings, and there are never more guards than partitions."""
+    monkeypatch.setenv("HOLDFAST_CONFIG", str(FOLDER / "holdfast.toml"))
+    settings = load_settings()
+    spec = of_kind("ScaledObject")["holdfast-guard"]["spec"]
+    (trigger,) = spec["triggers"]
+    assert spec["scaleTargetRef"]["name"] in DEPLOYMENTS
+    assert "replicas" not in DEPLOYMENTS["holdfast-guard"]["spec"]
+    assert spec["maxReplicaCount"] == settings.topic_settings.partitions
+    assert trigger["metadata"]["consumerGroup"] == settings.guard.group
+    assert trigger["metadata"]["topic"] == settings.topics.predictions
+    assert trigger["metadata"]["bootstrapServers"] == settings.kafka.bootstrap_servers
+
+
+def test_the_console_is_behind_its_service() -> None:
+    service = of_kind("Service")["holdfast-api"]["spec"]
+    assert service["selector"] == DEPLOYMENTS["holdfast-api"]["spec"]["template"]["metadata"]["labels"]
+    assert [port["targetPort"] for port in service["ports"]] == ["http"]
+
+
+def reaches(component: str) -> set[tuple[str, int]]:
+    """What a component may open connections to: the name in the peer's labels (or its namespace) and the port."""
+    found: set[tuple[str, int]] = set()
+    for policy in of_kind("NetworkPolicy").values():
+        labels = {"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": component}
+        if policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items():
+            for rule in policy["spec"].get("egress", ()):
+                for peer in rule["to"]:
+                    pods = peer.get("podSelector", peer["namespaceSelector"])["matchLabels"]
+                    found |= {(next(iter(pods.values())), port["port"]) for port in rule["ports"]}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("component", "more"),
+    [
+        ("guard", set()),
+        ("switch", {("redis", 6379)}),
+        ("notify", {("alertmanager", 9093)}),
+        ("api", set()),
+        ("audit", set()),
+        ("topics", set()),
+    ],
+)
+def test_a_service_reaches_what_it_needs_and_no_more(component: str, more: set[tuple[str, int]]) -> None:
+    """Name service and Kafka for all; Redis for the switch alone, Alertmanager for notify alone."""
+    assert reaches(component) == {("kube-system", 53), ("kafka", 9092), *more}
+
+
+def test_what_is_not_allowed_is_denied() -> None:
+    """One policy selects all pods of ours for both directions and allows nothing."""
+    denies = of_kind("NetworkPolicy")["holdfast-nothing-else"]["spec"]
+    assert denies == {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "holdfast"}},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    inwards = {name for name, found in of_kind("NetworkPolicy").items() if found["spec"].get("ingress")}
+    assert inwards == {"holdfast-api-from-ingress", "holdfast-metrics"}
