@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import pytest_asyncio
 import yaml
@@ -137,6 +138,14 @@ class MlflowServer(ServerProcess):
         store = f"sqlite:///{self.folder}/registry.db"
         options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         return ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", sys.executable, "-m", "mlflow", "server", *options]
+
+    def kill(self):
+        # It serves from a process of its own.
+        children = psutil.Process(self.pid).children(recursive=True) if self.running else []
+        super().kill()
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
 
     def answers(self):
         with contextlib.suppress(httpx.HTTPError):
