@@ -163,7 +163,8 @@ def _rfc_3339(value: Any) -> Any:
 
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
 Until = Annotated[UtcTime, BeforeValidator(_rfc_3339), WithJsonSchema({"type": "string", "format": "date-time"})]
-Lasts = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}(s|m|h|d)$")]
+# Every text that fits is a duration within the bounds of Duration.
+Lasts = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]{0,4}[sm]|[1-9][0-9]{0,3}h|[1-9][0-9]{0,2}d)$")]
 _duration = TypeAdapter[Any](Duration).validate_python
 
 

@@ -335,6 +335,7 @@ async def test_rates_are_counted_for_each_model(served: Served) -> None:
             "invalid",
         ),
         ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","lasts":"100000d"}', 422, "invalid"),
+        ("POST", "/api/v1/commands/hold", b'{"model":"m","reason":"r","lasts":"41173d"}', 422, "invalid"),
         ("POST", "/api/v1/commands/hold", b"[" * 60_000, 400, "bad-request"),
         ("POST", "/api/v1/commands/hold", b" " * 70_000, 413, "content-too-large"),
         ("POST", "/api/v1/commands/hold", CHUNKED, 413, "content-too-large"),
