@@ -13,6 +13,7 @@ offset.
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -425,6 +426,8 @@ class TransactionalLoop:
         closing = [lane for tp in partitions if (lane := self.lanes.pop(tp, None)) is not None]
         if closing:
             await asyncio.gather(*(lane.stop(within) for lane in closing))
+            # A closed client is a cycle that holds what it had fetched, and services seldom look for cycles.
+            gc.collect()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
