@@ -94,6 +94,10 @@ async def count(bootstrap: str, topic: str) -> int:
     return total
 
 
+def chosen(args: argparse.Namespace) -> list[Contender]:
+    return [contender for contender in CONTENDERS if not args.only or args.only in contender.name]
+
+
 async def compare(bootstrap: str, args: argparse.Namespace, directory: Path) -> list[Measured]:
     workload.write_policy(directory / "policies")
     stamp = f"bench{int(time.time())}"
@@ -103,7 +107,7 @@ async def compare(bootstrap: str, args: argparse.Namespace, directory: Path) -> 
     results: list[Measured] = []
     expected: int | None = None
     for number in range(args.rounds):
-        for position, contender in enumerate(c for c in CONTENDERS if not args.only or args.only in c.name):
+        for position, contender in enumerate(chosen(args)):
             case = Case(bootstrap, source, f"{stamp}.{number}.{position}", directory)
             measured = await measure(contender, case, args.records)
             if contender.judges:
@@ -122,7 +126,7 @@ async def compare_latency(bootstrap: str, args: argparse.Namespace, directory: P
     results: list[latency.Latency] = []
     for rate in args.rates:
         for number in range(args.rounds):
-            for position, contender in enumerate(c for c in CONTENDERS if not args.only or args.only in c.name):
+            for position, contender in enumerate(chosen(args)):
                 prefix = f"latency{int(time.time())}.{rate}.{number}.{position}"
                 results.append(await latency.measure(contender, bootstrap, prefix, directory, rate))
                 print(f"{rate}/s: {contender.name}: p50 {results[-1].p50:.1f} ms", file=sys.stderr)

@@ -22,14 +22,14 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, reader, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
 from holdfast.core.policy import PolicySet
 from holdfast.settings import Settings
-from holdfast_schemas import Route, Tally, parse_control
+from holdfast_schemas import Route, Tally, parse_control, utc_now
 
 log = structlog.get_logger("holdfast.audit")
 

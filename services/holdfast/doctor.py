@@ -14,13 +14,13 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, describe, reader, utc_now
+from holdfast.adapters.kafka import KafkaUnavailable, describe, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.core.policy import PolicyError
 from holdfast.settings import Settings, SettingsError
-from holdfast_schemas import TOPICS, Route, Topic
+from holdfast_schemas import TOPICS, Route, Topic, utc_now
 
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""

@@ -25,7 +25,6 @@ from holdfast.adapters.kafka import (
     check_topics,
     describe,
     partition_for,
-    utc_now,
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
@@ -34,7 +33,7 @@ from holdfast.core.checks import Memory
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Route, Verdict
+from holdfast_schemas import Header, Route, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 

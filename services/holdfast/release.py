@@ -32,7 +32,6 @@ from holdfast.adapters.kafka import (
     partition_for,
     read_to_end,
     send_all,
-    utc_now,
 )
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.memory import restore_memory
@@ -41,7 +40,7 @@ from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, judge
 from holdfast.core.policy import PolicySet
 from holdfast.settings import Settings
-from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict
+from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
 
 ACTION = "release"
 MAX_IN_TRANSACTION = 500

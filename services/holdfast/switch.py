@@ -27,7 +27,6 @@ from holdfast.adapters.kafka import (
     describe,
     partition_for,
     read_to_end,
-    utc_now,
 )
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
@@ -48,6 +47,7 @@ from holdfast_schemas import (
     RouteState,
     Tally,
     parse_control,
+    utc_now,
 )
 
 log = structlog.get_logger("holdfast.switch")

@@ -16,7 +16,7 @@ import contextlib
 import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -664,7 +664,3 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
 def describe(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)

@@ -65,7 +65,6 @@ class Watch:
     """Kafka's timestamp of the first output of the bad version, in seconds since the epoch."""
     first_block_seen_at: float | None = None
     switched_at: float | None = None
-    good_at: float | None = None
     saved: float = 0.0
     """What the blocked offers were below the selling prices, in US dollars."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
@@ -272,7 +271,6 @@ async def _play(watch: Watch, settings: Settings, model: str, redis: str, servic
         watch.stage = f"{GOOD} serves and earns `good`"
         await _command(settings, model, Action.PROMOTE, GOOD, "first version")
         await _until(lambda: any(audit.action == "earned_good" for audit in watch.audits))
-        watch.good_at = time.monotonic()
         await asyncio.sleep(2)
         watch.stage = f"{BAD} is promoted"
         await _command(settings, model, Action.PROMOTE, BAD, "a better fit")
