@@ -220,7 +220,10 @@ class Campaign:
         raise TimeoutError("no prediction gets a verdict any more")
 
     async def settle(self) -> None:
-        """End the load, and wait until all of it has verdicts."""
+        """End the load once a version was fenced, and wait until all of it has verdicts."""
+        if not self.load.calm:
+            # A scenario may be over before the first version turns bad.
+            await self.stack.until(lambda: self.stack.route("pricing").get("fenced"), "a version is fenced", PATIENT)
         await self.load.stop()
         deadline = time.monotonic() + PATIENT
         while True:
