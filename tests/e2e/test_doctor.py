@@ -43,6 +43,8 @@ def alertmanager(*, ahead=0.0, status=200):
 
 @pytest.fixture
 async def stack(kafka, redis_server, tmp_path):
+    # What other tests left there is a newer route than this Kafka knows of: a finding.
+    redis_server.flush()
     async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
         yield stack
 
@@ -71,8 +73,8 @@ async def test_a_healthy_installation(stack):
     await stack.command("pricing", "promote", "v1")
     with alertmanager() as url:
         code, areas = await ask(stack, HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["{url}"]')
+    assert [one for all_of in areas.values() for one in all_of if one[0] == "failed"] == []
     assert code == 0
-    assert {area for area, all_of in areas.items() if any(health == "failed" for health, *_ in all_of)} == set()
     found(areas, "guard", "ok", "1 in the group")
     found(areas, "switch", "ok", "1 in the group")
     found(areas, "routes", "ok", "1 model with a route")
