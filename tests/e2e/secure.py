@@ -1,9 +1,10 @@
-"""A Kafka and a Redis that trust nobody: TLS, a login for everyone, ACLs; and a token endpoint."""
+"""A Kafka, a Redis and an Alertmanager that trust nobody: TLS, a login for everyone, ACLs; and a token endpoint."""
 
 import base64
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import httpx
 import trustme
 from cryptography.hazmat.primitives import serialization
 from joserfc import jwk, jwt
 
-from backends import RealKafka, RedisServer
+from backends import AlertmanagerServer, RealKafka, RedisServer
 from holdfast.adapters.embedded import free_port
 from holdfast_schemas import Party
 
@@ -125,6 +127,34 @@ class SecureRedis(RedisServer):
     @property
     def tls_url(self) -> str:
         return f"rediss://127.0.0.1:{self.tls_port}/0"
+
+
+class SecureAlertmanager(AlertmanagerServer):
+    """With TLS and one login: `notify`, with `ALERTMANAGER_PASSWORD`. It tells nobody. Raises BackendError."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        cert, key = certificates.issue("alertmanager", "127.0.0.1")
+        web = certificates.folder / "alertmanager-web.yml"
+        web.write_text(
+            f"tls_server_config: {{cert_file: {cert}, key_file: {key}}}\n"
+            f"basic_auth_users: {{notify: '{_ALERTMANAGER_BCRYPT}'}}\n"
+        )
+        super().__init__("{route: {receiver: nobody}, receivers: [{name: nobody}]}", f"--web.config.file={web}")
+        self._ca = certificates.ca
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """The labels of each alert that it has."""
+        login, tls = ("notify", ALERTMANAGER_PASSWORD), ssl.create_default_context(cafile=self._ca)
+        found = httpx.get(f"{self.url}/api/v2/alerts", auth=login, verify=tls).raise_for_status().json()
+        return [alert["labels"] for alert in found]
+
+
+ALERTMANAGER_PASSWORD = "hunter2-alertmanager"
+_ALERTMANAGER_BCRYPT = "$2b$04$.2AN50twkAYdCg0I0UPDgupmTZ2/yd/u/A.gtyapC3u8f7FhjDXty"
 
 
 class TokenEndpoint:

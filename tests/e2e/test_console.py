@@ -17,7 +17,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 from stack import Stack, Worker
 
-from backends import Kafka, RedisServer
+from backends import GENEROUS, DockerKafka, Kafka, RealKafka, RedisServer
 from holdfast.adapters.access import Role, create_token
 from holdfast_schemas import (
     Incident,
@@ -507,6 +507,41 @@ async def test_it_says_when_it_is_not_live(site: Site) -> None:
     ERRORS.clear()
 
 
+@pytest.mark.real_kafka
+async def test_it_says_when_kafka_is_silent(
+    fresh_kafka: RealKafka | DockerKafka, redis_server: RedisServer, tmp_path: Path, browser: Browser
+) -> None:
+    """Since when, on the page, and /ready says it too; a command is answered; afterwards the page is live again."""
+    token, line = create_token("alice", Role.ADMIN)
+    settings = {"api": {"tokens": [line], "outcome_within": "1s"}}
+    async with Stack(fresh_kafka, redis_server.url, {}, folder=tmp_path, settings=settings) as stack:
+        api, _ = await stack.start("api", "switch")
+        site = Site(stack, api, {"admin": token}, browser)
+        await stack.command("pricing", "promote", "v1")
+        page = await site.page()
+        await expect(page.locator("#live")).to_have_text("Live")
+        await asyncio.to_thread(fresh_kafka.pause)
+        try:
+            silent = re.compile(r"Kafka is silent since \d\d:\d\d:\d\d UTC")
+            await expect(page.locator("#live")).to_have_text(silent, timeout=GENEROUS * 1000)
+            await expect(card(page, "pricing")).to_contain_text("v1")
+            await stack.until(lambda: not api.ready(), "not ready")
+            assert re.fullmatch(r"Kafka has not answered for \d+ s\n", api.get("/ready")[1])
+            async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=GENEROUS) as client:
+                hold = {"model": "pricing", "reason": "Kafka is silent"}
+                answer = await client.post(f"{site.url}/api/v1/commands/hold", json=hold)
+            assert answer.status_code == 504
+            assert "It may still be carried out" in answer.json()["detail"]
+        finally:
+            await asyncio.to_thread(fresh_kafka.resume)
+        await expect(page.locator("#live")).to_have_text("Live", timeout=GENEROUS * 1000)
+        await stack.ready(api)
+        await stack.command("pricing", "promote", "v2")
+        await expect(card(page, "pricing")).to_contain_text("v2", timeout=GENEROUS * 1000)
+        for context in site.contexts:
+            await context.close()
+
+
 async def test_it_can_be_worked_by_keyboard(site: Site, unique: str) -> None:
     """Skip link, filter, opening, a command, and out of the dialog; the focus can be seen."""
     await site.stack.command(unique, "promote", "v1")
@@ -613,6 +648,12 @@ async def test_many_models_and_incidents_stay_usable(
             [incidents[0].model_copy(update={"model": "model-199"}).to_json()], role="incidents", key=b"new"
         )
         await expect(page.locator(".incident")).to_have_count(1)
+        phone = await site.page(viewport=PHONE)
+        await phone.get_by_role("link", name="Show 100 more").first.click()
+        await expect(phone.locator(".incident")).to_have_count(120)
+        await expect(phone.locator(".incident").first).to_contain_text("b3")
+        await phone.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert await phone.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         # The link of an alert leads to its incident, however many there are.
         linked = await site.page(path="/#incident-0042")
         await expect(linked.locator(".incident h3")).to_have_text([re.compile("model-042 b42")])

@@ -9,20 +9,32 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, TopicAuthorizationFailedError
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
-from secure import Certificates, SecureKafka, SecureRedis, TokenEndpoint, password
-from stack import POLICY, Stack, headers
+from secure import (
+    ALERTMANAGER_PASSWORD,
+    Certificates,
+    SecureAlertmanager,
+    SecureKafka,
+    SecureRedis,
+    TokenEndpoint,
+    password,
+)
+from stack import POLICY, Stack, Worker, headers
 
 import backends
+from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import REDIS_USERS
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.adapters.service import OWN_PATHS
 from holdfast.client import RouteReader
 from holdfast.settings import KafkaSettings
 from holdfast_schemas import TOPICS, Party
@@ -40,8 +52,8 @@ class Site(NamedTuple):
     token_url: str
 
     def login(self, party: str, **changes: Any) -> dict[str, Any]:
-        """The section `kafka` of a party's configuration."""
-        return {
+        """The section `kafka` of a party's configuration; a change to None leaves the key out."""
+        whole = {
             "bootstrap_servers": self.kafka.sasl,
             "security_protocol": "SASL_SSL",
             "ssl_ca_file": str(self.certificates.ca),
@@ -49,6 +61,7 @@ class Site(NamedTuple):
             "sasl_username": f"holdfast-{party}",
             "sasl_password": password(party),
         } | changes
+        return {key: value for key, value in whole.items() if value is not None}
 
     def token_login(self, party: str, **changes: Any) -> dict[str, Any]:
         return {
@@ -152,14 +165,69 @@ def no_secret(text: str) -> bool:
     return "hunter2" not in text
 
 
-async def test_the_whole_way_with_a_login_for_each(site: Site, stack: Stack) -> None:
-    """Predicted, checked, tripped, switched, read, released and diagnosed, each by its own login, over TLS alone."""
-    guard = (await stack.start("guard", settings={"kafka": site.login("guard", sasl_mechanism="SCRAM-SHA-256")}))[0]
-    switch = (
-        await stack.start(
-            "switch", settings={"kafka": site.login("switch"), "redis": site.redis_login("holdfast-switch")}
-        )
-    )[0]
+@pytest.fixture(scope="module")
+def alertmanager(site: Site) -> Iterator[SecureAlertmanager]:
+    try:
+        server = SecureAlertmanager(site.certificates)
+    except backends.BackendError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+async def shown(worker: Worker) -> str:
+    """Everything that a service lets people see: its log, and what it answers at every path that each service has."""
+    answers = [await asyncio.to_thread(worker.get, path) for path in OWN_PATHS]
+    return "\n".join([worker.log.read_text(), *(body for _, body in answers)])
+
+
+async def test_the_whole_way_with_a_login_for_each(
+    site: Site, stack: Stack, alertmanager: SecureAlertmanager, tmp_path: Path
+) -> None:
+    """Predicted, checked, promoted over HTTP, tripped, switched, paged, compared, released and diagnosed.
+
+    Each by its own login over TLS alone. Only the switch has one for Redis: the others do their work without.
+    """
+    secrets = {name: tmp_path / name for name in ("api", "alertmanager")}
+    secrets["api"].write_text(password("api"))
+    secrets["alertmanager"].write_text("hunter2-wrong")
+    token, line = create_token("olga", Role.OPERATOR)
+    away = {"url": "redis://127.0.0.1:1/0"}
+    logins: dict[str, dict[str, Any]] = {
+        "guard": {"kafka": site.login("guard", sasl_mechanism="SCRAM-SHA-256"), "redis": away},
+        "switch": {"kafka": site.login("switch"), "redis": site.redis_login("holdfast-switch")},
+        "notify": {
+            "kafka": site.login("notify"),
+            "redis": away,
+            "notify": {
+                "alertmanager_urls": [alertmanager.url],
+                "username": "notify",
+                "password_file": str(secrets["alertmanager"]),
+                "ssl_ca_file": str(site.certificates.ca),
+            },
+        },
+        "api": {
+            "kafka": site.login("api", sasl_password=None, sasl_password_file=str(secrets["api"])),
+            "redis": away,
+            "api": {"tokens": [line]},
+        },
+        "audit": {"kafka": site.login("auditor"), "redis": away},
+    }
+    workers = {
+        name: (await stack.start(name, settings=settings, ready=name != "notify"))[0]
+        for name, settings in logins.items()
+    }
+    notify, api, audit = workers["notify"], workers["api"], workers["audit"]
+    for worker in workers.values():
+        checked = await asyncio.to_thread(holdfast, "check", "--config", str(worker.config))
+        assert checked.returncode == 0, checked.stderr
+        assert no_secret(checked.stdout + checked.stderr)
+
+    async def command(action: str, **body: Any) -> httpx.Response:
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=backends.GENEROUS) as client:
+            url = f"http://127.0.0.1:{api.port}/api/v1/commands/{action}"
+            return await client.post(url, json={"model": "pricing", **body})
+
     await operate(site, stack, "route", "promote", "pricing", "v1", "--reason", "first")
     producer = AIOKafkaProducer(**KafkaSettings(**site.login("producer")).client_options())
     await producer.start()
@@ -174,13 +242,30 @@ async def test_the_whole_way_with_a_login_for_each(site: Site, stack: Stack) -> 
         async with RouteReader(site.redis_url("holdfast-serving"), "pricing") as routes:
             await predict("v1", 100.0)
             await stack.until(lambda: any(a["action"] == "earned_good" for a in stack.audits("pricing")), "v1 is good")
-            await operate(site, stack, "route", "promote", "pricing", "v2", "--reason", "better")
+            # What is read of the file at a new connection is refused; a rotated password is taken up.
+            secrets["api"].write_text("hunter2-wrong")
+            refused = await command("promote", version="v2", reason="better")
+            assert refused.status_code == 503
+            assert "refused the login by SCRAM-SHA-512" in refused.json()["detail"]
+            assert no_secret(refused.text)
+            secrets["api"].write_text(password("api"))
+            promoted = await command("promote", version="v2", reason="better")
+            assert promoted.json()["actor"] == "olga"
             await stack.until(lambda: routes.route("pricing").version == "v2", "serving code reads v2")
             await predict("v2", 1.0)
             await stack.until(lambda: stack.route("pricing").get("version") == "v1", "v2 is left")
             await stack.until(lambda: routes.route("pricing").version == "v1", "serving code reads v1")
         await stack.until(lambda: len(stack.verdicts()) == 80, "all are judged")
         assert len(stack.seen["approved"]) == 40
+
+        await stack.until(lambda: "refuses the login" in notify.get("/ready")[1], "the Alertmanager refuses the login")
+        assert no_secret(await shown(notify))
+        assert alertmanager.alerts() == []
+        secrets["alertmanager"].write_text(ALERTMANAGER_PASSWORD)
+        await stack.until(alertmanager.alerts, "the incident is at the Alertmanager")
+        (alert,) = alertmanager.alerts()
+        assert (alert["model"], alert["bad_version"]) == ("pricing", "v2")
+        await stack.ready(notify)
 
         consumer = AIOKafkaConsumer(
             stack.topic("approved"),
@@ -202,6 +287,8 @@ async def test_the_whole_way_with_a_login_for_each(site: Site, stack: Stack) -> 
         await operate(site, stack, "blocked", "release", "pricing", "--force", "--reason", "a drill")
         released = [r for r in stack.seen["approved"] if headers(r)["holdfast-verdict"] == b"released"]
         await stack.until(lambda: released or len(stack.seen["approved"]) == 80, "all are released")
+        await stack.until(lambda: audit.metric("holdfast_audit_checked_total") == 80, "every verdict is compared")
+        assert audit.metric("holdfast_audit_violations_total") == 0
     finally:
         await producer.stop()
 
@@ -209,12 +296,35 @@ async def test_the_whole_way_with_a_login_for_each(site: Site, stack: Stack) -> 
     said = json.loads(doctor.stdout)
     assert {one["area"] for one in said if one["health"] == "failed"} <= {"alertmanager"}, said
     assert {"kafka", "topics", "guard", "switch", "redis"} <= {one["area"] for one in said}
-    for worker in (guard, switch):
-        assert no_secret(worker.log.read_text())
-        for path in ("/metrics", "/asyncapi", "/asyncapi.json", "/ready"):
-            assert no_secret((await asyncio.to_thread(worker.get, path))[1])
-        worker.stop()
     assert no_secret(doctor.stdout + doctor.stderr)
+    await assert_the_site_shows_no_secret(api, token)
+    for worker in workers.values():
+        assert no_secret(await shown(worker)), worker.name
+        assert token not in await shown(worker), worker.name
+        worker.stop()
+
+
+async def assert_the_site_shows_no_secret(api: Worker, token: str) -> None:
+    """Its pages, its documents, what it answers to bad requests, and the first event of the console."""
+    url = f"http://127.0.0.1:{api.port}"
+    async with httpx.AsyncClient(base_url=url, cookies={"holdfast_token": token}, timeout=backends.GENEROUS) as client:
+        for method, path, status in (
+            *(("GET", path, 200) for path in ("/", "/login", "/docs", "/openapi.json", "/static/console.js")),
+            *(("GET", f"/api/v1/{name}", 200) for name in ("routes", "versions", "rates", "incidents", "audit")),
+            ("GET", "/api/v1/incidents/none", 404),
+            ("GET", "/api/v1/routes?of=hunter2", 422),
+            ("POST", "/api/v1/commands/hold", 422),
+            ("DELETE", "/api/v1/routes", 405),
+            ("GET", "/nothing", 404),
+        ):
+            answer = await client.request(method, path)
+            assert answer.status_code == status, (path, answer.text)
+            assert no_secret(answer.text), path
+        client.cookies.clear()
+        assert (await client.get("/api/v1/routes", headers={"Authorization": "Bearer hunter2"})).status_code == 401
+        client.cookies.set("holdfast_token", token)
+        async with client.stream("GET", "/events") as events:
+            assert no_secret(await anext(aiter(events.aiter_text())))
 
 
 @pytest.mark.parametrize("party", list(Party))
@@ -288,10 +398,18 @@ async def test_a_login_that_does_not_work_is_one_sentence(
     await assert_refused(stack, login, says)
 
 
-async def assert_refused(stack: Stack, login: dict[str, Any], says: str) -> None:
-    config = stack.write_config("refused", {"kafka": login, "guard": {"health_port": 0}})
-    done = await asyncio.to_thread(holdfast, "guard", "--config", str(config))
-    assert done.returncode == 1
+@pytest.mark.parametrize("service", ["switch", "notify", "api", "audit"])
+async def test_a_wrong_password_is_one_sentence_of_every_service(service: str, site: Site, stack: Stack) -> None:
+    """As it is of a guard."""
+    login = site.login("auditor" if service == "audit" else service, sasl_password="hunter2-wrong")
+    await assert_refused(stack, login, "refused the login by SCRAM-SHA-512", service)
+
+
+async def assert_refused(stack: Stack, login: dict[str, Any], says: str, service: str = "guard") -> None:
+    port = "port" if service == "api" else "health_port"
+    config = stack.write_config("refused", {"kafka": login, service: {port: 0}})
+    done = await asyncio.to_thread(holdfast, service, "--config", str(config))
+    assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, done.stderr
     assert says in lines[0]
@@ -353,6 +471,16 @@ async def test_a_client_certificate_is_a_login(site: Site) -> None:
     with pytest.raises(KafkaError):
         await producer.send_and_wait("nobody.granted.this", b"x")
     await producer.stop()
+
+
+async def test_a_switch_without_its_redis_says_so_without_the_password(site: Site, stack: Stack) -> None:
+    """The login is refused, in its log; it switches on, since guards obey Kafka."""
+    login = {**site.redis_login("holdfast-switch"), "password": "hunter2-wrong"}
+    (switch,) = await stack.start("switch", settings={"kafka": site.login("switch"), "redis": login})
+    await stack.until(lambda: switch.told("routes are not mirrored to Redis; guards go on obeying Kafka"), "it says so")
+    await operate(site, stack, "route", "promote", "pricing", "v3", "--reason", "without Redis")
+    assert no_secret(await shown(switch))
+    switch.stop()
 
 
 async def test_redis_users_can_do_what_they_must_and_nothing_else(site: Site) -> None:

@@ -69,9 +69,7 @@ class CommandWriter:
             if self._producer is None:
                 async with self._starting:
                     if self._producer is None:
-                        producer = AIOKafkaProducer(enable_idempotence=True, **self._settings.kafka.client_options())
-                        await producer.start()
-                        self._producer = producer
+                        self._producer = await self._open()
             await self._producer.send_and_wait(
                 self._settings.topics.control, command.to_json(), key=command.model.encode()
             )
@@ -79,6 +77,16 @@ class CommandWriter:
             # After some errors a producer takes nothing any more.
             await self.close()
             raise KafkaUnavailable(await explain(self._settings.kafka, error)) from None
+
+    async def _open(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(enable_idempotence=True, **self._settings.kafka.client_options())
+        try:
+            await producer.start()
+        except BaseException:
+            # Also when whoever asked waits no longer: each attempt has connections of its own.
+            await close(producer)
+            raise
+        return producer
 
     async def close(self) -> None:
         producer, self._producer = self._producer, None
