@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
+LOCK := $(BIN)/python -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet
 
 .PHONY: help install demo test check bench fuzz faults soak pictures schemas lock audit sbom clean
 .DELETE_ON_ERROR:
@@ -24,7 +25,7 @@ check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP) ## throughput and latency against a raw pass-through, on a real Kafka
+bench: $(STAMP) ## speed against a raw pass-through and peers, on a real Kafka: make bench ARGS="throughput --rounds 2"
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 fuzz: $(STAMP) ## a million mutated events through decode and judge, against the reference
@@ -51,9 +52,9 @@ sbom: $(STAMP) ## what Holdfast is made of, as CycloneDX, to dist/
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
 	  --output-file dist/holdfast.cdx.json $(BIN)/python
 
-lock: $(STAMP) ## resolve pyproject.toml into requirements.lock
-	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes \
-	  --no-emit-index-url --no-header --quiet -o requirements.lock
+lock: $(STAMP) ## resolve pyproject.toml into requirements.lock, and what a peer of the benchmarks needs
+	$(LOCK) pyproject.toml --all-extras --group dev -o requirements.lock
+	$(LOCK) benchmarks/peers/quix.in -o benchmarks/peers/quix.lock
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -39,6 +39,10 @@ class Case:
         return f"{self.prefix}.approved"
 
     @property
+    def blocked(self) -> str:
+        return f"{self.prefix}.blocked"
+
+    @property
     def log(self) -> Path:
         return self.directory / f"{self.prefix}.log"
 
@@ -48,9 +52,13 @@ class Contender:
     name: str
     command: Callable[[Case], list[str]]
     judges: bool
+    most: int | None = None
+    """How many records it is given at most, where all would take it too long."""
 
 
-def guard_command(delivery: str) -> Callable[[Case], list[str]]:
+def guard_command(delivery: str, policies: str = "policies") -> Callable[[Case], list[str]]:
+    """`policies`: the folder of its policies, in the directory of the case."""
+
     def command(case: Case) -> list[str]:
         config = case.directory / f"{case.prefix}.toml"
         names = "\n".join(
@@ -58,7 +66,7 @@ def guard_command(delivery: str) -> Callable[[Case], list[str]]:
             for role in ("approved", "blocked", "malformed", "control", "state", "routes", "incidents", "audit")
         )
         config.write_text(
-            f'policies = "{case.directory / "policies"}"\n'
+            f'policies = "{case.directory / policies}"\n'
             f'[kafka]\nbootstrap_servers = "{case.bootstrap}"\n'
             f'[topics]\npredictions = "{case.source}"\n{names}\n'
             f"[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n"
@@ -78,7 +86,9 @@ def passthrough_command(case: Case) -> list[str]:
 PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command, judges=False)
 GUARD = Contender("holdfast guard, exactly once", guard_command("exactly_once"), judges=True)
 GUARD_AT_LEAST_ONCE = Contender("holdfast guard, at least once", guard_command("at_least_once"), judges=True)
-CONTENDERS = (PASSTHROUGH, GUARD, GUARD_AT_LEAST_ONCE)
+GUARD_OF_FIVE = Contender(
+    "holdfast guard of five checks, exactly once", guard_command("exactly_once", "five-checks"), judges=True
+)
 
 
 class Running:
@@ -108,7 +118,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(contender: Contender, case: Case) -> AsyncIterator[Running]:
     """Its topics are made, its process is started, and is gone after the block."""
-    await create(case.bootstrap, case.approved)
+    await create(case.bootstrap, case.approved, case.blocked)
     command = await asyncio.to_thread(contender.command, case)
     with case.log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)  # noqa: ASYNC220  it does not block
@@ -134,6 +144,11 @@ async def admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 async def create(bootstrap: str, *topics: str) -> None:
     async with admin(bootstrap) as client:
         await client.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics])
+
+
+async def remove(bootstrap: str, *topics: str) -> None:
+    async with admin(bootstrap) as client:
+        await client.delete_topics(list(topics))
 
 
 async def committed(client: AIOKafkaAdminClient, case: Case) -> int:

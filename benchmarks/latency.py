@@ -5,17 +5,23 @@ from the call of `send` to the record being handed out by the consumer.
 """
 
 import asyncio
-import statistics
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import workload
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from contenders import PARTITIONS, Case, Contender, create, running
+from contenders import GUARD, PARTITIONS, PASSTHROUGH, Case, Contender, create, remove, running
+from peers import KAFKA_STREAMS_QUICK, LATENCY_COMMIT_MS
+from report import Part, Row, markdown, median
+from workload import Traffic
 
+RATES = (500, 2000, 10_000)
+CONTENDERS = (PASSTHROUGH, GUARD, KAFKA_STREAMS_QUICK)
 WARM_UP_S = 4.0
 MEASURED_S = 8.0
 TICK_S = 0.002
@@ -69,6 +75,7 @@ async def measure(contender: Contender, bootstrap: str, prefix: str, directory: 
             await asyncio.gather(reading, return_exceptions=True)
             await producer.stop()
             await consumer.stop()
+    await remove(bootstrap, case.source, case.approved, case.blocked)
     missing = [number for number in range(first, last) if number not in seen]
     if missing:
         raise SystemExit(f"{contender.name}: {len(missing)} of {last - first} events never came out.")
@@ -81,7 +88,7 @@ async def _send(producer: AIOKafkaProducer, topic: str, sent: list[float], count
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for _ in range(count):
         number = len(sent)
-        key, value = workload.event(number, size=250, blocked=False, now=now)
+        key, value = workload.event(number, Traffic(), now=now)
         sent.append(time.monotonic())
         await producer.send(topic, value, key=key, partition=int(key[4:]) % PARTITIONS)
 
@@ -102,11 +109,39 @@ async def _read(consumer: AIOKafkaConsumer, seen: dict[int, float]) -> None:
                 seen.setdefault(workload.number_of(record.value), now)
 
 
-def summarise(results: list[Latency]) -> list[dict[str, float | str]]:
-    """Medians over the rounds, by rate and contender."""
-    rows: list[dict[str, float | str]] = []
-    for rate, name in dict.fromkeys((result.rate, result.contender) for result in results):
-        mine = [result for result in results if (result.rate, result.contender) == (rate, name)]
-        numbers = {key: statistics.median(getattr(one, key) for one in mine) for key in ("p50", "p99", "cpu_share")}
-        rows.append({"rate": rate, "contender": name, **numbers})
+async def _run(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
+    """Every contender at every rate, in turn."""
+    workload.write_policies(directory / "policies", Traffic())
+    workload.write_policies(directory / "five-checks", Traffic(), workload.FIVE)
+    rows: list[Row] = []
+    stamp = f"latency{int(time.time())}"
+    for number in range(rounds):
+        for rate in RATES:
+            for position, contender in enumerate(CONTENDERS):
+                prefix = f"{stamp}.{rate}.{number}.{position}"
+                measured = await measure(contender, bootstrap, prefix, directory, rate)
+                rows.append({"round": f"{stamp}.{number}", **asdict(measured)})
+                figures = f"p50 {measured.p50:.1f} ms, p99 {measured.p99:.1f} ms"
+                print(f"round {number + 1}: {rate}/s: {contender.name}: {figures}", file=sys.stderr)
     return rows
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = []
+    for rate, name in dict.fromkeys((row["rate"], row["contender"]) for row in rows):
+        mine = [row for row in rows if (row["rate"], row["contender"]) == (rate, name)]
+        p50, p99, share = (median(mine, figure) for figure in ("p50", "p99", "cpu_share"))
+        lines.append([name, f"{rate:,}", f"{p50:.1f}", f"{p99:.1f}", f"{share:.2f}"])
+    return markdown(("contender", "events a second", "p50 ms", "p99 ms", "of a core"), lines)
+
+
+LATENCY = Part(
+    "Latency",
+    f"""\
+From the call of `send` to the record in the hands of a read_committed consumer, at a steady rate, over
+{MEASURED_S:g} seconds after {WARM_UP_S:g} of warming up. The guard judges by eight checks; Kafka Streams does five, and
+commits every {LATENCY_COMMIT_MS} ms here.""",
+    lambda rounds: 0.5 + 2.5 * rounds,
+    _run,
+    _table,
+)

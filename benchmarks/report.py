@@ -1,0 +1,81 @@
+"""The report: each part of it is run and stored by itself, and the whole is put together from what is stored."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+LIMITS = HERE / "limits.md"
+
+Row = dict[str, Any]
+"""One run of one contender, as it is stored. `round` names the runs that were made in the same minutes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section of the report."""
+
+    heading: str
+    text: str
+    """What was run, for the reader of the table."""
+    minutes: Callable[[int], float]
+    """How long so many rounds take."""
+    run: Callable[[str, int, Path], Awaitable[list[Row]]]
+    """Given a bootstrap server, how many rounds, and an empty directory."""
+    table: Callable[[Sequence[Row]], str]
+    """Markdown, from all runs."""
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A table whose first column is text, and the others numbers."""
+    ruler = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (headings, ruler, *lines))
+
+
+def median(rows: Sequence[Row], figure: str) -> float:
+    return statistics.median(row[figure] for row in rows)
+
+
+def store(name: str, rows: list[Row], kafka: str, *, add: bool) -> None:
+    """Keep the runs of a part; with `add` beside those that are there."""
+    path = RESULTS / f"{name}.json"
+    if add and path.exists():
+        rows = json.loads(path.read_text())["runs"] + rows
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    machine = (
+        f"{platform.system()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; "
+        f"Python {platform.python_version()}; {kafka}"
+    )
+    stored = {"machine": machine, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit, "runs": rows}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def write(parts: Mapping[str, Part]) -> Path:
+    """Put report.md together from the parts that are stored, and what limits.md says."""
+    lines = ["# Benchmarks", "", "Written by `make bench`. Figures are medians over the rounds.", ""]
+    for name, part in parts.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        stored = json.loads(path.read_text())
+        rounds = len({row["round"] for row in stored["runs"]})
+        ran = f"{stored['date']}, commit {stored['commit'] or 'unknown'}, rounds: {rounds}. {stored['machine']}."
+        lines += [f"## {part.heading}", "", part.text, "", part.table(stored["runs"]), "", ran, ""]
+    if LIMITS.exists():
+        lines += [LIMITS.read_text()]
+    target = RESULTS / "report.md"
+    target.write_text("\n".join(lines).rstrip() + "\n")
+    return target
