@@ -30,6 +30,7 @@ from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
+from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet
 from holdfast.settings import Settings
@@ -76,7 +77,7 @@ class GuardWork:
         self._settings = guard.settings
         self._memory = Memory()
         self._remembered: frozenset[tuple[str, str, int]] = frozenset()
-        self._pending: list[tuple[Policy | None, Judgement]] = []
+        self._pending: list[tuple[Policy | None, Columns, Judgement]] = []
         self._malformed = 0
         self._oldest_ms: int | None = None
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
@@ -97,7 +98,7 @@ class GuardWork:
         log.info(
             "memory rebuilt",
             partition=self._partition,
-            entities=self._memory.entities(),
+            entities=len(self._memory),
             seconds=round(time.monotonic() - started, 3),
         )
 
@@ -145,7 +146,7 @@ class GuardWork:
                 model=model,
                 approve_without_policy=self._settings.guard.no_policy == "approve",
             )
-            self._pending.append((policy, judgement))
+            self._pending.append((policy, batch.columns, judgement))
             self._write_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
                 tallies += [(model, t.to_json()) for t in tally(batch, judgement, policy, source, now)]
@@ -232,10 +233,9 @@ class GuardWork:
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self) -> None:
-        # Two checks of one field may look back differently far: the farthest counts.
-        windows = {(model, name): window for model, name, window in sorted(self._remembered) if window}
-        for policy, judgement in self._pending:
-            learn(self._memory, judgement, windows)
+        for policy, columns, judgement in self._pending:
+            if policy is not None:
+                learn(self._memory, policy, columns, judgement)
             model = policy.model if policy is not None else NO_POLICY
             count = len(judgement.approved)
             passed = int(judgement.approved.sum())
@@ -249,10 +249,11 @@ class GuardWork:
         if self._malformed:
             metrics.MALFORMED.inc(self._malformed)
         self._pending, self._malformed = [], 0
-        self._forget_the_oldest()
+        for entities in self._memory.entities.values():
+            entities.forget(self._settings.guard.max_entities)
         if self._oldest_ms is not None:
             metrics.DELAY_SECONDS.observe(max(0.0, time.time() - self._oldest_ms / 1000))
-        metrics.REMEMBERED.labels(str(self._partition)).set(self._memory.entities())
+        metrics.REMEMBERED.labels(str(self._partition)).set(len(self._memory))
         self._progress.set_to_current_time()
 
     def closed(self) -> None:
@@ -260,12 +261,6 @@ class GuardWork:
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
-
-    def _forget_the_oldest(self) -> None:
-        limit = self._settings.guard.max_entities
-        for entities in self._memory.last.values():
-            while len(entities) > limit:
-                del entities[next(iter(entities))]
 
 
 def _with(record: ConsumerRecord, ours: Headers) -> Headers:

@@ -266,7 +266,7 @@ class GuardSettings(_Section):
     restore_records: Annotated[int, Field(ge=0)] = 2_000_000
     """How much of the tail of each approved partition is read back into the memory."""
     max_entities: Annotated[int, Field(ge=1)] = 2_000_000
-    """Remembered for each partition and field; beyond it the oldest are forgotten."""
+    """Remembered for each partition and model; beyond it those are forgotten that were approved least recently."""
     give_up_after: Duration = timedelta(minutes=5)
     """How long a partition keeps failing before the worker stops."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -41,7 +41,6 @@ class Real:
         offsets = range(self.offset, self.offset + len(raws))
         source = Source("predictions", 0, offsets, [1_795_514_400_000] * len(raws), raws, "w")
         self.offset += len(raws)
-        windows = {(m, f): w for m, f, w in sorted(self.policy.remembered_fields()) if w}
         for model, batch in groups:
             policy = self.policies.policies.get(model)
             judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
@@ -53,13 +52,14 @@ class Real:
                 written = tally(batch, judgement, policy, source, now)
                 assert all(len(one.to_json()) < 1_000_000 for one in written)
                 self.tallies += written
-            learn(self.memory, judgement, windows)
+                learn(self.memory, policy, batch.columns, judgement)
         assert None not in answers, "a verdict each"
         return answers
 
     @property
     def last(self):
-        return {(f, e): v for (_, f), entities in self.memory.last.items() for e, v in entities.items()}
+        known = self.memory.of(self.policy.model)
+        return {(f, e): v for f in known.fields() for e, v in known.items(f).items()}
 
 
 def same(answer):

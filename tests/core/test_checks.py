@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from core.alike import NOW, Real, failures, policy_of, raw, same
 from core.reference import CONDITIONS, Reference
+from holdfast.core.decode import Columns
+from holdfast.core.judge import remember
 
 HEAD = 'model = "pricing"\n[[checks]]\nname = "it"\n'
 
@@ -107,7 +109,9 @@ def test_a_change_holds_at_its_ratios(check, before, value, expected):
     answers = set()
     for meaning in ("pass", "fail"):
         real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
-        real.memory.last["pricing", "value"] = {"a": float(before)}
+        remember(
+            real.memory, Columns({"model": ["pricing"], "entity_id": ["a"], "value": [float(before)]}), real.policy
+        )
         answers.add("fail" if failures(real.judge([raw(value=value)])[0]) else "pass")
         other = Real(policy_of(f'{HEAD}unknown = "pass"\n{check}'))
         other.judge([first, raw(value=value, entity_id="b")])
@@ -360,3 +364,26 @@ def test_how_records_are_cut_into_batches_does_not_matter(policy, batch, data):
     assert pieces.last == whole.last
     for count in ("seen", "approved", "blocked", "failed", "critical"):
         assert sum(getattr(t, count) for t in pieces.tallies) == sum(getattr(t, count) for t in whole.tallies)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6), min_size=1, max_size=12), st.integers(1, 6)
+)
+def test_what_is_forgotten_was_approved_least_recently_and_leaves_no_trace(batches, limit):
+    """Whoever comes back is held against their own bounds and their own last value, in whosever place."""
+    real = Real(policy_of(f'{HEAD}kind = "max_change"\nup = 2\nunknown = "pass"\n[[checks]]\nname = "own"\n{TABLE}'))
+    recent = {}
+    for number, batch in enumerate(batches):
+        events = [raw(entity_id=entity, value=21 + number / 100 + ord(entity) / 1e6) for entity in batch]
+        for entity, answer in zip(batch, real.judge(events), strict=True):
+            assert answer[0] == (entity != "b"), "only b has a ceiling below"
+            if answer[0]:
+                recent.pop(entity, None)
+                recent[entity] = None
+        real.memory.of("pricing").forget(limit)
+        kept = {entity for _, entity in real.last}
+        assert kept <= set(recent)
+        assert len(kept) <= limit
+        newest = {entity for entity in batch if entity != "b"}
+        assert newest <= kept or len(newest) > limit

@@ -128,7 +128,6 @@ def history(predictions: Sequence[Rec], *, batch: int = 4, at: Callable[[int], d
         for model, group in groups:
             known = policies.policies.get(model)
             judged = judge(group, known, memory, None, now, model=model)
-            learn(memory, judged, {})
             versions = group.columns.values("model_version")
             for row, i in enumerate(group.positions):
                 ours = [
@@ -145,6 +144,7 @@ def history(predictions: Sequence[Rec], *, batch: int = 4, at: Callable[[int], d
                 else:
                     made.write(Stream.BLOCKED, records[i], [*ours, named[i]])
             if known:
+                learn(memory, known, group.columns, judged)
                 made.tallies += [(t, int(now.timestamp() * 1000)) for t in tally(group, judged, known, source, now)]
     made.committed = predictions[-1].offset + 1
     return made

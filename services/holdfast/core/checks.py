@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import repeat
 from typing import Annotated, Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 import numexpr
 import numpy as np
@@ -34,7 +35,7 @@ Number = Annotated[float, Field(strict=True)]
 numexpr.set_num_threads(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Table:
     """Bounds per entity: row i holds for the entity that `index` maps to i. NaN: no bound on that side."""
 
@@ -43,19 +44,135 @@ class Table:
     high: Numbers
 
 
+class Entities:
+    """What is known of one model's entities: each has a slot, and is found once for each prediction.
+
+    All arrays have one element more than there are slots: it belongs to the slot -1 of whoever is not known.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[str, int] = {}
+        self._names: list[str] = []
+        self._last: dict[str, Numbers] = {}
+        self._learned = np.zeros(1, dtype=np.int64)
+        self._turn = 0
+        self._free: list[int] = []
+        self._rows: WeakKeyDictionary[Table, NDArray[np.int32]] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def find(self, columns: Columns) -> NDArray[np.intp]:
+        """(n,) the slot of each row's entity; -1: not known."""
+        entities = columns.values("entity_id")
+        slots: NDArray[np.intp] = columns.once(
+            "slots", lambda: np.fromiter(map(self._slots.get, entities, repeat(-1)), dtype=np.intp, count=len(entities))
+        )
+        return slots
+
+    def last(self, field: str, columns: Columns) -> Numbers:
+        """(n,) the last approved value of each row's entity; NaN: none."""
+        slots = self.find(columns)
+        known = self._last.get(field)
+        return np.full(len(slots), np.nan) if known is None else known[slots]
+
+    def rows_in(self, table: Table, columns: Columns) -> NDArray[np.int32]:
+        """(n,) the row of each row's entity in `table`; -1: it has none."""
+        slots, entities, find = self.find(columns), columns.values("entity_id"), table.index.get
+        if table not in self._rows:
+            self._rows[table] = np.full(len(self._learned), -1, dtype=np.int32)
+            self._rows[table][:-1][: len(self._names)] = [find(name, -1) for name in self._names]
+        rows: NDArray[np.int32] = self._rows[table][slots]
+        for row in np.flatnonzero(slots < 0).tolist():
+            rows[row] = find(entities[row], -1)
+        return rows
+
+    def learn(self, field: str, columns: Columns, rows: Mask) -> None:
+        """Take in the values of `rows`, a (n,) mask; of an entity's values the last one stays."""
+        slots, values, entities = self.find(columns), columns.numbers(field), columns.values("entity_id")
+        new = np.flatnonzero(rows & (slots < 0))
+        if len(new):
+            slots = slots.copy()
+            for row in new.tolist():
+                slots[row] = self._slot_of(entities[row])
+        if field not in self._last:
+            self._last[field] = np.full(len(self._learned), np.nan)
+        self._turn += 1
+        slots = slots[rows]
+        self._last[field][slots] = values[rows]
+        self._learned[slots] = self._turn
+
+    def _slot_of(self, entity: str) -> int:
+        slot = self._slots.get(entity)
+        if slot is None:
+            slot = self._free.pop() if self._free else len(self._names)
+            if slot == len(self._names):
+                self._names.append(entity)
+                if slot + 1 == len(self._learned):
+                    self._grow()
+            else:
+                self._names[slot] = entity
+            self._slots[entity] = slot
+            for table, rows in self._rows.items():
+                rows[slot] = table.index.get(entity, -1)
+        return slot
+
+    def _grow(self) -> None:
+        more = max(1000, len(self._learned) // 2)
+        self._learned = np.append(self._learned, np.zeros(more, dtype=np.int64))
+        for name, last in self._last.items():
+            self._last[name] = np.append(last, np.full(more, np.nan))
+        for table, rows in self._rows.items():
+            self._rows[table] = np.append(rows, np.full(more, -1, dtype=np.int32))
+
+    def forget(self, limit: int) -> None:
+        """Beyond `limit` entities, forget those approved least recently, and a few more at once."""
+        if len(self._slots) <= limit:
+            return
+        names = self._names
+        taken = np.fromiter(self._slots.values(), dtype=np.intp, count=len(self._slots))
+        order = np.argsort(self._learned[taken], kind="stable")
+        gone = taken[order[: len(taken) - limit + limit // 100]]
+        for slot in gone.tolist():
+            del self._slots[names[slot]]
+            names[slot] = ""
+        self._free += gone.tolist()
+        for last in self._last.values():
+            last[gone] = np.nan
+
+    def fields(self) -> list[str]:
+        """The fields of which something was learned."""
+        return list(self._last)
+
+    def items(self, field: str) -> dict[str, float]:
+        """The last approved values of one field."""
+        last = self._last.get(field)
+        if last is None:
+            return {}
+        return {entity: float(last[slot]) for entity, slot in self._slots.items() if last[slot] == last[slot]}
+
+
 @dataclass(slots=True)
 class Memory:
     """What was approved before, for one partition. Only approved values enter.
 
-    `last[model, field][entity]` is the entity's last approved value. `recent[model, field][segment]` are the last
-    approved values of the segment, oldest first.
+    `entities[model]` has the last approved values; `recent[model, field][segment]` are those of the segment, oldest
+    first.
     """
 
-    last: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    entities: dict[str, Entities] = field(default_factory=dict)
     recent: dict[tuple[str, str], dict[str | None, list[float]]] = field(default_factory=dict)
 
-    def entities(self) -> int:
-        return sum(map(len, self.last.values()))
+    def __len__(self) -> int:
+        """How many entities are remembered."""
+        return sum(map(len, self.entities.values()))
+
+    def of(self, model: str) -> Entities:
+        """What is known of the model's entities, if nothing."""
+        return self.entities.get(model) or _NOBODY
+
+
+_NOBODY = Entities()
 
 
 Explanation = tuple[str | None, Any, Any]
@@ -196,8 +313,7 @@ class RangeCheck(_OneField):
             low, high = self._low[rows], self._high[rows]
         unlisted: Mask | None = None
         if self._table is not None:
-            find = self._table.index.get
-            at = np.fromiter(map(find, columns.values("entity_id"), repeat(-1)), dtype=np.intp, count=len(columns))
+            at = memory.of(model).rows_in(self._table, columns)
             own_low, own_high = self._table.low[at], self._table.high[at]
             missing = at < 0
             low = np.where(missing | np.isnan(own_low), low, own_low)
@@ -275,14 +391,13 @@ def judge_changes(
     checks: Sequence[MaxChangeCheck],
     enforced: Sequence[bool],
     columns: Columns,
-    memory: Memory,
-    model: str,
+    known: Entities,
     approvable: Mask,
-) -> tuple[list[Outcome], dict[tuple[str, str], dict[str, float]]]:
+) -> tuple[list[Outcome], dict[str, Mask]]:
     """Judge all max_change checks of a policy as if row by row: an entity's second value is held against its first.
 
     `approvable[i]` says whether every other check lets row i pass. A value becomes the reference when it is finite
-    and these checks let it pass too, all of them. Returns the outcomes and the entities' new last values by field.
+    and these checks let it pass too, all of them. Returns the outcomes, and for each field the rows to learn from.
     """
     entities = columns.values("entity_id")
     fields = dict.fromkeys(check.field for check in checks)
@@ -290,9 +405,7 @@ def judge_changes(
     references, failed, unknown = [], [], []
     kept = approvable.copy()
     for check, enforces in zip(checks, enforced, strict=True):
-        last = memory.last.get((model, check.field), {})
-        # An entity that is not known is None in the list, and NaN in the array.
-        references.append(np.array(list(map(last.get, entities)), dtype=np.float64))
+        references.append(known.last(check.field, columns))
         fails, unknowns = check.compare(values[check.field], references[-1])
         failed.append(fails)
         unknown.append(unknowns)
@@ -315,7 +428,7 @@ def judge_changes(
         Outcome(fails, unknowns if unknowns.any() else None, _explain_change(check, values[check.field], reference))
         for check, fails, unknowns, reference in zip(checks, failed, unknown, references, strict=True)
     ]
-    return outcomes, {(model, name): columns.by_entity(name, kept & ~np.isnan(values[name])) for name in fields}
+    return outcomes, {name: kept & ~np.isnan(column) for name, column in values.items()}
 
 
 def _explain_change(check: MaxChangeCheck, values: Numbers, references: Numbers) -> Callable[[int], Explanation]:

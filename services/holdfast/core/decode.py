@@ -13,7 +13,6 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import compress
 from typing import Annotated, Any
 
 import msgspec
@@ -106,6 +105,8 @@ class Shape:
         self.getters: dict[str, Callable[[Any], Any]] = {
             name: operator.attrgetter(path) for name, path in self._attributes.items()
         }
+        read = {*numbers, *texts, *anything}
+        self._kept = tuple(name for name in self.getters if name != "prediction_id" or name in read)
 
     def path(self, name: str) -> str:
         """The dotted path of a field in the event."""
@@ -132,6 +133,18 @@ class Shape:
 
     def decode(self, raws: Sequence[bytes | None]) -> "Decoded":
         """Decode a batch; each record becomes a row, or is malformed, or holds a number that is none."""
+        decoded = Decoded({name: [] for name in self._kept})
+        # In pieces that stay in the processor's cache.
+        for start in range(0, len(raws), _PIECE):
+            rows = self._decode_piece(raws[start : start + _PIECE], start, decoded)
+            for name in self._kept:
+                get = self.getters[name]
+                column = list(map(get, rows)) if not decoded.malformed else [row and get(row) for row in rows]
+                decoded.columns[name] += _share(column)
+        self._demand_an_output(decoded)
+        return decoded
+
+    def _decode_piece(self, raws: Sequence[bytes | None], start: int, decoded: "Decoded") -> list[Any]:
         decode = self._decode
         suspects: list[int] = []
         rows: list[Any] = []
@@ -144,29 +157,23 @@ class Shape:
                 except _REFUSALS:
                     rows.append(None)
                     suspects.append(position)
-        decoded = Decoded(rows)
         suspects += _suspects(raws, refused=suspects)
         for position in suspects:
             try:
                 rows[position], non_finite = self._decode_strictly(raws[position])
                 if non_finite is not None:
-                    decoded.non_finite[position] = non_finite
+                    decoded.non_finite[start + position] = non_finite
             except MalformedError as error:
                 rows[position] = None
-                decoded.malformed[position] = str(error)[:_LONGEST_REASON]
-        if not decoded.malformed:
-            decoded.columns = {name: list(map(self.getters[name], rows)) for name in ("model", "value")}
-        self._demand_an_output(decoded)
-        return decoded
+                decoded.malformed[start + position] = str(error)[:_LONGEST_REASON]
+        return rows
 
     def _demand_an_output(self, decoded: "Decoded") -> None:
-        if decoded.columns is not None and not _count_absent(decoded.columns["value"]):
+        values, outputs = decoded.columns["value"], decoded.columns["outputs"]
+        if not _count_absent(values):
             return
-        value_of, outputs_of = self.getters["value"], self.getters["outputs"]
-        for position, row in enumerate(decoded.rows):
-            if row is not None and value_of(row) is None and not outputs_of(row):
-                decoded.rows[position] = None
-                decoded.columns = None
+        for position, value in enumerate(values):
+            if value is None and not outputs[position] and position not in decoded.malformed:
                 decoded.malformed[position] = f"neither {self.path('value')} nor {self.path('outputs')} is given"
 
     def _decode_strictly(self, raw: bytes | None) -> tuple[Any, NonFinite | None]:
@@ -195,6 +202,12 @@ class Shape:
             raise MalformedError(_explain(str(error))) from None
 
 
+def _share(column: list[Any]) -> list[Any]:
+    """The same column; one object where all its texts are equal, so that the memory of the others is used again."""
+    first = column[0]
+    return [first] * len(column) if isinstance(first, str) and column.count(first) == len(column) else column
+
+
 _REFUSALS = (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError)
 
 
@@ -208,19 +221,19 @@ def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]
         found = [i for i, raw in enumerate(raws) if i not in out and (raw is None or b"\\" in raw or not _is_utf8(raw))]
         out.update(found)
         positions = [i for i in positions if i not in out]
-    # In pieces that stay in the processor's cache.
-    for start in range(0, len(positions), _PIECE):
-        piece = positions[start : start + _PIECE]
-        found += [piece[row] for row in _ambiguous([raws[i] for i in piece])]  # type: ignore[misc]
+        joined = b"\n".join([raws[i] or b"" for i in positions])
+    if positions:
+        rows = _ambiguous(joined, [len(raws[i] or b"") for i in positions])
+        found += [positions[row] for row in rows]
     return found
 
 
-def _ambiguous(raws: Sequence[bytes]) -> list[int]:
+def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
     """The rows of records that may hold a key twice in one object, or a number that no double holds.
 
-    `raws` are valid JSON objects without escapes, so that quotes open and close in turn.
+    `joined` are lines of such `lengths`, valid JSON objects without escapes, so that quotes open and close in turn.
     """
-    text = b"\n".join(raws) + bytes(8)
+    text = joined + bytes(8)
     letters = np.frombuffer(text, dtype=np.uint8)
     quotes = np.flatnonzero(letters == ord('"'))
     opens, closes = quotes[0::2] + 1, quotes[1::2]
@@ -228,13 +241,14 @@ def _ambiguous(raws: Sequence[bytes]) -> list[int]:
     while (white := letters[after] <= ord(" ")).any():
         after = after + white
     keys = np.flatnonzero(letters[after] == ord(":"))
-    starts = np.cumsum([0, *(len(raw) + 1 for raw in raws)])
+    starts = np.zeros(len(lengths) + 1, dtype=np.intp)
+    np.cumsum(np.array(lengths) + 1, out=starts[1:])
     rows = _repeating(text, opens[keys], closes[keys], starts)
     # An exponent without a minus, outside of texts.
     marks = np.flatnonzero((letters | 0x20) == ord("e"))
     marks = marks[(letters[marks - 1] - ord("0") < 10) & (letters[marks + 1] != ord("-"))]
     huge = marks[np.searchsorted(quotes, marks) % 2 == 0]
-    if max(map(len, raws)) > _MAX_DIGITS:
+    if max(lengths) > _MAX_DIGITS:
         # A run of more digits covers one of these blocks whole.
         blocks = letters[: len(letters) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
         digits = np.flatnonzero((blocks - ord("0") < 10).all(axis=1))
@@ -329,55 +343,52 @@ def _without_nulls(node: Any) -> Any:
 
 @dataclass(slots=True)
 class Decoded:
-    """A decoded batch of n records: `rows[i]` is None exactly when `malformed` has i."""
+    """A decoded batch of n records, by field; what stands in the rows of `malformed` says nothing."""
 
-    rows: list[Any]
-    columns: dict[str, list[Any]] | None = None
-    """All columns of the batch, where every row was decoded the fast way."""
+    columns: dict[str, list[Any]]
     malformed: dict[int, str] = field(default_factory=dict)
     non_finite: dict[int, NonFinite] = field(default_factory=dict)
 
 
 class Columns:
-    """The rows of one model in one batch, read column by column; each column is made once, when asked for."""
+    """The rows of one model in one batch, read column by column; what is made of them is made once."""
 
-    def __init__(self, shape: Shape, rows: Sequence[Any], made: Mapping[str, list[Any]] | None = None) -> None:
-        self._shape = shape
-        self._rows = rows
-        self._made: dict[str, Any] = dict(made or {})
+    def __init__(self, columns: Mapping[str, list[Any]]) -> None:
+        self._made: dict[str, Any] = dict(columns)
+
+    @classmethod
+    def of(cls, decoded: Decoded, rows: Sequence[int]) -> "Columns":
+        """Some rows of a decoded batch."""
+        return cls({name: [column[row] for row in rows] for name, column in decoded.columns.items()})
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._made["model"])
 
     def values(self, name: str) -> list[Any]:
         """(n,) the field as it was decoded; None where it is absent."""
-        made = self._made.get(name)
+        made: list[Any] | None = self._made.get(name)
         if made is None:
-            if name.startswith("outputs."):
-                key = name.partition(".")[2]
-                made = [None if outputs is None else outputs.get(key) for outputs in self.values("outputs")]
-            else:
-                made = list(map(self._shape.getters[name], self._rows))
+            key = name.removeprefix("outputs.")
+            made = [None if outputs is None else outputs.get(key) for outputs in self.values("outputs")]
             self._made[name] = made
         return made
 
-    def by_entity(self, name: str, rows: NDArray[np.bool_]) -> dict[str, float]:
-        """The last of each entity's numbers among `rows`, a (n,) mask."""
-        entities, numbers = self.values("entity_id"), self.numbers(name)
-        if rows.all():
-            return dict(zip(entities, numbers.tolist(), strict=True))
-        return dict(zip(compress(entities, rows.tolist()), numbers[rows].tolist(), strict=True))
-
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(n,) float64; NaN where the field is absent or is no single number."""
-        key = f"{name} as numbers"
-        made = self._made.get(key)
-        if made is None:
-            values = self.values(name)
-            if not _NUMBERS.issuperset(map(type, values)):
-                values = [value if type(value) in _NUMBERS else None for value in values]
-            made = self._made[key] = np.array(values, dtype=np.float64)
+        made: NDArray[np.float64] = self.once(f"{name} as numbers", lambda: _numbers(self.values(name)))
         return made
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made when it is asked for the first time."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _numbers(values: list[Any]) -> NDArray[np.float64]:
+    if not _NUMBERS.issuperset(map(type, values)):
+        values = [value if type(value) in _NUMBERS else None for value in values]
+    return np.array(values, dtype=np.float64)
 
 
 _NUMBERS = frozenset((float, int, type(None)))

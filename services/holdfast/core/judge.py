@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.core.checks import Check, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck, judge_changes
+from holdfast.core.checks import Check, Entities, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck, judge_changes
 from holdfast.core.decode import Columns, Decoded, NonFinite
 from holdfast.core.policy import Policy, PolicySet
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
@@ -41,7 +41,7 @@ class Judgement:
     """(n,) `approved`, and what was found on the rows that failed anything.
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
-    `last` and `recent` are what the memory shall learn once the verdicts stand.
+    `last`, the rows by field, and `recent` are what the memory shall learn once the verdicts stand.
     """
 
     approved: Mask
@@ -49,8 +49,8 @@ class Judgement:
     failed: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
-    last: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
-    recent: dict[tuple[str, str], dict[str | None, list[float]]] = field(default_factory=dict)
+    last: dict[str, Mask] = field(default_factory=dict)
+    recent: dict[str, dict[str | None, list[float]]] = field(default_factory=dict)
 
 
 def judge(
@@ -97,12 +97,12 @@ def judge(
     if relative:
         # Last, because only what every other check lets pass may become an entity's reference.
         enforced = [policy.enforces(check) for check in relative]
-        outcomes, result.last = judge_changes(relative, enforced, columns, memory, policy.model, result.approved)
+        outcomes, result.last = judge_changes(relative, enforced, columns, memory.of(policy.model), result.approved)
         for check, enforces, outcome in zip(relative, enforced, outcomes, strict=True):
             _apply(result, check, enforces, outcome, countable)
     for check in policy.active_checks():
         if isinstance(check, OutlierCheck):
-            result.recent[policy.model, check.field] = _approved_by_segment(columns, check, result.approved)
+            result.recent[check.field] = _approved_by_segment(columns, check, result.approved)
     return result
 
 
@@ -199,29 +199,27 @@ def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) 
     return learned
 
 
-def learn(memory: Memory, judgement: Judgement, windows: Mapping[tuple[str, str], int]) -> None:
-    """Let the memory take in what was approved; `windows` bounds the recent values of each segment."""
-    for key, updates in judgement.last.items():
-        memory.last.setdefault(key, {}).update(updates)
-    for key, segments in judgement.recent.items():
-        known = memory.recent.setdefault(key, {})
+def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement) -> None:
+    """Let the memory take in what was approved of one model's batch."""
+    for name, rows in judgement.last.items():
+        memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
+    windows = policy.windows() if judgement.recent else {}
+    for name, segments in judgement.recent.items():
+        known = memory.recent.setdefault((policy.model, name), {})
         for segment, values in segments.items():
-            known[segment] = (known.get(segment, []) + values)[-windows.get(key, 500) :]
+            known[segment] = (known.get(segment, []) + values)[-windows[name] :]
 
 
 def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
     """Take in predictions of one model that were approved before, oldest first."""
     everything = np.ones(len(columns), dtype=np.bool_)
     past = Judgement(everything)
-    windows: dict[tuple[str, str], int] = {}
     for check in policy.active_checks():
-        key = (policy.model, getattr(check, "field", ""))
         if isinstance(check, MaxChangeCheck):
-            past.last[key] = columns.by_entity(check.field, ~np.isnan(columns.numbers(check.field)))
+            past.last[check.field] = ~np.isnan(columns.numbers(check.field))
         elif isinstance(check, OutlierCheck):
-            past.recent[key] = _approved_by_segment(columns, check, everything)
-            windows[key] = max(check.window, windows.get(key, 0))
-    learn(memory, past, windows)
+            past.recent[check.field] = _approved_by_segment(columns, check, everything)
+    learn(memory, policy, columns, past)
 
 
 def decode_by_model(
@@ -240,20 +238,18 @@ def decode_by_model(
         decoded = shape.decode(raws if number == 0 else [raws[position] for position in left])
         decodings.append(decoded)
         places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
-        model_of = shape.getters["model"]
-        if number == 0 and len(policies.shapes) == 1 and decoded.columns is not None:
-            models = decoded.columns["model"]
-            if models and models.count(models[0]) == len(models):
-                columns = Columns(shape, decoded.rows, decoded.columns)
-                if models[0] not in policies.policies or not _misnamed(columns):
-                    return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
+        models = decoded.columns["model"]
+        if len(policies.shapes) == 1 and not decoded.malformed and models and models.count(models[0]) == len(models):
+            columns = Columns(decoded.columns)
+            if models[0] not in policies.policies or not _misnamed(columns):
+                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
                 malformed.setdefault(position, decoded.malformed[row])
                 undecided.append(position)
                 continue
-            model = model_of(decoded.rows[row])
+            model = models[row]
             wanted = policies.shape_of_model.get(model, 0)
             if wanted == number:
                 malformed.pop(position, None)
@@ -268,13 +264,13 @@ def decode_by_model(
     for (number, model), positions in groups.items():
         decoded, place = decodings[number], places[number]
         rows = [place.get(position, position) for position in positions]
-        columns = Columns(policies.shapes[number], [decoded.rows[row] for row in rows])
+        columns = Columns.of(decoded, rows)
         if model in policies.policies and (misnamed := _misnamed(columns)):
             # Routes and tallies could not name them.
             kept = [i for i in range(len(rows)) if i not in misnamed]
             malformed |= {positions[i]: reason for i, reason in misnamed.items()}
             positions, rows = [positions[i] for i in kept], [rows[i] for i in kept]
-            columns = Columns(policies.shapes[number], [decoded.rows[row] for row in rows])
+            columns = Columns.of(decoded, rows)
             if not rows:
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}

@@ -599,10 +599,9 @@ class Ledger:
 
     def _forget_the_oldest(self) -> None:
         while len(self._known) > self._rules.max_entities:
-            (model, entity), _ = self._known.popitem(last=False)
-            for (name, _), last in self._memory.last.items():
-                if name == model and entity is not None:
-                    last.pop(entity, None)
+            self._known.popitem(last=False)
+        for entities in self._memory.entities.values():
+            entities.forget(self._rules.max_entities)
 
     def _remember_unmatched(self, headers: Mapping[str, bytes], record: Record) -> None:
         """Approved before the start: what the memory then held."""

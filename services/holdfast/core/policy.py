@@ -85,6 +85,14 @@ class Policy(BaseModel):
             if isinstance(check, MaxChangeCheck | OutlierCheck)
         )
 
+    def windows(self) -> dict[str, int]:
+        """How many recent values of a segment the memory keeps, by field: of two checks the farther look counts."""
+        found: dict[str, int] = {}
+        for check in self.active_checks():
+            if isinstance(check, OutlierCheck):
+                found[check.field] = max(check.window, found.get(check.field, 0))
+        return found
+
 
 def tables_of(data: Mapping[str, Any]) -> list[str]:
     """The table files that a policy's content names."""
