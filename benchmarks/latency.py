@@ -126,7 +126,7 @@ async def _run(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
     return rows
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _show(rows: Sequence[Row]) -> str:
     lines = []
     for rate, name in dict.fromkeys((row["rate"], row["contender"]) for row in rows):
         mine = [row for row in rows if (row["rate"], row["contender"]) == (rate, name)]
@@ -143,5 +143,5 @@ From the call of `send` to the record in the hands of a read_committed consumer,
 commits every {LATENCY_COMMIT_MS} ms here.""",
     lambda rounds: 0.5 + 2.5 * rounds,
     _run,
-    _table,
+    _show,
 )

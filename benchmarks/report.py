@@ -32,7 +32,7 @@ class Part:
     """How long so many rounds take."""
     run: Callable[[str, int, Path], Awaitable[list[Row]]]
     """Given a bootstrap server, how many rounds, and an empty directory."""
-    table: Callable[[Sequence[Row]], str]
+    show: Callable[[Sequence[Row]], str]
     """Markdown, from all runs."""
 
 
@@ -73,7 +73,7 @@ def write(parts: Mapping[str, Part]) -> Path:
         stored = json.loads(path.read_text())
         rounds = len({row["round"] for row in stored["runs"]})
         ran = f"{stored['date']}, commit {stored['commit'] or 'unknown'}, rounds: {rounds}. {stored['machine']}."
-        lines += [f"## {part.heading}", "", part.text, "", part.table(stored["runs"]), "", ran, ""]
+        lines += [f"## {part.heading}", "", part.text, "", part.show(stored["runs"]), "", ran, ""]
     if LIMITS.exists():
         lines += [LIMITS.read_text()]
     target = RESULTS / "report.md"

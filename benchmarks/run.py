@@ -19,12 +19,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 import report  # noqa: E402
+from growth import GROWTH  # noqa: E402
 from latency import LATENCY  # noqa: E402
 from throughput import MIXED, THROUGHPUT  # noqa: E402
 
 import backends  # noqa: E402  the broker that the tests use
 
-PARTS = {"throughput": THROUGHPUT, "mixed": MIXED, "latency": LATENCY}
+PARTS = {"throughput": THROUGHPUT, "mixed": MIXED, "latency": LATENCY, "growth": GROWTH}
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
             rows = asyncio.run(part.run(broker.bootstrap, args.rounds, Path(directory)))
         report.store(name, rows, backends.choose_kafka().name, add=args.add)
-        print(f"\n{part.heading}\n\n{part.table(rows)}\n")
+        print(f"\n{part.heading}\n\n{part.show(rows)}\n")
     print(f"Written to {report.write(PARTS).relative_to(HERE.parent)}.")
 
 

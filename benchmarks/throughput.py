@@ -184,7 +184,7 @@ def _ratio(rows: Sequence[Row], figure: str, name: str, other: Contender) -> flo
     return float(np.median([by[key] / by[key[0], other.name] for key in by if key[1] == name]))
 
 
-def _throughput_table(rows: Sequence[Row]) -> str:
+def _show_throughput(rows: Sequence[Row]) -> str:
     lines: list[list[Any]] = []
     for name in dict.fromkeys(row["contender"] for row in rows):
         mine = [row for row in rows if row["contender"] == name]
@@ -208,7 +208,7 @@ def _throughput_table(rows: Sequence[Row]) -> str:
     return markdown(headings, lines)
 
 
-def _mixed_table(rows: Sequence[Row]) -> str:
+def _show_mixed(rows: Sequence[Row]) -> str:
     lines: list[list[Any]] = []
     for blocked in sorted({row["blocked"] for row in rows}):
         these = [row for row in rows if row["blocked"] == blocked]
@@ -240,12 +240,12 @@ and therefore given fewer records. The peers add no headers. "Of Kafka Streams" 
 of five checks. Ratios are medians of the ratios of each round.""",
     lambda rounds: 1.3 + 1.3 * rounds,
     _run_throughput,
-    _throughput_table,
+    _show_throughput,
 )
 MIXED = Part(
     "Mixed traffic",
     "The guard of eight checks, exactly once, when a share of the events is below every floor.",
     lambda rounds: 1.0 + 1.0 * rounds,
     _run_mixed,
-    _mixed_table,
+    _show_mixed,
 )

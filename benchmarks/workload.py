@@ -110,7 +110,7 @@ def write_policies(directory: Path, traffic: Traffic, checks: Iterable[str] = tu
 
 
 def floor(entity: int) -> float:
-    return 20.0 if entity % 50 < 2 else 60.0 + entity % 40
+    return 20.0 if entity % 10 < 2 else 60.0 + entity % 40
 
 
 def event(number: int, traffic: Traffic, *, now: str, changes: Mapping[str, Any] | None = None) -> tuple[bytes, bytes]:
