@@ -11,7 +11,7 @@ import workload
 from contenders import Contender, guard_command
 from matplotlib import pyplot
 from report import RESULTS, Part, Row, markdown, median
-from throughput import compare
+from throughput import compare, warm_up
 from workload import CHECKS, Traffic
 
 AXES: dict[str, tuple[float, ...]] = {
@@ -38,6 +38,7 @@ async def _run(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
     for axis, values in AXES.items():
         settings += [setting(axis, at) for at in values if setting(axis, at) not in settings]
     rows: list[Row] = []
+    await warm_up(bootstrap, directory)
     for number, chosen in enumerate(settings):
         traffic = Traffic(**{name: value for name, value in chosen.items() if name != "checks"})
         policies = f"policies-{number}"

@@ -46,11 +46,12 @@ def median(rows: Sequence[Row], figure: str) -> float:
     return statistics.median(row[figure] for row in rows)
 
 
-def store(name: str, rows: list[Row], kafka: str, *, add: bool) -> None:
+def store(name: str, rows: list[Row], rounds: int, kafka: str, *, add: bool) -> None:
     """Keep the runs of a part; with `add` beside those that are there."""
     path = RESULTS / f"{name}.json"
     if add and path.exists():
-        rows = json.loads(path.read_text())["runs"] + rows
+        before = json.loads(path.read_text())
+        rows, rounds = before["runs"] + rows, before["rounds"] + rounds
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -58,7 +59,13 @@ def store(name: str, rows: list[Row], kafka: str, *, add: bool) -> None:
         f"{platform.system()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; "
         f"Python {platform.python_version()}; {kafka}"
     )
-    stored = {"machine": machine, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit, "runs": rows}
+    stored = {
+        "machine": machine,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit,
+        "rounds": rounds,
+        "runs": rows,
+    }
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(stored, indent=1) + "\n")
 
@@ -71,8 +78,8 @@ def write(parts: Mapping[str, Part]) -> Path:
         if not path.exists():
             continue
         stored = json.loads(path.read_text())
-        rounds = len({row["round"] for row in stored["runs"]})
-        ran = f"{stored['date']}, commit {stored['commit'] or 'unknown'}, rounds: {rounds}. {stored['machine']}."
+        rounds = "one round" if stored["rounds"] == 1 else f"{stored['rounds']} rounds"
+        ran = f"{stored['date']}, commit {stored['commit'] or 'unknown'}, {rounds}. {stored['machine']}."
         lines += [f"## {part.heading}", "", part.text, "", part.show(stored["runs"]), "", ran, ""]
     if LIMITS.exists():
         lines += [LIMITS.read_text()]

@@ -43,7 +43,7 @@ def main() -> None:
         # Each on a broker of its own: none suffers from what another left behind.
         with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
             rows = asyncio.run(part.run(broker.bootstrap, args.rounds, Path(directory)))
-        report.store(name, rows, backends.choose_kafka().name, add=args.add)
+        report.store(name, rows, args.rounds, backends.choose_kafka().name, add=args.add)
         print(f"\n{part.heading}\n\n{part.show(rows)}\n")
     print(f"Written to {report.write(PARTS).relative_to(HERE.parent)}.")
 

@@ -111,6 +111,11 @@ async def compare(
     return rows
 
 
+async def warm_up(bootstrap: str, directory: Path) -> None:
+    """Of the broker: whoever comes first would pay for it."""
+    await compare((PASSTHROUGH,), Traffic(), MIXED_RECORDS, bootstrap, 1, directory)
+
+
 async def prove(contenders: Sequence[Contender], bootstrap: str, directory: Path) -> None:
     """See that all give each event the same verdict. Raises SystemExit where two differ: there is no comparison."""
     stamp = f"proof{int(time.time())}"
@@ -164,6 +169,7 @@ async def _numbers(bootstrap: str, topic: str) -> list[int]:
 async def _run_throughput(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
     workload.write_policies(directory / "policies", Traffic())
     workload.write_policies(directory / "five-checks", Traffic(), workload.FIVE)
+    await warm_up(bootstrap, directory)
     await prove((GUARD_OF_FIVE, *PEERS), bootstrap, directory)
     contenders = (PASSTHROUGH, GUARD, GUARD_AT_LEAST_ONCE, GUARD_OF_FIVE, *PEERS)
     return await compare(contenders, Traffic(), RECORDS, bootstrap, rounds, directory)
@@ -171,6 +177,7 @@ async def _run_throughput(bootstrap: str, rounds: int, directory: Path) -> list[
 
 async def _run_mixed(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
     workload.write_policies(directory / "policies", Traffic())
+    await warm_up(bootstrap, directory)
     rows: list[Row] = []
     for blocked in SHARES:
         traffic = Traffic(blocked=blocked)
