@@ -28,6 +28,7 @@ from holdfast.adapters.kafka import (
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.records import Record
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
@@ -59,8 +60,9 @@ class RouteFollower(Follower):
                 except ValidationError as error:
                     # It may carry a fence.
                     raise KafkaUnavailable(
-                        f"The record {_source(record).decode()} is no route: {error.errors()[0]['msg']}. Only the "
-                        "switch may write there; remove that record, then start the guard again."
+                        f"The record {record.topic}/{record.partition}/{record.offset} is no route: "
+                        f"{error.errors()[0]['msg']}. Only the switch may write there; remove that record, then start "
+                        "the guard again."
                     ) from None
                 self.routes[route.model] = route
                 metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
@@ -102,7 +104,7 @@ class GuardWork:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+    def process(self, records: Sequence[Record]) -> list[Write]:
         if not records:
             self._progress.set_to_current_time()
             return []
@@ -113,7 +115,7 @@ class GuardWork:
         with metrics.BATCH_SECONDS.time():
             return self._judge(policies, records)
 
-    def _judge(self, policies: PolicySet, records: Sequence[ConsumerRecord]) -> list[Write]:
+    def _judge(self, policies: PolicySet, records: Sequence[Record]) -> list[Write]:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
         raws: list[bytes | None] = [record.value for record in records]
@@ -174,7 +176,7 @@ class GuardWork:
 
     def _write_verdicts(
         self,
-        records: Sequence[ConsumerRecord],
+        records: Sequence[Record],
         batch: Batch,
         judgement: Judgement,
         policy: Policy | None,
@@ -207,7 +209,7 @@ class GuardWork:
                 headers = [
                     *self._headers(Verdict.BLOCKED, policy, model, versions[row]),
                     found,
-                    (Header.SOURCE.value, _source(record)),
+                    (Header.SOURCE.value, self._source(record)),
                 ]
                 blocked[position] = (record.timestamp, record.key, record.value, _with(record, headers))
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
@@ -222,11 +224,14 @@ class GuardWork:
             (Header.MODEL_VERSION.value, version.encode()),
         ]
 
-    def _put_aside(self, record: ConsumerRecord, reason: str) -> Out:
-        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, _source(record))]
+    def _put_aside(self, record: Record, reason: str) -> Out:
+        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
         return record.timestamp, record.key, record.value, _with(record, ours)
 
-    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+    def _source(self, record: Record) -> bytes:
+        return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()
+
+    def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
         self._pending, self._malformed = [], 1
         out = self._put_aside(record, f"could not be processed in three attempts: {describe(error)}")
@@ -263,15 +268,11 @@ class GuardWork:
         metrics.PROGRESS.remove("guard", str(self._partition))
 
 
-def _with(record: ConsumerRecord, ours: Headers) -> Headers:
+def _with(record: Record, ours: Headers) -> Headers:
     if not record.headers:
         return ours
     # A producer that sends our names must not be able to speak for us.
     return [*(header for header in record.headers if header[0] not in _OURS), *ours]
-
-
-def _source(record: ConsumerRecord) -> bytes:
-    return f"{record.topic}/{record.partition}/{record.offset}".encode()
 
 
 def _policies_refused() -> None:
@@ -339,9 +340,8 @@ class Guard:
             await asyncio.sleep(1)
             assert self.loop is not None  # noqa: S101
             for tp, lane in list(self.loop.lanes.items()):
-                highwater = self.loop.consumer.highwater(tp)
-                if highwater is not None:
-                    metrics.LAG.labels(str(tp.partition)).set(max(0, highwater - lane.offset))
+                if (behind := lane.behind()) is not None:
+                    metrics.LAG.labels(str(tp.partition)).set(behind)
 
     async def run(self) -> None:
         assert self.loop is not None  # noqa: S101  start() made it

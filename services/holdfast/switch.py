@@ -29,6 +29,7 @@ from holdfast.adapters.kafka import (
     read_to_end,
 )
 from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.records import Record
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
@@ -154,17 +155,19 @@ class SwitchWork:
             self._show(state)
         log.info("state restored", partition=self._partition, models=len(self._states))
 
-    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+    def process(self, records: Sequence[Record]) -> list[Write]:
         self._pending, self._decisions = {}, []
         aside: list[Out] = []
         for record in records:
             try:
                 event = parse_control(record.value or b"")
             except ValidationError as error:
-                aside.append(_put_aside(record, f"not a control record: {_first(error)}"))
+                aside.append(self._put_aside(record, f"not a control record: {_first(error)}"))
                 continue
             if record.key != event.model.encode():
-                aside.append(_put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept"))
+                aside.append(
+                    self._put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept")
+                )
                 continue
             self._decide(event.model, event)
         if time.monotonic() >= self._next_tick:
@@ -218,11 +221,18 @@ class SwitchWork:
                 writes.append(Write(self._topics.audit, to, [(None, audit.model.encode(), audit.to_json(), [])]))
         return [write for write in writes if write.records]
 
-    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+    def _put_aside(self, record: Record, reason: str) -> Out:
+        metrics.BAD_CONTROL.inc()
+        log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
+        source = f"{self._topics.control}/{self._partition}/{record.offset}"
+        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
+        return record.timestamp, record.key, record.value, [*record.headers, *ours]
+
+    def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
         self._pending, self._decisions = {}, []
         reason = f"could not be processed in three attempts: {describe(error)}"
-        return [Write(self._topics.malformed, 0, [_put_aside(record, reason)])]
+        return [Write(self._topics.malformed, 0, [self._put_aside(record, reason)])]
 
     async def committed(self) -> None:
         self._states.update(self._pending)
@@ -280,14 +290,6 @@ def _policies_loaded(policies: PolicySet) -> None:
     metrics.POLICIES_IN_FORCE.labels("switch").set(1)
     for model in policies.policies:
         _start_at_zero(model)
-
-
-def _put_aside(record: ConsumerRecord, reason: str) -> Out:
-    metrics.BAD_CONTROL.inc()
-    log.warning("control record put aside", reason=reason, offset=record.offset, partition=record.partition)
-    source = f"{record.topic}/{record.partition}/{record.offset}"
-    ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
-    return record.timestamp, record.key, record.value, [*record.headers, *ours]
 
 
 def _first(error: ValidationError) -> str:

@@ -6,9 +6,12 @@ sends no group generation with the offsets, hence the group alone would not.
 
 A lane opens by (1) starting its producer, which ends whatever transaction its predecessor left, (2) reading
 the committed offset, only now, and seeking there, (3) letting its work restore what it remembers. Then, batch
-by batch: fetch, process, write, await every acknowledgement, offsets, commit. On any error the producer is
+by batch: fetch, process, write, offsets, await every acknowledgement, commit. On any error the producer is
 thrown away, since the outcome of its transaction may be unknown, and the lane opens again from the committed
 offset.
+
+The group's consumer only says which partitions are ours, and fetches nothing: a lane has a consumer of its own, for
+aiokafka has one fetch on its way to a broker, and would let all partitions wait for the one that is slowest.
 """
 
 import asyncio
@@ -34,15 +37,19 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer import sender
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
-from holdfast.adapters.records import tolerate_header_names
+from holdfast.adapters.records import Record, StoredBatch, in_batches, replace_readers
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
 
-tolerate_header_names()
+replace_readers()
+# How long a transaction waits that follows closely on another; the library's 20 ms are more than the markers take.
+sender.BACKOFF_OVERRIDE = 0.002
 log = structlog.get_logger("holdfast.kafka")
 
 Headers = list[tuple[str, bytes]]
@@ -86,10 +93,10 @@ class Work(Protocol):
     async def restore(self) -> None:
         """Called before the first batch, and again whenever the lane opens anew."""
 
-    def process(self, records: Sequence[ConsumerRecord]) -> list[Write]:
+    def process(self, records: Sequence[Record]) -> list[Write]:
         """Decide what to write for these records; called with none on a tick. Changes nothing for good."""
 
-    def poison(self, record: ConsumerRecord, error: Exception) -> list[Write]:
+    def poison(self, record: Record, error: Exception) -> list[Write]:
         """What to write for a record that `process` failed on three times."""
 
     async def committed(self) -> None:
@@ -109,6 +116,8 @@ class _Lane:
         self.state = "opening"  # then `running`, or `failing` until it opens again
         self.work = loop.open_work(tp.partition)
         self.producer: AIOKafkaProducer | None = None
+        self.consumer: AIOKafkaConsumer | None = None
+        self.fetched: list[Record] = []
         self.stopping = False
         self.waiting = False
         self.offset = 0
@@ -136,7 +145,7 @@ class _Lane:
                         await self._turn()
                         failing_since, delay = None, 0.1
                 except ReopenLane:
-                    await self._discard_producer()
+                    await self._discard_clients()
                     continue
                 except ProducerFenced:
                     # Another worker has the partition: its rebalance will reach this one too.
@@ -163,7 +172,7 @@ class _Lane:
                 if self.stopping:
                     break
                 self.state = "failing"
-                await self._discard_producer()
+                await self._discard_clients()
                 self.waiting = True
                 await asyncio.sleep(delay)
                 self.waiting = False
@@ -176,35 +185,32 @@ class _Lane:
             self.loop.fail(error)
         finally:
             self.work.closed()
-            await self._discard_producer()
+            await self._discard_clients()
 
     async def _open(self) -> None:
         self.state = "opening"
         self.waiting = True
-        self.producer = self.loop.make_producer(self.tp)
+        self.producer, self.consumer = self.loop.make_producer(self.tp), self.loop.make_consumer(self.tp)
         async with _within(PUBLISH_WITHIN, "let a producer in"):
             await self.producer.start()
-            consumer = self.loop.consumer
-            committed = await committed_offset(consumer, self.tp)
+            committed = await committed_offset(self.loop.consumer, self.tp)
+            await self.consumer.start()
+            self.consumer.assign([self.tp])
             if committed is None:
-                await consumer.seek_to_beginning(self.tp)
-                self.offset = await consumer.position(self.tp)
-            else:
-                consumer.seek(self.tp, committed)
-                self.offset = committed
+                committed = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
+            self.consumer.seek(self.tp, committed)
+            self.offset = committed
         await self.work.restore()
 
     async def _turn(self) -> None:
-        self.waiting = True
-        if self.stopping:
-            return
-        fetched = await self.loop.consumer.getmany(
-            self.tp, timeout_ms=self.loop.poll_ms, max_records=self.loop.max_records
-        )
-        self.waiting = False
-        records: list[ConsumerRecord] = fetched.get(self.tp, [])
-        if records:
-            self.offset = records[0].offset
+        if len(self.fetched) < self.loop.max_records:
+            self.waiting = True
+            if self.stopping:
+                return
+            await self._fetch()
+            self.waiting = False
+        records = self.fetched[: self.loop.max_records]
+        del self.fetched[: self.loop.max_records]
         try:
             writes = self.work.process(records)
         except ReopenLane:
@@ -217,7 +223,26 @@ class _Lane:
             await self._publish(writes, records[-1].offset + 1 if records else None)
             await self.work.committed()
 
-    async def _one_by_one(self, records: Sequence[ConsumerRecord], error: Exception) -> None:
+    async def _fetch(self) -> None:
+        assert self.consumer is not None  # noqa: S101  _open ran
+        self.consumer.resume(self.tp)
+        fetched: dict[TopicPartition, list[StoredBatch]]
+        fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self.fetched else self.loop.poll_ms)
+        for batch in fetched.get(self.tp, []):
+            self.fetched += batch.records
+        if len(self.fetched) < self.loop.max_records:
+            # All that there is: what came beside this batch would be old when it is looked at, and hide what is newer.
+            self.consumer.pause(self.tp)
+        if self.fetched and self.fetched[0].offset < self.offset:
+            # The committed offset lies within a stored batch.
+            self.fetched = [record for record in self.fetched if record.offset >= self.offset]
+
+    def behind(self) -> int | None:
+        """How many offsets wait, as far as the last fetch told; None before the first."""
+        highwater = self.consumer.highwater(self.tp) if self.state == "running" and self.consumer is not None else None
+        return None if highwater is None else max(0, highwater - self.offset)
+
+    async def _one_by_one(self, records: Sequence[Record], error: Exception) -> None:
         """Find the record that cannot be processed, and put it aside after three attempts."""
         if not records:
             raise error
@@ -247,18 +272,26 @@ class _Lane:
         async with _within(PUBLISH_WITHIN, "take the batch"):
             if self.loop.exactly_once:
                 await producer.begin_transaction()
-                await send_all(producer, writes)
-                if offsets:
-                    await producer.send_offsets_to_transaction(offsets, self.loop.group)
+                # While the records are on their way, and after their partitions are known to the transaction.
+                sending = asyncio.ensure_future(_send_offsets(producer, offsets, self.loop.group))
+                try:
+                    await send_all(producer, writes)
+                    if (failure := await sending) is not None:
+                        raise failure
+                finally:
+                    sending.cancel()
                 await producer.commit_transaction()
             else:
                 await send_all(producer, writes)
-                if offsets:
-                    await self.loop.consumer.commit(offsets)
+                self.loop.commit_soon(offsets)
         if next_offset is not None:
             self.offset = next_offset
 
-    async def _discard_producer(self) -> None:
+    async def _discard_clients(self) -> None:
+        self.fetched = []
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            await close(consumer, within=1.0)
         producer, self.producer = self.producer, None
         if producer is None:
             return
@@ -278,25 +311,47 @@ async def _within(seconds: float, what: str) -> AsyncIterator[None]:
         raise TimeoutError(f"Kafka did not {what} within {seconds:g} s") from None
 
 
+async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition, int], group: str) -> Exception | None:
+    """Returns what failed, for nobody may be there to see it raised."""
+    try:
+        if offsets:
+            await producer.send_offsets_to_transaction(offsets, group)
+    except Exception as error:
+        return error
+    return None
+
+
 async def send_all(producer: AIOKafkaProducer, writes: Iterable[Write]) -> None:
     """Write all records and wait until the broker has every one. Raises what the first failed one raised."""
     futures: list[asyncio.Future[Any]] = []
-    for topic, partition, records in writes:
-        batch = producer.create_batch()
-        for timestamp, key, value, headers in records:
-            if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
-                batch.close()
-                futures.append(await producer.send_batch(batch, topic, partition=partition))
-                batch = producer.create_batch()
-                batch.append(timestamp=timestamp, key=key, value=value, headers=headers)
-        if batch.record_count():
-            batch.close()
+    # A partition takes one batch at a time: those with few records must not wait for the others.
+    for topic, partition, records in sorted(writes, key=lambda write: len(write.records)):
+        done = 0
+        while done < len(records):
+            batch = producer.create_batch()
+            done = _fill(batch, records, done)
             futures.append(await producer.send_batch(batch, topic, partition=partition))
     # commit_transaction() would return normally although a batch failed.
     if futures:
-        done, _ = await asyncio.wait(futures)
-        for future in done:
+        await asyncio.wait(futures)
+        for future in futures:
             future.result()
+
+
+def _fill(batch: BatchBuilder, records: Sequence[Out], start: int) -> int:
+    """Append records until there is no room; returns the first that had none.
+
+    The builder's own `append` is a second Python call for each record.
+    """
+    append = batch._builder.append
+    count = 0
+    for timestamp, key, value, headers in records[start:] if start else records:
+        if append(count, timestamp, key, value, headers) is None:
+            break
+        count += 1
+    batch._relative_offset = count
+    batch.close()
+    return start + count
 
 
 class TransactionalLoop:
@@ -323,14 +378,14 @@ class TransactionalLoop:
         self.joined = False
         self.answered = True
         self._ended = asyncio.Event()
+        self._uncommitted: dict[TopicPartition, int] = {}
+        self._committing: asyncio.Task[None] | None = None
         session_ms = int(kafka.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
             group_id=group,
             client_id=worker,
             enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            max_partition_fetch_bytes=2 * 1024 * 1024,
+            auto_offset_reset="latest",
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 10,
             # Longer than the lanes take to end when a rebalance revokes them.
@@ -340,6 +395,15 @@ class TransactionalLoop:
             # Partitions that were added are taken up within that time.
             metadata_max_age_ms=10_000,
             **kafka.client_options(),
+        )
+
+    def make_consumer(self, tp: TopicPartition) -> AIOKafkaConsumer:
+        return reader(
+            self.kafka,
+            client_id=f"{self.worker}-{tp.partition}",
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=2 * 1024 * 1024,
+            value_deserializer=in_batches,
         )
 
     def make_producer(self, tp: TopicPartition) -> AIOKafkaProducer:
@@ -355,9 +419,25 @@ class TransactionalLoop:
             max_request_size=MAX_REQUEST_BYTES,
             linger_ms=0,
             acks="all",
+            retry_backoff_ms=10,
             **options,
             **self.kafka.client_options(),
         )
+
+    def commit_soon(self, offsets: dict[TopicPartition, int]) -> None:
+        """Commit at least once, of all partitions together: aiokafka has one commit of a group on its way."""
+        self._uncommitted |= offsets
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        while self._uncommitted:
+            offsets, self._uncommitted = self._uncommitted, {}
+            try:
+                await self.consumer.commit(offsets)
+            except KafkaError as error:
+                # What is not committed is judged once more.
+                log.warning("offsets not committed", error=describe(error))
 
     async def start(self) -> None:
         """Join the group. Raises KafkaUnavailable."""
@@ -382,7 +462,9 @@ class TransactionalLoop:
             for task in (self.consumer._coordinator._coordination_task, self.consumer._fetcher.error_future):
                 if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
                     self.fail(failure)
-            await asyncio.sleep(1.0)
+            # Whoever polls no more is thrown out of the group.
+            with contextlib.suppress(KafkaError):
+                await self.consumer.getmany(timeout_ms=1000)
 
     async def run(self) -> None:
         """Return after stop(); raise the error that stopped a lane for good."""
@@ -426,6 +508,8 @@ class TransactionalLoop:
         closing = [lane for tp in partitions if (lane := self.lanes.pop(tp, None)) is not None]
         if closing:
             await asyncio.gather(*(lane.stop(within) for lane in closing))
+            if self._committing is not None:
+                await asyncio.wait([self._committing], timeout=within)
             # A closed client is a cycle that holds what it had fetched, and services seldom look for cycles.
             gc.collect()
 
@@ -441,6 +525,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         if self._loop._ended.is_set():
             return
+        self._loop.consumer.pause(*assigned)
         for tp in assigned:
             self._loop.lanes[tp] = _Lane(self._loop, tp)
         self._loop.joined = True

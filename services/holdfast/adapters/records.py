@@ -1,12 +1,15 @@
-"""Records whose header names are not UTF-8, which Kafka forbids and no broker refuses.
+"""How records are read from what a fetch brought, where aiokafka's own way does not serve.
 
-aiokafka raises for a whole batch then, again and again: one such record would stop its partition for ever. Here such a
-batch, and only such a one, is read a second time, with U+FFFD for each byte that is no text, as Java's clients do.
+Two things are changed for every consumer of this process. Header names that are not UTF-8, which Kafka forbids and no
+broker refuses, make aiokafka raise for a whole batch, again and again: one such record would stop its partition for
+ever. Here such a batch, and only such a one, is read a second time, with U+FFFD for each byte that is no text, as
+Java's clients do. And a consumer made with `value_deserializer=in_batches` hands out stored batches whole: a Python
+object for each record, made by Python code, would cost as much as judging it.
 """
 
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
@@ -16,9 +19,39 @@ _PREFIX = struct.Struct(">qi")
 """The base offset of a batch, and how many bytes follow."""
 
 
-def tolerate_header_names() -> None:
-    """Let every consumer of this process read such records."""
+class Record(Protocol):
+    """What every record has, however it was read."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """ms since the epoch"""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class StoredBatch(NamedTuple):
+    """The records that a producer wrote in one batch, and the last one's offset."""
+
+    offset: int
+    records: list[Record]
+
+
+def in_batches(value: bytes) -> bytes:
+    """Marks a consumer that hands out stored batches in place of records."""
+    return value
+
+
+def replace_readers() -> None:
+    """Let every consumer of this process read that way."""
     fetcher.MemoryRecords = _Records
+    fetcher.PartitionRecords = _PartitionRecords
 
 
 class _Records:
@@ -28,25 +61,38 @@ class _Records:
         self._data, self._position = data, 0
         self._records = MemoryRecords(data)
         self.has_next, self.size_in_bytes = self._records.has_next, self._records.size_in_bytes
+        self.whole = False
 
     def next_batch(self) -> "_Batch":
         start = self._position
         self._position += _PREFIX.size + _PREFIX.unpack_from(self._data, start)[1]
-        return _Batch(self._records.next_batch(), memoryview(self._data)[start : self._position])
+        return _Batch(self._records.next_batch(), memoryview(self._data)[start : self._position], self.whole)
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    def __init__(self, tp: Any, records: _Records, *others: Any) -> None:
+        super().__init__(tp, records, *others)
+        records.whole = self._value_deserializer is in_batches
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        return record if type(record) is StoredBatch else super()._consumer_record(tp, record)
 
 
 class _Batch:
-    def __init__(self, batch: Any, raw: memoryview) -> None:
-        self._batch, self._raw = batch, raw
+    def __init__(self, batch: Any, raw: memoryview, whole: bool) -> None:
+        self._batch, self._raw, self._whole = batch, raw, whole
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            return iter(list(self._batch))
+            records = list(self._batch)
         except UnicodeDecodeError:
-            return iter(list(_TolerantBatch(self._raw)))
+            records = list(_TolerantBatch(self._raw))
+        if self._whole and records:
+            return iter((StoredBatch(records[-1].offset, records),))
+        return iter(records)
 
     def __next__(self) -> Any:
         return next(self._batch)
