@@ -105,6 +105,20 @@ async def test_a_killed_guard_loses_and_repeats_nothing(kafka, redis_server, tmp
         await every_prediction_has_its_verdict(stack, load)
 
 
+async def test_a_killed_guard_is_back_at_once(kafka, redis_server, tmp_path):
+    """Its group does not wait for the killed one: neither until its session ends, nor the 30 s for it to join again."""
+    settings = {"kafka": {"bootstrap_servers": kafka.bootstrap, "session_timeout": "20m"}}
+    async with Stack(kafka, redis_server.url, {"pricing": STEADY}, folder=tmp_path, settings=settings) as stack:
+        (guard,) = await stack.start("guard")
+        await stack.send([stack.prediction("pricing", "v1", "E-1", 100.0)])
+        await stack.until(lambda: stack.seen["approved"], "the first verdict")
+        guard.kill()
+        await asyncio.to_thread(guard.start)
+        await stack.until(guard.ready, "the guard is ready", within=25)
+        await stack.send([stack.prediction("pricing", "v1", "E-1", 500.0)])
+        await stack.until(lambda: len(stack.verdicts()) == 2, "the second verdict")
+
+
 async def test_workers_come_and_go(kafka, redis_server, tmp_path):
     """A second worker joins under load, and the first one leaves: it finishes its batch, and ends with 0."""
     async with guards(kafka, redis_server, tmp_path, partitions=4) as stack:

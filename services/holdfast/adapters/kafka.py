@@ -39,7 +39,9 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer import sender
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
@@ -445,6 +447,7 @@ class TransactionalLoop:
             await self.consumer.start()
         except KafkaError as error:
             raise KafkaUnavailable(await explain(self.kafka, error)) from None
+        await end_membership(self.consumer, self.worker)
         self.consumer.subscribe([self.topic], listener=_Listener(self))
         self._watch = asyncio.create_task(self._watch_kafka())
 
@@ -536,6 +539,23 @@ def partition_for(key: str, partitions: int) -> int:
     """The partition that every Kafka client's default partitioner (murmur2) gives `key`."""
     everyone = list(range(partitions))
     return int(DefaultPartitioner()(key.encode(), everyone, everyone))
+
+
+async def end_membership(consumer: AIOKafkaConsumer, worker: str) -> None:
+    """Take out of the consumer's group whoever has this worker's name: it was killed, and this one is in its place.
+
+    Else the group would wait until its session is over before anybody gets its partitions. A living one of the same
+    name, which nobody should have started, joins again. Where the group cannot be asked, it waits.
+    """
+    coordinator = consumer._coordinator
+    with contextlib.suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(ANSWER_WITHIN):
+            await coordinator.ensure_coordinator_known()
+            answer = await coordinator._send_req(DescribeGroupsRequest([coordinator.group_id]))
+            ((_, _, _, _, _, members, *_),) = answer.groups
+            for member_id, client_id, *_ in members:
+                if client_id == worker:
+                    await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, member_id))
 
 
 async def committed_offset(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int | None:
