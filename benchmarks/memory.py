@@ -1,0 +1,227 @@
+"""What a guard remembers: bytes for each entity, and how soon a worker that was killed is ready again.
+
+Bytes: a process of its own decodes, judges and learns batches of fresh events, each of another entity, as a guard
+does; what it has grown by, as the operating system and as tracemalloc say, is divided by the entities. The same once
+more for what is read back at the start. Ready: a guard judges as many predictions on a real Kafka, is killed with
+SIGKILL and started at once; the time ends when its /ready says 200.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+import urllib.request
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from aiokafka import AIOKafkaProducer
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+import report  # noqa: E402
+from contenders import PARTITIONS, Case, Contender, admin, committed, create, guard_command, running  # noqa: E402
+from report import Part, Row, markdown, median  # noqa: E402
+
+import backends  # noqa: E402  the broker that the tests use
+from holdfast.adapters.embedded import free_port  # noqa: E402
+from holdfast.core.checks import Memory  # noqa: E402
+from holdfast.core.judge import decode_by_model, judge, learn, remember  # noqa: E402
+from holdfast.core.policy import PolicySet, parse_policy  # noqa: E402
+
+ENTITIES = 1_000_000
+GOAL_BYTES, GOAL_SECONDS = 250, 15
+BATCH = 5000
+POLICY = {"model": "pricing", "checks": [{"name": "jump", "kind": "max_change", "down": 0.5, "up": 3.0}]}
+TOML = 'model = "pricing"\n[[checks]]\nname = "jump"\nkind = "max_change"\ndown = 0.5\nup = 3.0\n'
+
+
+def event(number: int, at: str) -> tuple[bytes, bytes]:
+    """(key, value) of 250 bytes; entity ids of twelve characters, in no order."""
+    entity = f"SKU-{number * 7919 % 99_999_989:08d}"
+    value = (
+        f'{{"prediction_id":"p-{number:09d}","model":"pricing","model_version":"v42","entity_id":"{entity}",'
+        f'"value":{100 + number % 900}.25,"currency":"USD","predicted_at":"{at}","segment":"cameras",'
+        f'"features":{{"cost":80.5,"list_price":150.0}}'
+    )
+    note = ',"note":"'
+    return entity.encode(), f'{value}{note}{"x" * (248 - len(value) - len(note))}"}}'.encode()
+
+
+def fill(how: str, entities: int, *, traced: bool) -> dict[str, float]:
+    """Fill a memory, and say by how many bytes this process has grown, and how long it took."""
+    policies = PolicySet.of([parse_policy(POLICY, "a benchmark")])
+    policy, memory, process = policies.policies["pricing"], Memory(), psutil.Process()
+    at = datetime.now(UTC)
+
+    def take(first: int, count: int, memory: Memory) -> None:
+        raws = [event(number, at.isoformat())[1] for number in range(first, first + count)]
+        ((_, batch),), _ = decode_by_model(policies, raws)
+        if how == "learnt":
+            learn(memory, policy, batch.columns, judge(batch, policy, memory, None, at, model="pricing"))
+        else:
+            remember(memory, batch.columns, policy)
+
+    take(0, BATCH, Memory())
+    gc.collect()
+    if traced:
+        tracemalloc.start()
+    before, started = process.memory_info().rss, time.monotonic()
+    for first in range(0, entities, BATCH):
+        take(first, min(BATCH, entities - first), memory)
+    seconds = time.monotonic() - started
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] if traced else process.memory_info().rss - before
+    assert len(memory) == entities
+    return {"bytes": grown / entities, "seconds": seconds}
+
+
+def filled(how: str, entities: int) -> dict[str, float]:
+    """The same in processes of their own: with tracemalloc, which makes it slow, and without."""
+    command = [sys.executable, __file__, "--fill", how, "--entities", str(entities)]
+    plain, traced = (
+        json.loads(subprocess.run([*command, *more], check=True, stdout=subprocess.PIPE).stdout)
+        for more in ([], ["--traced"])
+    )
+    return {"rss_bytes": plain["bytes"], "traced_bytes": traced["bytes"], "seconds": plain["seconds"]}
+
+
+async def produce(bootstrap: str, topic: str, entities: int) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=900_000, linger_ms=0)
+    await producer.start()
+    at, pending = datetime.now(UTC).isoformat(), []
+    for partition in range(PARTITIONS):
+        batch = producer.create_batch()
+        for number in range(partition, entities, PARTITIONS):
+            key, value = event(number, at)
+            if batch.append(key=key, value=value, timestamp=None) is None:
+                pending.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = producer.create_batch()
+                batch.append(key=key, value=value, timestamp=None)
+        pending.append(await producer.send_batch(batch, topic, partition=partition))
+    await asyncio.gather(*pending)
+    await producer.stop()
+
+
+def ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+async def ready_again(bootstrap: str, directory: Path, entities: int) -> dict[str, float]:
+    """Seconds from the kill -9 of a guard, which remembers so many entities, to being ready again."""
+    policies = directory / "policies"
+    policies.mkdir(exist_ok=True)
+    (policies / "pricing.toml").write_text(TOML)
+    prefix, port = f"memory{int(time.time())}", free_port()
+    case = Case(bootstrap, f"{prefix}.source", prefix, directory)
+
+    def command(case: Case) -> list[str]:
+        words = guard_command("exactly_once")(case)
+        config = Path(words[-1])
+        text = config.read_text().replace("health_port = 0", f"health_port = {port}")
+        config.write_text(f'worker = "guard-1"\nlog_format = "json"\n{text}')
+        return words
+
+    await create(bootstrap, case.source)
+    await produce(bootstrap, case.source, entities)
+    guard = Contender("holdfast guard", command, judges=True)
+    async with admin(bootstrap) as client, running(guard, case) as process:
+        while await committed(client, case) < entities:
+            process.must_run()
+            await asyncio.sleep(0.2)
+        rss = process.rss_mb()
+    # The block ends with a kill -9.
+    started = time.monotonic()
+    with case.log.open("wb") as out:
+        again = subprocess.Popen(  # noqa: ASYNC220  it does not block
+            [sys.executable, "-m", "holdfast.cli", "guard", "--config", str(directory / f"{prefix}.toml")],
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        while not await asyncio.to_thread(ready, port):
+            if again.poll() is not None or time.monotonic() - started > 120:
+                raise SystemExit(f"The guard did not become ready; its log:\n{case.log.read_text()[-2000:]}")
+            await asyncio.sleep(0.02)
+        seconds = time.monotonic() - started
+    finally:
+        again.kill()
+        again.wait()
+    told = [json.loads(line) for line in case.log.read_text().splitlines() if line.startswith("{")]
+    rebuilt = [line for line in told if line["event"] == "memory rebuilt"]
+    assert sum(line["entities"] for line in rebuilt) == entities
+    reading = max(line["seconds"] for line in rebuilt)
+    return {"seconds": seconds, "reading_s": reading, "rss_mb": rss}
+
+
+async def _run(bootstrap: str, rounds: int, directory: Path, entities: int = ENTITIES) -> list[Row]:
+    rows: list[Row] = []
+    stamp = f"memory{int(time.time())}"
+    for number in range(rounds):
+        learnt, read_back = (filled(how, entities) for how in ("learnt", "read back"))
+        ready = await ready_again(bootstrap, directory, entities)
+        row = {"learnt": learnt, "read back": read_back, "ready": ready}
+        rows.append({"round": f"{stamp}.{number}", "entities": entities, **row})
+        print(f"round {number + 1}: {row}", file=sys.stderr)
+    return rows
+
+
+def _table(rows: Sequence[Row]) -> str:
+    def figure(of: str, name: str) -> float:
+        return median([row[of] for row in rows], name)
+
+    lines = [
+        [
+            f"bytes an entity, {text}",
+            f"{figure(how, 'rss_bytes'):.0f} ({figure(how, 'traced_bytes'):.0f} by tracemalloc)",
+            f"at most {GOAL_BYTES}",
+        ]
+        for how, text in (("learnt", "learnt from predictions"), ("read back", "read back at the start"))
+    ]
+    ready = f"{figure('ready', 'seconds'):.1f} s ({figure('ready', 'reading_s'):.1f} s of it reading back)"
+    lines.append(["ready again after kill -9", ready, f"at most {GOAL_SECONDS} s"])
+    lines.append(["resident before the kill", f"{figure('ready', 'rss_mb'):.0f} MB", ""])
+    return markdown((f"of {rows[0]['entities']:,} entities", "measured", "goal"), lines)
+
+
+MEMORY = Part(
+    "Memory",
+    f"""\
+What a guard holds for each entity whose last approved value it remembers, in a process that decodes, judges and learns
+as a guard does; and how soon a worker with {PARTITIONS} partitions that was killed and started at once says that it is
+ready, its memory read back from the approved topic.""",
+    lambda rounds: 1.5 * rounds,
+    _run,
+    _table,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--entities", type=int, default=ENTITIES)
+    parser.add_argument("--fill", choices=["learnt", "read back"], help=argparse.SUPPRESS)
+    parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.fill:
+        print(json.dumps(fill(args.fill, args.entities, traced=args.traced)))
+        return
+    with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
+        rows = asyncio.run(_run(broker.bootstrap, args.rounds, Path(directory), args.entities))
+    report.store("memory", rows, backends.choose_kafka().name, add=False)
+    print(_table(rows))
+
+
+if __name__ == "__main__":
+    main()
