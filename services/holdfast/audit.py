@@ -29,7 +29,7 @@ from holdfast.adapters.service import run_service
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
 from holdfast.core.policy import PolicySet
 from holdfast.settings import Settings
-from holdfast_schemas import Route, Tally, parse_control, utc_now
+from holdfast_schemas import TOPICS, Route, Tally, parse_control, utc_now
 
 log = structlog.get_logger("holdfast.audit")
 
@@ -40,6 +40,10 @@ MARGIN = timedelta(minutes=10)
 EXAMPLES = 20
 """Violations of a kind that are logged in a minute, and kept for printing."""
 AT_ONCE = 2000
+RETENTION = timedelta(milliseconds=min(TOPICS[role].retention_ms for role in (*VERDICTS, "predictions", "control")))
+"""What is younger is in every topic."""
+UNCLAIMED = 1000
+"""Tallies kept of partitions that are not followed yet."""
 
 
 @dataclass(slots=True)
@@ -99,6 +103,7 @@ class Auditor:
         self._route_ends: dict[TopicPartition, int] = {}
         self._began: dict[TopicPartition, int] = {}
         self._position: dict[TopicPartition, int] = {}
+        self._unclaimed: deque[tuple[Tally, int]] = deque(maxlen=UNCLAIMED)
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
         self._reader: AIOKafkaConsumer | None = None
         self._surveyor: AIOKafkaConsumer | None = None
@@ -118,6 +123,7 @@ class Auditor:
             fence_within_ms=int(settings.audit.fence_within.total_seconds() * 1000),
             restore_records=settings.guard.restore_records,
             max_entities=settings.guard.max_entities,
+            ahead=4 * settings.guard.max_batch_records,
         )
         for kind in Kind:
             metrics.AUDIT_VIOLATIONS.labels(kind.value)
@@ -241,7 +247,7 @@ class Auditor:
         fresh += [self._tp(stream, number) for number in numbers for stream in Stream]
         if not fresh:
             return
-        starts = await self._starts(fresh)
+        starts, ends = await self._starts(fresh)
         reader = self._consumer
         reader.assign([*self._position, *fresh])
         for tp, position in [*self._position.items(), *starts.items()]:
@@ -251,23 +257,39 @@ class Auditor:
         for tp in shared:
             (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
         for number in numbers:
+            whole = all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)])
             self._ledgers[number] = Ledger(
                 number,
                 starts[self._tp(Stream.PREDICTIONS, number)],
-                whole=all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)]),
+                older=None if whole else ends[self._tp(Stream.APPROVED, number)],
                 rules=self._rules,
                 routes=self._routes,
                 policy=self._policy,
             )
+        for _ in range(len(self._unclaimed)):
+            self._take_tally(*self._unclaimed.popleft())
 
-    async def _starts(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _starts(
+        self, partitions: Sequence[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """Where to begin, and the ends as they are now."""
         surveyor = self._surveyor
         assert surveyor is not None  # noqa: S101  start() made it
         topics = self._settings.topics
-        starts: dict[TopicPartition, int] = await surveyor.beginning_offsets(partitions)
-        if self._since is None:
-            return starts
+        firsts: dict[TopicPartition, int] = await surveyor.beginning_offsets(partitions)
+        # What is not judged yet is compared too, however old it is: verdicts then begin where the guard stands.
+        judged = {
+            tp: await committed_offset(surveyor, tp) or firsts[tp]
+            for tp in partitions
+            if tp.topic == topics.predictions
+        }
         ends: dict[TopicPartition, int] = await surveyor.end_offsets(partitions)
+        if self._since is None and any(first > 0 for tp, first in firsts.items() if tp.topic != topics.routes):
+            # Of what is older, one topic may still have what another has removed.
+            self._since = utc_now() - RETENTION + MARGIN
+        if self._since is None:
+            return firsts, ends
+        starts = {**firsts}
         times = {
             tp: int((self._since - (timedelta() if tp.topic == topics.predictions else MARGIN)).timestamp() * 1000)
             for tp in partitions
@@ -277,10 +299,14 @@ class Auditor:
         remembers = bool(self._policies.current.remembered_fields())
         for tp, found in (await surveyor.offsets_for_times(times)).items():
             offset = ends[tp] if found is None else found.offset
+            if tp.topic == topics.predictions:
+                offset = min(offset, judged[tp])
+            else:
+                offset = min(offset, ends[tp] - self._rules.ahead)
             if tp.topic == topics.approved and remembers:
                 offset -= self._settings.guard.restore_records
-            starts[tp] = max(starts[tp], offset)
-        return starts
+            starts[tp] = max(firsts[tp], offset)
+        return starts, ends
 
     async def _survey(self) -> dict[int, Frontier]:
         """The committed offsets first, then the ends: what is below those offsets has its verdict below the ends."""
@@ -326,8 +352,8 @@ class Auditor:
                 # What is no control record the switch has put aside; commands are not compared.
                 with contextlib.suppress(ValidationError):
                     event = parse_control(record.value or b"")
-                    if isinstance(event, Tally) and event.partition in self._ledgers:
-                        self._ledgers[event.partition].add_tally(event, record.timestamp)
+                    if isinstance(event, Tally):
+                        self._take_tally(event, record.timestamp)
         elif tp.topic == topics.routes:
             for record in records:
                 if record.value is not None:
@@ -335,6 +361,14 @@ class Auditor:
         else:
             stream = next(stream for stream, name in self._streams.items() if name == tp.topic)
             self._ledgers[tp.partition].add(stream, records, time.monotonic())
+
+    def _take_tally(self, tally: Tally, written_ms: int) -> None:
+        ledger = self._ledgers.get(tally.partition)
+        if ledger is not None:
+            ledger.add_tally(tally, written_ms)
+        else:
+            # The topic may have grown meanwhile: the next cycle follows that partition.
+            self._unclaimed.append((tally, written_ms))
 
     def _policy(self, policy_id: str) -> PolicySet | None:
         """The policy of that id, as it is or was since this process started; None if it never was."""

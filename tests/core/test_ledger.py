@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.written import Rec, write_verdicts
 from holdfast.core.checks import Memory
-from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
 from holdfast.core.policy import Policy, PolicySet, parse_policy
 from holdfast_schemas import Header, Route, RouteState, Tally
@@ -19,15 +19,6 @@ from holdfast_schemas import Header, Route, RouteState, Tally
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
 SECOND = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Rec:
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 def policy(**checks: Any) -> Policy:
@@ -72,7 +63,7 @@ class History:
         self.ledger = Ledger(
             0,
             start,
-            whole=start == 0,
+            older=None if start == 0 else self.out[Stream.APPROVED][-1].offset + 2,
             rules=self.rules,
             routes=routes,
             policy=lambda wanted: policies if wanted == POLICY.id else None,
@@ -117,35 +108,13 @@ def history(predictions: Sequence[Rec], *, batch: int = 4, at: Callable[[int], d
     made = History(list(predictions))
     memory, policies = Memory(), PolicySet.of([POLICY])
     for number, first in enumerate(range(0, len(predictions), batch)):
-        records = predictions[first : first + batch]
         now = at(number) if at else NOW + timedelta(seconds=number)
-        raws = [record.value for record in records]
-        groups, malformed = decode_by_model(policies, raws)
-        source = Source("predictions", 0, [r.offset for r in records], [r.timestamp for r in records], raws, "w")
-        named = {i: (Header.SOURCE.value, f"predictions/0/{r.offset}".encode()) for i, r in enumerate(records)}
-        for i, reason in malformed.items():
-            made.write(Stream.MALFORMED, records[i], [(Header.ERROR.value, reason.encode()), named[i]])
-        for model, group in groups:
-            known = policies.policies.get(model)
-            judged = judge(group, known, memory, None, now, model=model)
-            versions = group.columns.values("model_version")
-            for row, i in enumerate(group.positions):
-                ours = [
-                    (Header.VERDICT.value, b"approved" if judged.approved[row] else b"blocked"),
-                    (Header.POLICY.value, known.id.encode() if known else b"none"),
-                    (Header.MODEL.value, model.encode()),
-                    (Header.MODEL_VERSION.value, versions[row].encode()),
-                ]
-                if row in judged.findings:
-                    shown = [f.model_dump(mode="json") for f in judged.findings[row]]
-                    ours.append((Header.FINDINGS.value, json.dumps(shown).encode()))
-                if judged.approved[row]:
-                    made.write(Stream.APPROVED, records[i], ours)
-                else:
-                    made.write(Stream.BLOCKED, records[i], [*ours, named[i]])
-            if known:
-                learn(memory, known, group.columns, judged)
-                made.tallies += [(t, int(now.timestamp() * 1000)) for t in tally(group, judged, known, source, now)]
+        written = write_verdicts(predictions[first : first + batch], policies, memory, now)
+        written.learn()
+        for stream, records in written.out.items():
+            for record in records:
+                made.write(stream, record, record.headers)
+        made.tallies += [(tally, int(now.timestamp() * 1000)) for tally in written.tallies]
     made.committed = predictions[-1].offset + 1
     return made
 
@@ -458,6 +427,13 @@ def test_a_start_in_the_middle_leaves_out_what_came_before(right: History) -> No
     assert right.ledger.checked == 12
     approve(right, 17)
     assert Kind.WRONGLY_APPROVED in right.violations(start=8), right.details
+
+
+@pytest.mark.parametrize("start", range(1, 21))
+def test_a_start_anywhere_finds_nothing_in_a_right_history(right: History, start: int) -> None:
+    """In the middle of a batch, ahead of where the guard stands, or at the end, where nothing is left to match."""
+    assert right.violations(start=start) == [], right.details
+    assert right.ledger.checked == 20 - start
 
 
 def test_predictions_with_the_same_bytes_are_told_apart_by_number() -> None:

@@ -19,6 +19,7 @@ Memory is bounded by `LIMIT` records a stream, and by what the checks themselves
 
 import hashlib
 import json
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,9 @@ class Rules:
     """How long after a fence was written a guard may still judge without it."""
     restore_records: int = 2_000_000
     max_entities: int = 2_000_000
+    ahead: int = 20_000
+    """Offsets at a verdict topic's end that may be of predictions beyond the guard's committed offset: brokers show
+    the two one after the other. More than two batches."""
 
 
 class RouteHistory:
@@ -192,8 +196,9 @@ def identity(record: Record) -> bytes:
 class Ledger:
     """One partition. Times are milliseconds where a name says so, else seconds of the caller's clock.
 
-    `start` is the first prediction's offset. `whole` says that every topic is read from its first record ever:
-    otherwise approved records before the first that matches belong to predictions before `start`.
+    `start` is the first prediction's offset, at most what the guard had committed when it was chosen. `older` is None
+    where every topic is read from its first record ever. Else it is where the approved topic ended then: records
+    before it and before the first that matches are of predictions before `start`.
     """
 
     def __init__(
@@ -201,7 +206,7 @@ class Ledger:
         partition: int,
         start: int,
         *,
-        whole: bool,
+        older: int | None,
         rules: Rules,
         routes: RouteHistory,
         policy: Callable[[str], PolicySet | None],
@@ -213,7 +218,8 @@ class Ledger:
         self.starved = False
         self._start, self._next, self._settled = start, start, start
         # From here on a missing verdict means something; None until it is known.
-        self._exact_from: int | None = start if whole else None
+        self._exact_from: int | None = start if older is None else None
+        self._older = older
         self._rules, self._routes, self._policy = rules, routes, policy
         self._frontiers: deque[Frontier] = deque()
         self._last = Frontier(0, dict.fromkeys(VERDICTS, 0))
@@ -224,6 +230,8 @@ class Ledger:
         self._early: dict[Stream, deque[tuple[Record, float]]] = {stream: deque() for stream in VERDICTS}
         self._early_bytes, self._window_bytes = 0, 0
         self._last_approved = -1
+        # The approved offset of the first match.
+        self._first_match = sys.maxsize
         self._last_of_key: dict[Stream, OrderedDict[int, int]] = {stream: OrderedDict() for stream in VERDICTS}
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
@@ -300,6 +308,8 @@ class Ledger:
         if explicit_read:
             # Only now: what a blocked record claims must not be taken for approved.
             self._early[Stream.APPROVED] = self._keep(Stream.APPROVED, self._match_approved)
+            if self._older is not None and self._last_approved >= 0:
+                self._pass_over_older()
             read = positions[Stream.APPROVED] >= self.target(Stream.APPROVED)
             self._settle(approved_read=read, tallies_read=tallies_read)
         return self._take_found()
@@ -316,7 +326,7 @@ class Ledger:
             self._frontiers.popleft()
             for offset in [offset for offset in self._missing if offset < committed]:
                 self._lose(self._missing.pop(offset))
-            self._exact_from = committed if self._exact_from is None else self._exact_from
+            self._exact_from = max(committed, self._start) if self._exact_from is None else self._exact_from
             self._settled = max(self._settled, committed)
             for (model, version), queue in self._tallies.items():
                 while queue and queue[0].tally.last_offset < committed:
@@ -391,16 +401,35 @@ class Ledger:
             prediction = waiting.popleft()
             if self._exact_from is None:
                 self._exact_from = prediction.offset
+            if self._last_approved < 0:
+                self._first_match = record.offset
             self._last_approved = max(self._last_approved, prediction.offset)
             self._recent[digest] = None
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
             self._assign(prediction, stream, record, headers)
             return True
-        if self._exact_from is None and self._next > self._start:
+        begun = self._next > self._start or self.target(Stream.PREDICTIONS) <= self._start
+        if self._is_older(record) and begun and record.offset < (self._older or 0) - self._rules.ahead:
             self._remember_unmatched(headers, record)
             return True
         return False
+
+    def _is_older(self, record: Record) -> bool:
+        """Whether an approved record that matches nothing may be of a prediction before the start."""
+        return self._older is not None and record.offset < min(self._older, self._first_match)
+
+    def _pass_over_older(self) -> None:
+        """What came before the first match is of predictions before the start; it is older than all that match."""
+        left: deque[tuple[Record, float]] = deque()
+        for record, read_at in self._early[Stream.APPROVED]:
+            if record.offset < self._first_match:
+                self._early_bytes -= _size(record)
+                self._remember_unmatched(dict(record.headers), record)
+            else:
+                left.append((record, read_at))
+        self._early[Stream.APPROVED] = left
+        self._older = None
 
     def _assign(self, prediction: _Prediction, stream: Stream, record: Record, headers: Mapping[str, bytes]) -> None:
         if not self._waiting[prediction.identity]:
@@ -424,6 +453,9 @@ class Ledger:
                 left.append((record, read_at))
                 continue
             self._early_bytes -= _size(record)
+            if stream is Stream.APPROVED and self._is_older(record):
+                self._remember_unmatched(dict(record.headers), record)
+                continue
             repeated = identity(record) in self._recent
             if repeated and not self._rules.exactly_once:
                 continue

@@ -1,0 +1,79 @@
+"""What a correct guard writes of a batch, made by the same core: for tests of the checker."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from holdfast.core.checks import Memory
+from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.ledger import VERDICTS, Stream
+from holdfast.core.policy import PolicySet
+from holdfast_schemas import Header, Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class Rec:
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Records in the order of their topics, with the offset of their prediction; `learn` once they stand."""
+
+    out: dict[Stream, list[Rec]]
+    tallies: list[Tally]
+    learn: Callable[[], None]
+
+
+def write_verdicts(
+    records: Sequence[Rec], policies: PolicySet, memory: Memory, now: datetime, *, partition: int = 0
+) -> Written:
+    """Judge one batch of a partition of the topic `predictions`."""
+    out: dict[Stream, list[Rec]] = {stream: [] for stream in VERDICTS}
+    tallies: list[Tally] = []
+    learned = []
+    raws = [record.value for record in records]
+    groups, malformed = decode_by_model(policies, raws)
+    offsets, timestamps = [record.offset for record in records], [record.timestamp for record in records]
+    source = Source("predictions", partition, offsets, timestamps, raws, f"w{partition}")
+    named = [(Header.SOURCE.value, f"predictions/{partition}/{offset}".encode()) for offset in offsets]
+
+    def write(stream: Stream, i: int, headers: Sequence[tuple[str, bytes]]) -> None:
+        out[stream].append(dataclasses.replace(records[i], headers=tuple(headers)))
+
+    for i, reason in malformed.items():
+        write(Stream.MALFORMED, i, [(Header.ERROR.value, reason.encode()), named[i]])
+    for model, group in groups:
+        known = policies.policies.get(model)
+        judged = judge(group, known, memory, None, now, model=model)
+        versions = group.columns.values("model_version")
+        for row, i in enumerate(group.positions):
+            ours = [
+                (Header.VERDICT.value, b"approved" if judged.approved[row] else b"blocked"),
+                (Header.POLICY.value, known.id.encode() if known else b"none"),
+                (Header.MODEL.value, model.encode()),
+                (Header.MODEL_VERSION.value, versions[row].encode()),
+            ]
+            if row in judged.findings:
+                shown = [found.model_dump(mode="json") for found in judged.findings[row]]
+                ours.append((Header.FINDINGS.value, json.dumps(shown).encode()))
+            if judged.approved[row]:
+                write(Stream.APPROVED, i, ours)
+            else:
+                write(Stream.BLOCKED, i, [*ours, named[i]])
+        if known is not None:
+            learned.append((known, group.columns, judged))
+            tallies += tally(group, judged, known, source, now)
+    for records_of in out.values():
+        records_of.sort(key=lambda record: record.offset)
+
+    def learn_all() -> None:
+        for policy, columns, judgement in learned:
+            learn(memory, policy, columns, judgement)
+
+    return Written(out, tallies, learn_all)
