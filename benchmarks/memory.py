@@ -219,7 +219,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
         rows = asyncio.run(_run(broker.bootstrap, args.rounds, Path(directory), args.entities))
-    report.store("memory", rows, backends.choose_kafka().name, add=False)
+    report.store("memory", rows, args.rounds, backends.choose_kafka().name, add=False)
     print(_table(rows))
 
 

@@ -326,7 +326,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
         rows = asyncio.run(_run(broker.bootstrap, args.rounds, Path(directory)))
-    report.store("reaction", rows, backends.choose_kafka().name, add=False)
+    report.store("reaction", rows, args.rounds, backends.choose_kafka().name, add=False)
     print(_table(rows))
 
 
