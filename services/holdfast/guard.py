@@ -96,7 +96,8 @@ class GuardWork:
         policies = self._guard.policies.current
         self._remembered = policies.remembered_fields()
         started = time.monotonic()
-        self._memory = await restore_memory(self._settings, policies, self._partition)
+        async with self._guard.restoring:
+            self._memory = await restore_memory(self._settings, policies, self._partition)
         log.info(
             "memory rebuilt",
             partition=self._partition,
@@ -304,6 +305,8 @@ class Guard:
         self.follower = RouteFollower(settings)
         self._partitions, self.control_partitions = 0, 0
         self.loop: TransactionalLoop | None = None
+        # One partition after the other: it is work for the processor, and each brings its own megabytes.
+        self.restoring = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def check_partition(self, number: int) -> None:

@@ -42,7 +42,6 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
-from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.records import Record, StoredBatch, in_batches, replace_readers
@@ -585,33 +584,40 @@ async def committed_offset(consumer: AIOKafkaConsumer, tp: TopicPartition) -> in
 async def read_to_end(
     kafka: KafkaSettings,
     partitions: Sequence[TopicPartition],
-    on_records: Callable[[Sequence[ConsumerRecord]], Awaitable[None] | None],
+    on_records: Callable[[Sequence[Any]], Awaitable[None] | None],
     *,
     tail: int | None = None,
     since: datetime | None = None,
     complete: bool = False,
+    plain: bool = False,
 ) -> dict[TopicPartition, int]:
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
     `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `tail` bounds
     how many offsets are read of each partition, from its end; `since` leaves out what is older. Committed records
     are seen only up to the first transaction that is still open, be it of somebody else; with `complete` the end
-    is that of the whole partition, and transactions before it are waited for.
+    is that of the whole partition, and transactions before it are waited for. The records are aiokafka's
+    ConsumerRecord, or with `plain` some Record that costs less.
     """
-    consumer = reader(kafka)
+    # A fetch of plain records is judged while it is in the processor's cache.
+    options = {"value_deserializer": in_batches, "max_partition_fetch_bytes": 1024 * 1024} if plain else {}
+    consumer = reader(kafka, **options)
     await consumer.start()
     try:
         consumer.assign(list(partitions))
         starts, ends = await _bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
         for tp in partitions:
-            start = starts[tp] if tail is None else max(starts[tp], ends[tp] - tail)
-            consumer.seek(tp, start)
-            if start < ends[tp]:
+            if tail is not None:
+                starts[tp] = max(starts[tp], ends[tp] - tail)
+            consumer.seek(tp, starts[tp])
+            if starts[tp] < ends[tp]:
                 left.add(tp)
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200)
-            for records in batches.values():
+            for tp, records in batches.items():
+                if plain:
+                    records = [record for batch in records for record in batch.records if record.offset >= starts[tp]]
                 if (working := on_records(records)) is not None:
                     await working
             # A transaction's markers take offsets too, and may be the last thing in the partition.

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from aiokafka import TopicPartition
-from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka import read_to_end
+from holdfast.adapters.records import Record
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.policy import PolicySet
@@ -23,7 +23,7 @@ async def restore_memory(settings: Settings, policies: PolicySet, partition: int
     """
     memory = Memory()
 
-    def take(records: Sequence[ConsumerRecord]) -> None:
+    def take(records: Sequence[Record]) -> None:
         values = [record.value for record in records if RELEASED not in record.headers]
         for model, batch in decode_by_model(policies, values)[0]:
             if (policy := policies.policies.get(model)) is not None:
@@ -32,5 +32,5 @@ async def restore_memory(settings: Settings, policies: PolicySet, partition: int
     if policies.remembered_fields():
         tp = TopicPartition(settings.topics.approved, partition)
         # Behind a release that was cut off and is still open there may be verdicts of the guard before.
-        await read_to_end(settings.kafka, [tp], take, tail=settings.guard.restore_records, complete=True)
+        await read_to_end(settings.kafka, [tp], take, tail=settings.guard.restore_records, complete=True, plain=True)
     return memory
