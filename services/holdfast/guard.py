@@ -6,12 +6,13 @@ each model version → commit. What was approved enters the memory only after th
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from holdfast.adapters import metrics
 from holdfast.adapters.follow import Follower
@@ -187,6 +188,8 @@ class GuardWork:
     ) -> None:
         versions = batch.columns.values("model_version")
         ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
+        theirs = {version: self._headers(Verdict.BLOCKED, policy, model, version) for version in ours}
+        findings_name, source_name = Header.FINDINGS.value, Header.SOURCE.value
         mine = records if len(versions) == len(records) else [records[position] for position in batch.positions]
         outs: list[Out] = [
             (record.timestamp, record.key, record.value, _with(record, headers) if record.headers else headers)
@@ -201,17 +204,13 @@ class GuardWork:
         for row, findings in judgement.findings.items():
             position = batch.positions[row]
             record = records[position]
-            found = (Header.FINDINGS.value, to_json(findings, exclude_none=True))
+            found = (findings_name, msgspec.json.encode(findings))
             if passes[row]:
                 headers = [*ours[versions[row]], found]
                 approved[position] = (record.timestamp, record.key, record.value, _with(record, headers))
             else:
                 approved[position] = None
-                headers = [
-                    *self._headers(Verdict.BLOCKED, policy, model, versions[row]),
-                    found,
-                    (Header.SOURCE.value, self._source(record)),
-                ]
+                headers = [*theirs[versions[row]], found, (source_name, self._source(record))]
                 blocked[position] = (record.timestamp, record.key, record.value, _with(record, headers))
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
         if len(judgement.findings) < len(passes) - int(passes.sum()):
@@ -247,9 +246,9 @@ class GuardWork:
             passed = int(judgement.approved.sum())
             metrics.PREDICTIONS.labels(model, Verdict.APPROVED.value).inc(passed)
             metrics.PREDICTIONS.labels(model, Verdict.BLOCKED.value).inc(count - passed)
-            for found in judgement.findings.values():
-                for finding in found:
-                    metrics.FINDINGS.labels(model, finding.check, str(finding.enforced).lower()).inc()
+            counts = Counter((one.check, one.enforced) for found in judgement.findings.values() for one in found)
+            for (check, enforced), number in counts.items():
+                metrics.FINDINGS.labels(model, check, str(enforced).lower()).inc(number)
             for check, mask in judgement.unknown.items():
                 metrics.UNKNOWN.labels(model, check).inc(int(mask.sum()))
         if self._malformed:

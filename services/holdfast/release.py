@@ -343,7 +343,7 @@ class _Run:
             model=model,
             approve_without_policy=self.settings.guard.no_policy == "approve",
         )
-        findings = tuple(finding for finding in judgement.findings.get(0, []) if finding.enforced)
+        findings = tuple(found.finding() for found in judgement.findings.get(0, []) if found.enforced)
         if not (self.force or judgement.approved[0]):
             return Released(one.source, Answer.STILL_FAILS, findings)
         # At-least-once delivery may have blocked it twice.

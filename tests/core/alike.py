@@ -4,6 +4,7 @@ import json
 import tomllib
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 
 from holdfast.core.checks import Memory, Table
@@ -44,6 +45,7 @@ class Real:
         for model, batch in groups:
             policy = self.policies.policies.get(model)
             judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
+            assert all(json.loads(msgspec.json.encode(found)) for found in judgement.findings.values()), "a header each"
             for row, position in enumerate(batch.positions):
                 found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]
                 assert answers[position] is None, "one verdict each"

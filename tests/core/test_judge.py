@@ -195,3 +195,13 @@ def test_every_blocked_prediction_has_an_enforced_finding_and_no_approved_one_ha
     for approved, found in real.judge([LOW, HIGH, raw(model_version="v2"), raw(model="other"), raw(value=-0.0)]):
         assert approved is not any(enforced for _, enforced in found)
         assert approved or found
+
+
+def test_a_finding_on_a_number_beyond_64_bits_can_be_written():
+    """A producer may send any number; what is said about it goes into a header all the same."""
+    policy = policy_of(
+        'model = "pricing"\n[[checks]]\nname = "code"\nkind = "one_of"\nfield = "features.code"\nvalues = [1]'
+    )
+    for code, approved in ((1, True), (10**30, False), (-(2**63) - 1, False), (2**64, False)):
+        answer = Real(policy).judge([raw(features={"code": code})])[0]
+        assert answer[0] == approved

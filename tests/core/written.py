@@ -60,7 +60,7 @@ def write_verdicts(
                 (Header.MODEL_VERSION.value, versions[row].encode()),
             ]
             if row in judged.findings:
-                shown = [found.model_dump(mode="json") for found in judged.findings[row]]
+                shown = [found.finding().model_dump(mode="json") for found in judged.findings[row]]
                 ours.append((Header.FINDINGS.value, json.dumps(shown).encode()))
             if judged.approved[row]:
                 write(Stream.APPROVED, i, ours)

@@ -7,8 +7,7 @@ number, and every comparison is written so that NaN never passes.
 
 import ast
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import repeat
@@ -323,11 +322,15 @@ class RangeCheck(_OneField):
         failed = (seen < low) | (seen > high)
         if unlisted is not None and self.unlisted == "fail":
             failed |= unlisted
-        return Outcome(failed, np.isnan(seen), lambda i: self._explain(i, seen, low, high))
+        lows, highs = np.broadcast_to(low, seen.shape), np.broadcast_to(high, seen.shape)
+        return Outcome(failed, np.isnan(seen), lambda i: self._explain(i, seen, lows, highs))
 
-    def _explain(self, i: int, seen: Numbers, low: Any, high: Any) -> tuple[str, Any, Any]:
-        bounds = [float(np.broadcast_to(side, seen.shape)[i]) for side in (low, high)]
-        limit = {key: bound for key, bound in zip(("min", "max"), bounds, strict=True) if not math.isnan(bound)}
+    def _explain(self, i: int, seen: Numbers, lows: Numbers, highs: Numbers) -> tuple[str, Any, Any]:
+        limit = {}
+        if (low := float(lows[i])) == low:
+            limit["min"] = low
+        if (high := float(highs[i])) == high:
+            limit["max"] = high
         return self.field, _plain(seen[i]), limit or "a row in the table"
 
 
@@ -410,20 +413,18 @@ def judge_changes(
         failed.append(fails)
         unknown.append(unknowns)
         kept &= check.keeps(fails, unknowns, enforces)
-    if len(set(entities)) < len(entities):
-        newer: dict[tuple[str, str], float] = {}
-        for i in _rows_of_repeated(entities):
-            entity, row = entities[i], slice(i, i + 1)
-            kept[row] = approvable[row]
-            for position, check in enumerate(checks):
-                if (check.field, entity) in newer:
-                    references[position][i] = newer[check.field, entity]
-                    failed[position][row], unknown[position][row] = check.compare(
-                        values[check.field][row], references[position][row]
-                    )
-                kept[row] &= check.keeps(failed[position][row], unknown[position][row], enforced[position])
-            if kept[i]:
-                newer |= {(name, entity): float(column[i]) for name, column in values.items() if column[i] == column[i]}
+    # An entity's later values are held against its earlier ones: all second values at once, then all third ones.
+    newest = {name: references[[check.field for check in checks].index(name)].copy() for name in fields}
+    for rows, previous in _later_values(entities):
+        for name, column in values.items():
+            known_now = kept[previous] & ~np.isnan(column[previous])
+            newest[name][rows] = np.where(known_now, column[previous], newest[name][previous])
+        kept[rows] = approvable[rows]
+        for position, check in enumerate(checks):
+            references[position][rows] = newest[check.field][rows]
+            fails, unknowns = check.compare(values[check.field][rows], references[position][rows])
+            failed[position][rows], unknown[position][rows] = fails, unknowns
+            kept[rows] &= check.keeps(fails, unknowns, enforced[position])
     outcomes = [
         Outcome(fails, unknowns if unknowns.any() else None, _explain_change(check, values[check.field], reference))
         for check, fails, unknowns, reference in zip(checks, failed, unknown, references, strict=True)
@@ -452,7 +453,8 @@ class ExpressionCheck(Check):
         return self._names
 
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
-        inputs = [columns.numbers(name) for name in self._names]
+        names, expression = self._names, self.expression
+        inputs = [columns.numbers(name) for name in names]
         passed: Mask = np.asarray(self._compiled(*inputs), dtype=np.bool_)
         unknown = np.isnan(inputs[0])
         for column in inputs[1:]:
@@ -461,9 +463,9 @@ class ExpressionCheck(Check):
             ~passed,
             unknown,
             lambda i: (
-                self._names[0] if len(self._names) == 1 else None,
-                {name: _plain(column[i]) for name, column in zip(self._names, inputs, strict=True)},
-                self.expression,
+                names[0] if len(names) == 1 else None,
+                {name: _plain(column[i]) for name, column in zip(names, inputs, strict=True)},
+                expression,
             ),
         )
 
@@ -819,10 +821,19 @@ AnyCheck = Annotated[
 ]
 
 
-def _rows_of_repeated(entities: Sequence[str]) -> list[int]:
-    """The rows of the entities that stand more than once, in order."""
-    counts = Counter(entities)
-    return [i for i, entity in enumerate(entities) if counts[entity] > 1]
+def _later_values(entities: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """The rows that hold some entity's second value, with the rows of the values before; then the third ones; …"""
+    if len(set(entities)) == len(entities):
+        return
+    codes: dict[str, int] = {}
+    groups = np.array([codes.setdefault(entity, len(codes)) for entity in entities])
+    order = np.argsort(groups, kind="stable")
+    counts = np.bincount(groups)
+    # How many values of the same entity come before, in the order of `order`.
+    ranks = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    by_rank = np.argsort(ranks, kind="stable")
+    for places in np.split(by_rank, np.cumsum(np.bincount(ranks))[:-1])[1:]:
+        yield order[places], order[places - 1]
 
 
 def _plain(number: Any) -> float | None:
