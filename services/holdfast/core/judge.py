@@ -404,7 +404,7 @@ def _finite_float(text: str) -> float:
 def jsonable(value: Any) -> Any:
     """`value` with what JSON cannot hold given as text, and long texts cut: findings must fit into a header."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
