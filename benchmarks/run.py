@@ -21,11 +21,20 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 import report  # noqa: E402
 from growth import GROWTH  # noqa: E402
 from latency import LATENCY  # noqa: E402
+from memory import MEMORY  # noqa: E402
+from reaction import REACTION  # noqa: E402
 from throughput import MIXED, THROUGHPUT  # noqa: E402
 
 import backends  # noqa: E402  the broker that the tests use
 
-PARTS = {"throughput": THROUGHPUT, "mixed": MIXED, "latency": LATENCY, "growth": GROWTH}
+PARTS = {
+    "throughput": THROUGHPUT,
+    "mixed": MIXED,
+    "latency": LATENCY,
+    "reaction": REACTION,
+    "memory": MEMORY,
+    "growth": GROWTH,
+}
 
 
 def main() -> None:
