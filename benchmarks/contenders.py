@@ -16,6 +16,8 @@ import psutil
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
+from holdfast.adapters.kafka import create_topic
+
 HERE = Path(__file__).parent
 PARTITIONS = 4
 PATIENCE_S = 300
@@ -143,7 +145,8 @@ async def admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 async def create(bootstrap: str, *topics: str) -> None:
     async with admin(bootstrap) as client:
-        await client.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics])
+        for topic in topics:
+            await create_topic(client, NewTopic(topic, PARTITIONS, 1))
 
 
 async def remove(bootstrap: str, *topics: str) -> None:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from contenders import GUARD, PARTITIONS, PASSTHROUGH, Case, Contender, create, remove, running
 from peers import KAFKA_STREAMS_QUICK, LATENCY_COMMIT_MS
 from report import Part, Row, markdown, median
+from throughput import warm_up
 from workload import Traffic
 
 RATES = (500, 2000, 10_000)
@@ -113,6 +114,7 @@ async def _run(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
     """Every contender at every rate, in turn."""
     workload.write_policies(directory / "policies", Traffic())
     workload.write_policies(directory / "five-checks", Traffic(), workload.FIVE)
+    await warm_up(bootstrap, directory)
     rows: list[Row] = []
     stamp = f"latency{int(time.time())}"
     for number in range(rounds):
@@ -141,7 +143,7 @@ LATENCY = Part(
 From the call of `send` to the record in the hands of a read_committed consumer, at a steady rate, over
 {MEASURED_S:g} seconds after {WARM_UP_S:g} of warming up. The guard judges by eight checks; Kafka Streams does five, and
 commits every {LATENCY_COMMIT_MS} ms here.""",
-    lambda rounds: 0.5 + 2.5 * rounds,
+    lambda rounds: 0.6 + 2.2 * rounds,
     _run,
     _show,
 )
