@@ -6,14 +6,12 @@ sends and sees what it sees on one clock: it reads verdicts and routes as a comm
 serving code does, asks the Alertmanager, and follows the console's events, or a page of it in Chromium.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -29,13 +27,11 @@ from redis.asyncio import Redis
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-import report  # noqa: E402
 import workload  # noqa: E402
 from contenders import PARTITIONS  # noqa: E402
 from report import Part, Row, markdown, median  # noqa: E402
 from workload import BLOCKED, Traffic  # noqa: E402
 
-import backends  # noqa: E402  the servers that the tests use
 from backends import AlertmanagerServer, BackendError, GivenKafka, RedisServer  # noqa: E402
 from e2e.stack import Stack, Worker  # noqa: E402
 from holdfast_schemas import Header  # noqa: E402
@@ -318,17 +314,3 @@ come. The goal is the route in Redis within {GOAL_MS} ms, in the median. Each re
     _run,
     _table,
 )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
-        rows = asyncio.run(_run(broker.bootstrap, args.rounds, Path(directory)))
-    report.store("reaction", rows, args.rounds, backends.choose_kafka().name, add=False)
-    print(_table(rows))
-
-
-if __name__ == "__main__":
-    main()
