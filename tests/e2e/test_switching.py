@@ -168,6 +168,8 @@ async def test_flapping_is_held(stack):
     await serve_well(stack, "flap", "v3")
     await outputs(stack, "flap", "v3", 1.0, count=300)
     await fenced(stack, "flap", "v3")
+    # The route and the incident come in one transaction, and are read from two topics.
+    await stack.settled()
     assert stack.route("flap")["state"] == "held"
     assert stack.incidents("flap")[-1]["action"] == "held"
 
