@@ -53,7 +53,6 @@ class Case:
 class Contender:
     name: str
     command: Callable[[Case], list[str]]
-    judges: bool
     most: int | None = None
     """How many records it is given at most, where all would take it too long."""
 
@@ -85,12 +84,10 @@ def passthrough_command(case: Case) -> list[str]:
     return [sys.executable, str(HERE / "passthrough.py"), case.bootstrap, case.group, case.source, case.approved]
 
 
-PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command, judges=False)
-GUARD = Contender("holdfast guard, exactly once", guard_command("exactly_once"), judges=True)
-GUARD_AT_LEAST_ONCE = Contender("holdfast guard, at least once", guard_command("at_least_once"), judges=True)
-GUARD_OF_FIVE = Contender(
-    "holdfast guard of five checks, exactly once", guard_command("exactly_once", "five-checks"), judges=True
-)
+PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command)
+GUARD = Contender("holdfast guard, exactly once", guard_command("exactly_once"))
+GUARD_AT_LEAST_ONCE = Contender("holdfast guard, at least once", guard_command("at_least_once"))
+GUARD_OF_FIVE = Contender("holdfast guard of five checks, exactly once", guard_command("exactly_once", "five-checks"))
 
 
 class Running:

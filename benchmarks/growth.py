@@ -45,7 +45,7 @@ async def _run(bootstrap: str, rounds: int, directory: Path) -> list[Row]:
         # The eight kinds of check, and again.
         workload.write_policies(directory / policies, traffic, islice(cycle(CHECKS), chosen["checks"]))
         name = ", ".join(f"{value:,} {name}" for name, value in chosen.items() if value != USUAL[name])
-        guard = Contender(name or "as usual", guard_command("exactly_once", policies), judges=True)
+        guard = Contender(name or "as usual", guard_command("exactly_once", policies))
         # So many that every entity has its turn.
         records = min(max(RECORDS, traffic.entities * 3 // 2), BYTES // traffic.size)
         measured = await compare((guard,), traffic, records, bootstrap, rounds, directory)

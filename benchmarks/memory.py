@@ -12,8 +12,8 @@ import gc
 import json
 import subprocess
 import sys
-import tempfile
 import time
+import tomllib
 import tracemalloc
 import urllib.request
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from aiokafka import AIOKafkaProducer
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-import report  # noqa: E402
+import workload  # noqa: E402
 from contenders import PARTITIONS, Case, Contender, admin, committed, create, guard_command, running  # noqa: E402
 from report import Part, Row, markdown, median  # noqa: E402
+from workload import Traffic  # noqa: E402
 
-import backends  # noqa: E402  the broker that the tests use
 from holdfast.adapters.embedded import free_port  # noqa: E402
 from holdfast.core.checks import Memory  # noqa: E402
 from holdfast.core.judge import decode_by_model, judge, learn, remember  # noqa: E402
@@ -39,30 +38,17 @@ from holdfast.core.policy import PolicySet, parse_policy  # noqa: E402
 ENTITIES = 1_000_000
 GOAL_BYTES, GOAL_SECONDS = 250, 15
 BATCH = 5000
-POLICY = {"model": "pricing", "checks": [{"name": "jump", "kind": "max_change", "down": 0.5, "up": 3.0}]}
-TOML = 'model = "pricing"\n[[checks]]\nname = "jump"\nkind = "max_change"\ndown = 0.5\nup = 3.0\n'
-
-
-def event(number: int, at: str) -> tuple[bytes, bytes]:
-    """(key, value) of 250 bytes; entity ids of twelve characters, in no order."""
-    entity = f"SKU-{number * 7919 % 99_999_989:08d}"
-    value = (
-        f'{{"prediction_id":"p-{number:09d}","model":"pricing","model_version":"v42","entity_id":"{entity}",'
-        f'"value":{100 + number % 900}.25,"currency":"USD","predicted_at":"{at}","segment":"cameras",'
-        f'"features":{{"cost":80.5,"list_price":150.0}}'
-    )
-    note = ',"note":"'
-    return entity.encode(), f'{value}{note}{"x" * (248 - len(value) - len(note))}"}}'.encode()
+POLICY = 'model = "pricing"\n[[checks]]\nname = "jump"\nkind = "max_change"\ndown = 0.5\nup = 3.0\n'
 
 
 def fill(how: str, entities: int, *, traced: bool) -> dict[str, float]:
     """Fill a memory, and say by how many bytes this process has grown, and how long it took."""
-    policies = PolicySet.of([parse_policy(POLICY, "a benchmark")])
+    policies = PolicySet.of([parse_policy(tomllib.loads(POLICY), "a benchmark")])
     policy, memory, process = policies.policies["pricing"], Memory(), psutil.Process()
-    at = datetime.now(UTC)
+    at, traffic = datetime.now(UTC), Traffic(entities=entities)
 
     def take(first: int, count: int, memory: Memory) -> None:
-        raws = [event(number, at.isoformat())[1] for number in range(first, first + count)]
+        raws = [workload.event(number, traffic, now=at.isoformat())[1] for number in range(first, first + count)]
         ((_, batch),), _ = decode_by_model(policies, raws)
         if how == "learnt":
             learn(memory, policy, batch.columns, judge(batch, policy, memory, None, at, model="pricing"))
@@ -93,23 +79,6 @@ def filled(how: str, entities: int) -> dict[str, float]:
     return {"rss_bytes": plain["bytes"], "traced_bytes": traced["bytes"], "seconds": plain["seconds"]}
 
 
-async def produce(bootstrap: str, topic: str, entities: int) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=900_000, linger_ms=0)
-    await producer.start()
-    at, pending = datetime.now(UTC).isoformat(), []
-    for partition in range(PARTITIONS):
-        batch = producer.create_batch()
-        for number in range(partition, entities, PARTITIONS):
-            key, value = event(number, at)
-            if batch.append(key=key, value=value, timestamp=None) is None:
-                pending.append(await producer.send_batch(batch, topic, partition=partition))
-                batch = producer.create_batch()
-                batch.append(key=key, value=value, timestamp=None)
-        pending.append(await producer.send_batch(batch, topic, partition=partition))
-    await asyncio.gather(*pending)
-    await producer.stop()
-
-
 def ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
@@ -122,7 +91,7 @@ async def ready_again(bootstrap: str, directory: Path, entities: int) -> dict[st
     """Seconds from the kill -9 of a guard, which remembers so many entities, to being ready again."""
     policies = directory / "policies"
     policies.mkdir(exist_ok=True)
-    (policies / "pricing.toml").write_text(TOML)
+    (policies / "pricing.toml").write_text(POLICY)
     prefix, port = f"memory{int(time.time())}", free_port()
     case = Case(bootstrap, f"{prefix}.source", prefix, directory)
 
@@ -134,8 +103,8 @@ async def ready_again(bootstrap: str, directory: Path, entities: int) -> dict[st
         return words
 
     await create(bootstrap, case.source)
-    await produce(bootstrap, case.source, entities)
-    guard = Contender("holdfast guard", command, judges=True)
+    await workload.fill(bootstrap, case.source, PARTITIONS, entities, Traffic(entities=entities))
+    guard = Contender("holdfast guard", command)
     async with admin(bootstrap) as client, running(guard, case) as process:
         while await committed(client, case) < entities:
             process.must_run()
@@ -208,19 +177,13 @@ ready, its memory read back from the approved topic.""",
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--entities", type=int, default=ENTITIES)
-    parser.add_argument("--fill", choices=["learnt", "read back"], help=argparse.SUPPRESS)
-    parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
+    """Fill one memory, in this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--entities", type=int, required=True)
+    parser.add_argument("--fill", choices=["learnt", "read back"], required=True)
+    parser.add_argument("--traced", action="store_true")
     args = parser.parse_args()
-    if args.fill:
-        print(json.dumps(fill(args.fill, args.entities, traced=args.traced)))
-        return
-    with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
-        rows = asyncio.run(_run(broker.bootstrap, args.rounds, Path(directory), args.entities))
-    report.store("memory", rows, args.rounds, backends.choose_kafka().name, add=False)
-    print(_table(rows))
+    print(json.dumps(fill(args.fill, args.entities, traced=args.traced)))
 
 
 if __name__ == "__main__":

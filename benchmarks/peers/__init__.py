@@ -90,8 +90,8 @@ def _arguments(case: Case) -> list[str]:
 
 THROUGHPUT_COMMIT_MS = 500
 LATENCY_COMMIT_MS = 10
-KAFKA_STREAMS = Contender("Kafka Streams, exactly once", _kafka_streams(THROUGHPUT_COMMIT_MS), judges=True)
-KAFKA_STREAMS_QUICK = Contender(KAFKA_STREAMS.name, _kafka_streams(LATENCY_COMMIT_MS), judges=True)
-QUIX = Contender("Quix Streams, exactly once", _quix, judges=True, most=500_000)
-FASTSTREAM = Contender("FastStream, a message a call", _faststream, judges=True, most=20_000)
+KAFKA_STREAMS = Contender("Kafka Streams, exactly once", _kafka_streams(THROUGHPUT_COMMIT_MS))
+KAFKA_STREAMS_QUICK = Contender(KAFKA_STREAMS.name, _kafka_streams(LATENCY_COMMIT_MS))
+QUIX = Contender("Quix Streams, exactly once", _quix, most=500_000)
+FASTSTREAM = Contender("FastStream, a message a call", _faststream, most=20_000)
 PEERS = (KAFKA_STREAMS, QUIX, FASTSTREAM)
