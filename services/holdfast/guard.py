@@ -29,12 +29,12 @@ from holdfast.adapters.kafka import (
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
-from holdfast.adapters.records import Record
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet
+from holdfast.core.record import Record
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Route, Verdict, utc_now
 

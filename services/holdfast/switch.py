@@ -29,11 +29,11 @@ from holdfast.adapters.kafka import (
     read_to_end,
 )
 from holdfast.adapters.policies import PolicyStore
-from holdfast.adapters.records import Record
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.policy import PolicySet
+from holdfast.core.record import Record
 from holdfast.core.routing import Decision, ModelState, Tick, decide
 from holdfast.settings import Settings
 from holdfast_schemas import (

@@ -61,7 +61,8 @@ class Real:
     @property
     def last(self):
         known = self.memory.of(self.policy.model)
-        return {(f, e): v for f in known.fields() for e, v in known.items(f).items()}
+        fields = {name for _, name, window in self.policy.remembered_fields() if not window}
+        return {(f, e): v for f in fields for e, v in known.items(f).items()}
 
 
 def same(answer):

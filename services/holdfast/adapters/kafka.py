@@ -44,7 +44,8 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from holdfast.adapters.kafka_login import explain
-from holdfast.adapters.records import Record, StoredBatch, in_batches, replace_readers
+from holdfast.adapters.records import in_batches, records_of, replace_readers
+from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
 
@@ -227,16 +228,11 @@ class _Lane:
     async def _fetch(self) -> None:
         assert self.consumer is not None  # noqa: S101  _open ran
         self.consumer.resume(self.tp)
-        fetched: dict[TopicPartition, list[StoredBatch]]
         fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self.fetched else self.loop.poll_ms)
-        for batch in fetched.get(self.tp, []):
-            self.fetched += batch.records
+        self.fetched += records_of(fetched.get(self.tp, ()), self.offset)
         if len(self.fetched) < self.loop.max_records:
             # All that there is: what came beside this batch would be old when it is looked at, and hide what is newer.
             self.consumer.pause(self.tp)
-        if self.fetched and self.fetched[0].offset < self.offset:
-            # The committed offset lies within a stored batch.
-            self.fetched = [record for record in self.fetched if record.offset >= self.offset]
 
     def behind(self) -> int | None:
         """How many offsets wait, as far as the last fetch told; None before the first."""
@@ -616,9 +612,7 @@ async def read_to_end(
         while left:
             batches = await consumer.getmany(*left, timeout_ms=200)
             for tp, records in batches.items():
-                if plain:
-                    records = [record for batch in records for record in batch.records if record.offset >= starts[tp]]
-                if (working := on_records(records)) is not None:
+                if (working := on_records(records_of(records, starts[tp]) if plain else records)) is not None:
                     await working
             # A transaction's markers take offsets too, and may be the last thing in the partition.
             left = {tp for tp in left if await consumer.position(tp) < ends[tp]}

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from aiokafka import TopicPartition
 
 from holdfast.adapters.kafka import read_to_end
-from holdfast.adapters.records import Record
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.policy import PolicySet
+from holdfast.core.record import Record
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Verdict
 

@@ -8,32 +8,17 @@ object for each record, made by Python code, would cost as much as judging it.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
+from holdfast.core.record import Record
+
 _PREFIX = struct.Struct(">qi")
 """The base offset of a batch, and how many bytes follow."""
-
-
-class Record(Protocol):
-    """What every record has, however it was read."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int:
-        """ms since the epoch"""
-
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 class StoredBatch(NamedTuple):
@@ -46,6 +31,12 @@ class StoredBatch(NamedTuple):
 def in_batches(value: bytes) -> bytes:
     """Marks a consumer that hands out stored batches in place of records."""
     return value
+
+
+def records_of(batches: Iterable[StoredBatch], start: int) -> list[Record]:
+    """The records from offset `start` on, which may lie within the first batch."""
+    records = [record for batch in batches for record in batch.records]
+    return records if not records or records[0].offset >= start else [r for r in records if r.offset >= start]
 
 
 def replace_readers() -> None:

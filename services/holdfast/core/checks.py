@@ -80,7 +80,7 @@ class Entities:
         slots, entities, find = self.find(columns), columns.values("entity_id"), table.index.get
         if table not in self._rows:
             self._rows[table] = np.full(len(self._learned), -1, dtype=np.int32)
-            self._rows[table][:-1][: len(self._names)] = [find(name, -1) for name in self._names]
+            self._rows[table][: len(self._names)] = [find(name, -1) for name in self._names]
         rows: NDArray[np.int32] = self._rows[table][slots]
         for row in np.flatnonzero(slots < 0).tolist():
             rows[row] = find(entities[row], -1)
@@ -92,8 +92,10 @@ class Entities:
         new = np.flatnonzero(rows & (slots < 0))
         if len(new):
             slots = slots.copy()
-            for row in new.tolist():
-                slots[row] = self._slot_of(entities[row])
+            names = [entities[row] for row in new.tolist()]
+            slots[new] = [self._slot_of(name) for name in names]
+            for table, own in self._rows.items():
+                own[slots[new]] = [table.index.get(name, -1) for name in names]
         if field not in self._last:
             self._last[field] = np.full(len(self._learned), np.nan)
         self._turn += 1
@@ -112,8 +114,6 @@ class Entities:
             else:
                 self._names[slot] = entity
             self._slots[entity] = slot
-            for table, rows in self._rows.items():
-                rows[slot] = table.index.get(entity, -1)
         return slot
 
     def _grow(self) -> None:
@@ -139,10 +139,6 @@ class Entities:
         for last in self._last.values():
             last[gone] = np.nan
 
-    def fields(self) -> list[str]:
-        """The fields of which something was learned."""
-        return list(self._last)
-
     def items(self, field: str) -> dict[str, float]:
         """The last approved values of one field."""
         last = self._last.get(field)
@@ -167,7 +163,7 @@ class Memory:
         return sum(map(len, self.entities.values()))
 
     def of(self, model: str) -> Entities:
-        """What is known of the model's entities, if nothing."""
+        """What is known of the model's entities, be it nothing."""
         return self.entities.get(model) or _NOBODY
 
 
@@ -414,7 +410,7 @@ def judge_changes(
         unknown.append(unknowns)
         kept &= check.keeps(fails, unknowns, enforces)
     # An entity's later values are held against its earlier ones: all second values at once, then all third ones.
-    newest = {name: references[[check.field for check in checks].index(name)].copy() for name in fields}
+    newest = {name: known.last(name, columns) for name in fields}
     for rows, previous in _later_values(entities):
         for name, column in values.items():
             known_now = kept[previous] & ~np.isnan(column[previous])

@@ -366,12 +366,10 @@ class Columns:
 
     def values(self, name: str) -> list[Any]:
         """(n,) the field as it was decoded; None where it is absent."""
-        made: list[Any] | None = self._made.get(name)
-        if made is None:
-            key = name.removeprefix("outputs.")
-            made = [None if outputs is None else outputs.get(key) for outputs in self.values("outputs")]
-            self._made[name] = made
-        return made
+        if name.startswith("outputs."):
+            self.once(name, lambda: _outputs(self.values("outputs"), name.removeprefix("outputs.")))
+        column: list[Any] = self._made[name]
+        return column
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(n,) float64; NaN where the field is absent or is no single number."""
@@ -383,6 +381,10 @@ class Columns:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def _outputs(given: list[Any], name: str) -> list[Any]:
+    return [None if outputs is None else outputs.get(name) for outputs in given]
 
 
 def _numbers(values: list[Any]) -> NDArray[np.float64]:

@@ -168,8 +168,8 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
 
 
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
-    finding = Found(check, Severity.ERROR, True, jsonable(field_name), jsonable(seen), jsonable(limit))
-    result.findings.setdefault(row, []).append(finding)
+    found = Found(check, Severity.ERROR, True, jsonable(field_name), jsonable(seen), jsonable(limit))
+    result.findings.setdefault(row, []).append(found)
 
 
 def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:
@@ -180,15 +180,10 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
         failed = failed | outcome.unknown if check.unknown == "fail" else failed & ~outcome.unknown
     if not failed.any():
         return
-    name, severity, unit = check.name, check.severity, check.unit
-    explain, findings = outcome.explain, result.findings
     for row in np.flatnonzero(failed).tolist():
-        field_name, seen, limit = explain(row)
-        finding = Found(name, severity, enforced, field_name, jsonable(seen), jsonable(limit), unit)
-        if row in findings:
-            findings[row].append(finding)
-        else:
-            findings[row] = [finding]
+        field_name, seen, limit = outcome.explain(row)
+        found = Found(check.name, check.severity, enforced, field_name, jsonable(seen), jsonable(limit), check.unit)
+        result.findings.setdefault(row, []).append(found)
     if enforced:
         result.approved &= ~failed
         result.failed |= failed & countable

@@ -24,13 +24,14 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.judge import Judgement, decode_by_model, judge, remember
 from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.record import Record
 from holdfast_schemas import Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 4000
@@ -72,21 +73,6 @@ class Stream(StrEnum):
 
 
 VERDICTS = (Stream.APPROVED, Stream.BLOCKED, Stream.MALFORMED)
-
-
-class Record(Protocol):
-    """A Kafka record; `timestamp` in ms since the epoch."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True)
