@@ -128,14 +128,7 @@ class GuardWork:
         for position, size in oversized.items():
             malformed[position] = f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
         self._malformed = len(malformed)
-        source = Source(
-            topics.predictions,
-            self._partition,
-            [record.offset for record in records],
-            [record.timestamp for record in records],
-            raws,
-            self._settings.worker,
-        )
+        source = Source(topics.predictions, self._partition, records, self._settings.worker)
         approved: list[Out | None] = [None] * len(records)
         blocked: list[Out | None] = [None] * len(records)
         tallies: list[tuple[str, bytes]] = []

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import numpy as np
 
+from core.written import Rec
 from holdfast.core.checks import Memory, Table
 from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import PolicySet, parse_policy
@@ -39,8 +40,8 @@ class Real:
         groups, malformed = decode_by_model(self.policies, raws)
         for position in malformed:
             answers[position] = "malformed"
-        offsets = range(self.offset, self.offset + len(raws))
-        source = Source("predictions", 0, offsets, [1_795_514_400_000] * len(raws), raws, "w")
+        records = [Rec(offset, 1_795_514_400_000, None, raw, ()) for offset, raw in enumerate(raws, self.offset)]
+        source = Source("predictions", 0, records, "w")
         self.offset += len(raws)
         for model, batch in groups:
             policy = self.policies.policies.get(model)

@@ -39,9 +39,8 @@ def write_verdicts(
     learned = []
     raws = [record.value for record in records]
     groups, malformed = decode_by_model(policies, raws)
-    offsets, timestamps = [record.offset for record in records], [record.timestamp for record in records]
-    source = Source("predictions", partition, offsets, timestamps, raws, f"w{partition}")
-    named = [(Header.SOURCE.value, f"predictions/{partition}/{offset}".encode()) for offset in offsets]
+    source = Source("predictions", partition, records, f"w{partition}")
+    named = [(Header.SOURCE.value, source.of(i).encode()) for i in range(len(records))]
 
     def write(stream: Stream, i: int, headers: Sequence[tuple[str, bytes]]) -> None:
         out[stream].append(dataclasses.replace(records[i], headers=tuple(headers)))

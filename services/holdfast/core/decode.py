@@ -9,7 +9,6 @@ what is wrong with it. Both ways give the same answer, so a record's verdict doe
 
 import json
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -98,15 +97,11 @@ class Shape:
             if leaf in node:
                 raise ValueError(f"path {self.path(name)!r} of field {name!r} is taken by another field")
             node[leaf] = (name, types[name])
-        self._attributes: dict[str, str] = {}
-        struct = self._struct(tree, "")
-        self._struct_type = struct
-        self._decode = msgspec.json.Decoder(struct).decode
-        self.getters: dict[str, Callable[[Any], Any]] = {
-            name: operator.attrgetter(path) for name, path in self._attributes.items()
-        }
+        self._struct_type, self._layout = self._struct(tree)
+        self._decode = msgspec.json.Decoder(self._struct_type).decode
+        self._nothing = _blank(self._struct_type)
         read = {*numbers, *texts, *anything}
-        self._kept = tuple(name for name in self.getters if name != "prediction_id" or name in read)
+        self._kept = tuple(name for name in self.names if name != "prediction_id" or name in read)
 
     def path(self, name: str) -> str:
         """The dotted path of a field in the event."""
@@ -115,21 +110,21 @@ class Shape:
         parent, _, leaf = name.partition(".")
         return f"{self.paths[parent]}.{leaf}" if leaf and parent in self.paths else name
 
-    def _struct(self, tree: Mapping[str, Any], prefix: str) -> type[msgspec.Struct]:
+    def _struct(self, tree: Mapping[str, Any]) -> tuple[type[msgspec.Struct], "_Layout"]:
+        """A struct for a node of the event, and what its fields hold."""
         fields: list[Any] = []
+        layout: list[Any] = []
         for position, (key, node) in enumerate(tree.items()):
-            attribute = f"f{position}"
             if isinstance(node, dict):
-                inner = self._struct(node, f"{prefix}{attribute}.")
-                required = any(f.required for f in msgspec.structs.fields(inner))
-                default = msgspec.field(name=key) if required else msgspec.field(name=key, default_factory=inner)
-                fields.append((attribute, inner, default))
+                kind, held = self._struct(node)
+                needed = any(f.required for f in msgspec.structs.fields(kind))
+                default = msgspec.field(name=key) if needed else msgspec.field(name=key, default_factory=kind)
             else:
-                name, kind = node
-                self._attributes[name] = prefix + attribute
-                default = msgspec.field(name=key) if name in REQUIRED else msgspec.field(name=key, default=None)
-                fields.append((attribute, kind, default))
-        return msgspec.defstruct("Event", fields, kw_only=True, gc=False)
+                held, kind = node
+                default = msgspec.field(name=key) if held in REQUIRED else msgspec.field(name=key, default=None)
+            fields.append((f"f{position}", kind, default))
+            layout.append(held)
+        return msgspec.defstruct("Event", fields, kw_only=True, gc=False), tuple(layout)
 
     def decode(self, raws: Sequence[bytes | None]) -> "Decoded":
         """Decode a batch; each record becomes a row, or is malformed, or holds a number that is none."""
@@ -137,12 +132,16 @@ class Shape:
         # In pieces that stay in the processor's cache.
         for start in range(0, len(raws), _PIECE):
             rows = self._decode_piece(raws[start : start + _PIECE], start, decoded)
-            for name in self._kept:
-                get = self.getters[name]
-                column = list(map(get, rows)) if not decoded.malformed else [row and get(row) for row in rows]
-                decoded.columns[name] += _share(column)
+            self._add(rows, self._layout, decoded.columns)
         self._demand_an_output(decoded)
         return decoded
+
+    def _add(self, structs: Iterable[Any], layout: "_Layout", columns: dict[str, list[Any]]) -> None:
+        for held, cells in zip(layout, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True):
+            if isinstance(held, tuple):
+                self._add(cells, held, columns)
+            elif held in columns:
+                columns[held] += _share(cells)
 
     def _decode_piece(self, raws: Sequence[bytes | None], start: int, decoded: "Decoded") -> list[Any]:
         decode = self._decode
@@ -155,7 +154,7 @@ class Shape:
                 try:
                     rows.append(decode(raw))  # type: ignore[arg-type]
                 except _REFUSALS:
-                    rows.append(None)
+                    rows.append(self._nothing)
                     suspects.append(position)
         suspects += _suspects(raws, refused=suspects)
         for position in suspects:
@@ -164,7 +163,7 @@ class Shape:
                 if non_finite is not None:
                     decoded.non_finite[start + position] = non_finite
             except MalformedError as error:
-                rows[position] = None
+                rows[position] = self._nothing
                 decoded.malformed[start + position] = str(error)[:_LONGEST_REASON]
         return rows
 
@@ -202,10 +201,21 @@ class Shape:
             raise MalformedError(_explain(str(error))) from None
 
 
-def _share(column: list[Any]) -> list[Any]:
+def _share(column: tuple[Any, ...]) -> Sequence[Any]:
     """The same column; one object where all its texts are equal, so that the memory of the others is used again."""
     first = column[0]
-    return [first] * len(column) if isinstance(first, str) and column.count(first) == len(column) else column
+    return (first,) * len(column) if isinstance(first, str) and column.count(first) == len(column) else column
+
+
+_Layout = tuple[Any, ...]
+"""What the fields of a struct hold, in their order: the name of a column, or the layout of a struct."""
+
+
+def _blank(struct: Any) -> Any:
+    """What stands in a row that could not be decoded; None for what is no struct."""
+    if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct)):
+        return None
+    return struct(**{field.name: _blank(field.type) for field in msgspec.structs.fields(struct)})
 
 
 _REFUSALS = (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError)
@@ -214,17 +224,21 @@ _REFUSALS = (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError
 def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]:
     """The positions, but the `refused`, of records that may hold what msgspec overlooks."""
     positions: Sequence[int] = range(len(raws))
-    found: list[int] = []
-    joined = b"\n".join([raw or b"" for raw in raws])
-    if refused or b"\\" in joined or not _is_utf8(joined):
+    values: Sequence[Any] = raws
+    if refused:
         out = set(refused)
-        found = [i for i, raw in enumerate(raws) if i not in out and (raw is None or b"\\" in raw or not _is_utf8(raw))]
-        out.update(found)
         positions = [i for i in positions if i not in out]
-        joined = b"\n".join([raws[i] or b"" for i in positions])
-    if positions:
-        rows = _ambiguous(joined, [len(raws[i] or b"") for i in positions])
-        found += [positions[row] for row in rows]
+        values = [values[i] for i in positions]
+    found: list[int] = []
+    joined = b"\n".join(values)
+    if b"\\" in joined or not _is_utf8(joined):
+        odd = [b"\\" in value or not _is_utf8(value) for value in values]
+        found = [i for i, is_odd in zip(positions, odd, strict=True) if is_odd]
+        positions = [i for i, is_odd in zip(positions, odd, strict=True) if not is_odd]
+        values = [value for value, is_odd in zip(values, odd, strict=True) if not is_odd]
+        joined = b"\n".join(values)
+    if values:
+        found += [positions[row] for row in _ambiguous(joined, list(map(len, values)))]
     return found
 
 
@@ -238,16 +252,13 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
     quotes = np.flatnonzero(letters == ord('"'))
     opens, closes = quotes[0::2] + 1, quotes[1::2]
     after = closes + 1
-    while (white := letters[after] <= ord(" ")).any():
+    while (white := (following := letters[after]) <= ord(" ")).any():
         after = after + white
-    keys = np.flatnonzero(letters[after] == ord(":"))
+    keys = np.flatnonzero(following == ord(":"))
     starts = np.zeros(len(lengths) + 1, dtype=np.intp)
     np.cumsum(np.array(lengths) + 1, out=starts[1:])
     rows = _repeating(text, opens[keys], closes[keys], starts)
-    # An exponent without a minus, outside of texts.
-    marks = np.flatnonzero((letters | 0x20) == ord("e"))
-    marks = marks[(letters[marks - 1] - ord("0") < 10) & (letters[marks + 1] != ord("-"))]
-    huge = marks[np.searchsorted(quotes, marks) % 2 == 0]
+    huge = _exponents(letters, quotes)
     if max(lengths) > _MAX_DIGITS:
         # A run of more digits covers one of these blocks whole.
         blocks = letters[: len(letters) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
@@ -256,6 +267,15 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
     if len(huge):
         rows = np.concatenate((rows, np.searchsorted(starts, huge, side="right") - 1))
     return sorted(set(rows.tolist()))
+
+
+def _exponents(letters: NDArray[np.uint8], quotes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The places of exponents without a minus, outside of texts."""
+    places = np.flatnonzero(((letters[1:] | 0x20) == ord("e")) & (letters[:-1] - ord("0") < 10)) + 1
+    if len(places):
+        places = places[letters[places + 1] != ord("-")]
+        places = places[np.searchsorted(quotes, places) % 2 == 0]
+    return places
 
 
 def _repeating(

@@ -15,6 +15,7 @@ import numpy as np
 from holdfast.core.checks import Check, Entities, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck, judge_changes
 from holdfast.core.decode import Columns, Decoded, NonFinite
 from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.record import Record
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
@@ -300,13 +301,11 @@ class Source:
 
     topic: str
     partition: int
-    offsets: Sequence[int]
-    timestamps_ms: Sequence[int]
-    values: Sequence[bytes | None]
+    records: Sequence[Record]
     worker: str
 
     def of(self, position: int) -> str:
-        return f"{self.topic}/{self.partition}/{self.offsets[position]}"
+        return f"{self.topic}/{self.partition}/{self.records[position].offset}"
 
 
 def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime) -> list[Tally]:
@@ -341,7 +340,7 @@ def _tally(
             if len(entities) == MAX_TALLY_ENTITIES:
                 break
     positions = [batch.positions[row] for row in blocked_rows[:MAX_SAMPLES]]
-    first_blocked = min((source.timestamps_ms[batch.positions[row]] for row in blocked_rows), default=None)
+    first_blocked = min((source.records[batch.positions[row]].timestamp for row in blocked_rows), default=None)
     return Tally(
         model=policy.model,
         model_version=version,
@@ -349,8 +348,8 @@ def _tally(
         at=now,
         worker=source.worker,
         partition=source.partition,
-        first_offset=source.offsets[batch.positions[int(numbers[0])]],
-        last_offset=source.offsets[batch.positions[int(numbers[-1])]],
+        first_offset=source.records[batch.positions[int(numbers[0])]].offset,
+        last_offset=source.records[batch.positions[int(numbers[-1])]].offset,
         seen=len(numbers),
         approved=approved,
         blocked=len(blocked_rows),
@@ -366,7 +365,7 @@ def _tally(
         samples=tuple(
             Sample(
                 source=source.of(position),
-                prediction=_readable(source.values[position]),
+                prediction=_readable(source.records[position].value),
                 findings=tuple(found.finding() for found in judgement.findings[row]),
             )
             for row, position in zip(blocked_rows, positions, strict=False)
