@@ -29,6 +29,7 @@ from holdfast.adapters.kafka import (
     Out,
     Write,
     check_topics,
+    pack,
     partition_for,
     read_to_end,
     send_all,
@@ -310,7 +311,8 @@ class _Run:
         ]
         if self.producer is not None and chosen:
             await self.producer.begin_transaction()
-            await send_all(self.producer, self._writes(chosen, judge.routes.get(self.wanted.model)))
+            writes = self._writes(chosen, judge.routes.get(self.wanted.model))
+            await send_all(self.producer, pack(self.producer, writes))
             await self.producer.commit_transaction()
             answers = [
                 Released(answer.source, Answer.RELEASED, answer.findings)

@@ -26,6 +26,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
+    IllegalOperation,
     KafkaError,
     LeaderNotAvailableError,
     NotCoordinatorForGroupError,
@@ -44,7 +45,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from holdfast.adapters.kafka_login import explain
-from holdfast.adapters.records import in_batches, records_of, replace_readers
+from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
@@ -89,6 +90,14 @@ class Write(NamedTuple):
     records: Sequence[Out]
 
 
+class Packed(NamedTuple):
+    """Records that go out together."""
+
+    topic: str
+    partition: int
+    batch: BatchBuilder
+
+
 class Work(Protocol):
     """What a lane does with its partition."""
 
@@ -119,7 +128,10 @@ class _Lane:
         self.work = loop.open_work(tp.partition)
         self.producer: AIOKafkaProducer | None = None
         self.consumer: AIOKafkaConsumer | None = None
-        self.fetched: list[Record] = []
+        self.stored: list[StoredBatch] = []
+        """Fetched, in order."""
+        self.records: list[Record] = []
+        """Unpacked, before those that are stored."""
         self.stopping = False
         self.waiting = False
         self.offset = 0
@@ -205,14 +217,13 @@ class _Lane:
         await self.work.restore()
 
     async def _turn(self) -> None:
-        if len(self.fetched) < self.loop.max_records:
+        if self._left() < self.loop.max_records:
             self.waiting = True
             if self.stopping:
                 return
             await self._fetch()
             self.waiting = False
-        records = self.fetched[: self.loop.max_records]
-        del self.fetched[: self.loop.max_records]
+        records = self._unpack()
         try:
             writes = self.work.process(records)
         except ReopenLane:
@@ -222,17 +233,33 @@ class _Lane:
             await self._one_by_one(records, error)
             return
         if records or writes:
-            await self._publish(writes, records[-1].offset + 1 if records else None)
+            assert self.producer is not None  # noqa: S101  _open ran
+            packed, next_offset = pack(self.producer, writes), records[-1].offset + 1 if records else None
+            # While this is on its way, the other lanes work in the memory that it had.
+            del records, writes
+            await self._publish(packed, next_offset)
             await self.work.committed()
+
+    def _left(self) -> int:
+        """How many records are here and not judged."""
+        return len(self.records) + sum(batch.size for batch in self.stored)
 
     async def _fetch(self) -> None:
         assert self.consumer is not None  # noqa: S101  _open ran
         self.consumer.resume(self.tp)
-        fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self.fetched else self.loop.poll_ms)
-        self.fetched += records_of(fetched.get(self.tp, ()), self.offset)
-        if len(self.fetched) < self.loop.max_records:
+        fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self._left() else self.loop.poll_ms)
+        self.stored += fetched.get(self.tp, ())
+        if self._left() < self.loop.max_records:
             # All that there is: what came beside this batch would be old when it is looked at, and hide what is newer.
             self.consumer.pause(self.tp)
+
+    def _unpack(self) -> list[Record]:
+        """The next records to judge; no more are unpacked than that takes, for they need much memory."""
+        while self.stored and len(self.records) < self.loop.max_records:
+            self.records += records_of([self.stored.pop(0)], self.offset)
+        records = self.records[: self.loop.max_records]
+        del self.records[: self.loop.max_records]
+        return records
 
     def behind(self) -> int | None:
         """How many offsets wait, as far as the last fetch told; None before the first."""
@@ -255,14 +282,14 @@ class _Lane:
                     error = failure
             if writes is None:
                 writes = self.work.poison(record, error)
-                await self._publish(writes, record.offset + 1)
+                await self._publish(pack(self.producer, writes), record.offset + 1)
             else:
-                await self._publish(writes, record.offset + 1)
+                await self._publish(pack(self.producer, writes), record.offset + 1)
                 await self.work.committed()
             if self.stopping:
                 return
 
-    async def _publish(self, writes: Iterable[Write], next_offset: int | None) -> None:
+    async def _publish(self, packed: Iterable[Packed], next_offset: int | None) -> None:
         producer = self.producer
         assert producer is not None  # noqa: S101  _open ran
         offsets = {} if next_offset is None else {self.tp: next_offset}
@@ -272,20 +299,20 @@ class _Lane:
                 # While the records are on their way, and after their partitions are known to the transaction.
                 sending = asyncio.ensure_future(_send_offsets(producer, offsets, self.loop.group))
                 try:
-                    await send_all(producer, writes)
+                    await send_all(producer, packed)
                     if (failure := await sending) is not None:
                         raise failure
                 finally:
                     sending.cancel()
                 await producer.commit_transaction()
             else:
-                await send_all(producer, writes)
+                await send_all(producer, packed)
                 self.loop.commit_soon(offsets)
         if next_offset is not None:
             self.offset = next_offset
 
     async def _discard_clients(self) -> None:
-        self.fetched = []
+        self.stored, self.records = [], []
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             await close(consumer, within=1.0)
@@ -318,21 +345,37 @@ async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition
     return None
 
 
-async def send_all(producer: AIOKafkaProducer, writes: Iterable[Write]) -> None:
-    """Write all records and wait until the broker has every one. Raises what the first failed one raised."""
-    futures: list[asyncio.Future[Any]] = []
+def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
+    """Put all records into batches."""
+    packed: list[Packed] = []
     # A partition takes one batch at a time: those with few records must not wait for the others.
     for topic, partition, records in sorted(writes, key=lambda write: len(write.records)):
         done = 0
         while done < len(records):
             batch = producer.create_batch()
             done = _fill(batch, records, done)
+            packed.append(Packed(topic, partition, batch))
+    return packed
+
+
+async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> None:
+    """Send all batches and wait until the broker has every one. Raises what the first failed one raised."""
+    futures: list[asyncio.Future[Any]] = []
+    refusal: IllegalOperation | None = None
+    for topic, partition, batch in packed:
+        try:
             futures.append(await producer.send_batch(batch, topic, partition=partition))
+        except IllegalOperation as error:
+            # The transaction has failed meanwhile; what was sent before says why.
+            refusal = error
+            break
     # commit_transaction() would return normally although a batch failed.
     if futures:
         await asyncio.wait(futures)
         for future in futures:
             future.result()
+    if refusal is not None:
+        raise refusal
 
 
 def _fill(batch: BatchBuilder, records: Sequence[Out], start: int) -> int:

@@ -8,7 +8,7 @@ object for each record, made by Python code, would cost as much as judging it.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from aiokafka.consumer import fetcher
@@ -22,10 +22,11 @@ _PREFIX = struct.Struct(">qi")
 
 
 class StoredBatch(NamedTuple):
-    """The records that a producer wrote in one batch, and the last one's offset."""
+    """What a producer wrote in one batch: the last offset, how many records at most, and they when they are called."""
 
     offset: int
-    records: list[Record]
+    size: int
+    unpack: Callable[[], list[Record]]
 
 
 def in_batches(value: bytes) -> bytes:
@@ -35,7 +36,7 @@ def in_batches(value: bytes) -> bytes:
 
 def records_of(batches: Iterable[StoredBatch], start: int) -> list[Record]:
     """The records from offset `start` on, which may lie within the first batch."""
-    records = [record for batch in batches for record in batch.records]
+    records = [record for batch in batches for record in batch.unpack()]
     return records if not records or records[0].offset >= start else [r for r in records if r.offset >= start]
 
 
@@ -77,13 +78,15 @@ class _Batch:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._whole:
+            return iter((StoredBatch(self.next_offset - 1, self.last_offset_delta + 1, self._unpack),))
+        return iter(self._unpack())
+
+    def _unpack(self) -> list[Any]:
         try:
-            records = list(self._batch)
+            return list(self._batch)
         except UnicodeDecodeError:
-            records = list(_TolerantBatch(self._raw))
-        if self._whole and records:
-            return iter((StoredBatch(records[-1].offset, records),))
-        return iter(records)
+            return list(_TolerantBatch(self._raw))
 
     def __next__(self) -> Any:
         return next(self._batch)
