@@ -69,7 +69,8 @@ async def measure(contender: Contender, case: Case, records: int) -> Measured:
     warm: tuple[float, int, float] | None = None
     async with admin(case.bootstrap) as client, running(contender, case) as process:
         while True:
-            await asyncio.sleep(0.05)
+            # Seldom, for looking takes processor time too.
+            await asyncio.sleep(0.2)
             process.must_run()
             done = await committed(client, case)
             now, cpu = time.monotonic(), process.cpu_seconds()
