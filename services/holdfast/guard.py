@@ -7,7 +7,7 @@ each model version → commit. What was approved enters the memory only after th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import structlog
@@ -129,8 +129,9 @@ class GuardWork:
             malformed[position] = f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
         self._malformed = len(malformed)
         source = Source(topics.predictions, self._partition, records, self._settings.worker)
-        approved: list[Out | None] = [None] * len(records)
-        blocked: list[Out | None] = [None] * len(records)
+        # By position; None: not there.
+        approved: list[Headers | None] = [None] * len(records)
+        blocked: list[Headers | None] = [None] * len(records)
         tallies: list[tuple[str, bytes]] = []
         for model, batch in groups:
             policy = policies.policies.get(model)
@@ -144,67 +145,52 @@ class GuardWork:
                 approve_without_policy=self._settings.guard.no_policy == "approve",
             )
             self._pending.append((policy, batch.columns, judgement))
-            self._write_verdicts(records, batch, judgement, policy, model, approved, blocked)
+            self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
                 tallies += [(model, t.to_json()) for t in tally(batch, judgement, policy, source, now)]
         return [
-            write
-            for write in (
-                Write(topics.approved, self._partition, [out for out in approved if out is not None]),
-                Write(topics.blocked, self._partition, [out for out in blocked if out is not None]),
+            Write(topics.approved, self._partition, _with_headers(records, approved)),
+            Write(topics.blocked, self._partition, _with_headers(records, blocked)),
+            Write(
+                topics.malformed,
+                self._partition,
+                [self._put_aside(records[i], reason) for i, reason in sorted(malformed.items())],
+            ),
+            *(
                 Write(
-                    topics.malformed,
-                    self._partition,
-                    [self._put_aside(records[i], reason) for i, reason in sorted(malformed.items())],
-                ),
-                *(
-                    Write(
-                        topics.control,
-                        partition_for(model, self._guard.control_partitions),
-                        [(None, model.encode(), value, [])],
-                    )
-                    for model, value in tallies
-                ),
-            )
-            if write.records
+                    topics.control,
+                    partition_for(model, self._guard.control_partitions),
+                    [(None, model.encode(), value, [])],
+                )
+                for model, value in tallies
+            ),
         ]
 
-    def _write_verdicts(
+    def _say_verdicts(
         self,
         records: Sequence[Record],
         batch: Batch,
         judgement: Judgement,
         policy: Policy | None,
         model: str,
-        approved: list[Out | None],
-        blocked: list[Out | None],
+        approved: list[Headers | None],
+        blocked: list[Headers | None],
     ) -> None:
+        """Put the headers of each prediction of the batch into the one or the other."""
         versions = batch.columns.values("model_version")
         ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
         theirs = {version: self._headers(Verdict.BLOCKED, policy, model, version) for version in ours}
-        findings_name, source_name = Header.FINDINGS.value, Header.SOURCE.value
-        mine = records if len(versions) == len(records) else [records[position] for position in batch.positions]
-        outs: list[Out] = [
-            (record.timestamp, record.key, record.value, _with(record, headers) if record.headers else headers)
-            for record, headers in zip(mine, map(ours.__getitem__, versions), strict=True)
-        ]
-        if mine is records:
-            approved[:] = outs
-        else:
-            for position, out in zip(batch.positions, outs, strict=True):
-                approved[position] = out
+        for position, version in zip(batch.positions, versions, strict=True):
+            approved[position] = ours[version]
         passes = judgement.approved
         for row, findings in judgement.findings.items():
             position = batch.positions[row]
-            record = records[position]
-            found = (findings_name, msgspec.json.encode(findings))
+            found = (Header.FINDINGS.value, msgspec.json.encode(findings))
             if passes[row]:
-                headers = [*ours[versions[row]], found]
-                approved[position] = (record.timestamp, record.key, record.value, _with(record, headers))
+                approved[position] = [*ours[versions[row]], found]
             else:
-                approved[position] = None
-                headers = [*theirs[versions[row]], found, (source_name, self._source(record))]
-                blocked[position] = (record.timestamp, record.key, record.value, _with(record, headers))
+                source = (Header.SOURCE.value, self._source(records[position]))
+                approved[position], blocked[position] = None, [*theirs[versions[row]], found, source]
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
         if len(judgement.findings) < len(passes) - int(passes.sum()):
             raise RuntimeError("a prediction was blocked without a finding")
@@ -259,6 +245,14 @@ class GuardWork:
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
+
+
+def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Iterator[Out]:
+    return (
+        (record.timestamp, record.key, record.value, _with(record, ours) if record.headers else ours)
+        for record, ours in zip(records, headers, strict=True)
+        if ours is not None
+    )
 
 
 def _with(record: Record, ours: Headers) -> Headers:

@@ -260,7 +260,7 @@ class GuardSettings(_Section):
     group: str = "holdfast-guard"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     no_policy: Literal["block", "approve"] = "block"
-    max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 5000
+    max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     max_record_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
     """A larger value goes to malformed."""
     restore_records: Annotated[int, Field(ge=0)] = 2_000_000

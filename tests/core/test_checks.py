@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.alike import NOW, Real, failures, policy_of, raw, same
 from core.reference import CONDITIONS, Reference
-from holdfast.core.decode import Columns
+from holdfast.core.decode import Columns, Decoded
 from holdfast.core.judge import remember
 
 HEAD = 'model = "pricing"\n[[checks]]\nname = "it"\n'
@@ -110,7 +110,9 @@ def test_a_change_holds_at_its_ratios(check, before, value, expected):
     for meaning in ("pass", "fail"):
         real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
         remember(
-            real.memory, Columns({"model": ["pricing"], "entity_id": ["a"], "value": [float(before)]}), real.policy
+            real.memory,
+            Columns(Decoded({"model": ["pricing"], "entity_id": ["a"], "value": [float(before)]})),
+            real.policy,
         )
         answers.add("fail" if failures(real.judge([raw(value=value)])[0]) else "pass")
         other = Real(policy_of(f'{HEAD}unknown = "pass"\n{check}'))

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -87,7 +87,7 @@ Out = tuple[int | None, bytes | None, bytes | None, Headers]
 class Write(NamedTuple):
     topic: str
     partition: int
-    records: Sequence[Out]
+    records: Iterable[Out]
 
 
 class Packed(NamedTuple):
@@ -347,15 +347,30 @@ async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition
 
 def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
     """Put all records into batches."""
-    packed: list[Packed] = []
     # A partition takes one batch at a time: those with few records must not wait for the others.
-    for topic, partition, records in sorted(writes, key=lambda write: len(write.records)):
-        done = 0
-        while done < len(records):
-            batch = producer.create_batch()
-            done = _fill(batch, records, done)
-            packed.append(Packed(topic, partition, batch))
-    return packed
+    groups = sorted((list(_batches(producer, write)) for write in writes), key=len)
+    return [packed for group in groups for packed in group]
+
+
+def _batches(producer: AIOKafkaProducer, write: Write) -> Iterator[Packed]:
+    batch, count = producer.create_batch(), 0
+    # The builder's own: that of the batch is a second Python call for each record.
+    append = batch._builder.append
+    for timestamp, key, value, headers in write.records:
+        if append(count, timestamp, key, value, headers) is None:
+            yield _closed(write, batch, count)
+            batch, count = producer.create_batch(), 0
+            append = batch._builder.append
+            append(count, timestamp, key, value, headers)
+        count += 1
+    if count:
+        yield _closed(write, batch, count)
+
+
+def _closed(write: Write, batch: BatchBuilder, count: int) -> Packed:
+    batch._relative_offset = count
+    batch.close()
+    return Packed(write.topic, write.partition, batch)
 
 
 async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> None:
@@ -378,22 +393,6 @@ async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> None
         raise refusal
 
 
-def _fill(batch: BatchBuilder, records: Sequence[Out], start: int) -> int:
-    """Append records until there is no room; returns the first that had none.
-
-    The builder's own `append` is a second Python call for each record.
-    """
-    append = batch._builder.append
-    count = 0
-    for timestamp, key, value, headers in records[start:] if start else records:
-        if append(count, timestamp, key, value, headers) is None:
-            break
-        count += 1
-    batch._relative_offset = count
-    batch.close()
-    return start + count
-
-
 class TransactionalLoop:
     """Runs `open_work(partition)` for each partition of `topic` that the group assigns to this process."""
 
@@ -407,7 +406,7 @@ class TransactionalLoop:
         open_work: Callable[[int], Work],
         exactly_once: bool = True,
         poll_ms: int = 200,
-        max_records: int = 5000,
+        max_records: int = 10_000,
         give_up_after: timedelta = timedelta(minutes=5),
     ) -> None:
         self.kafka, self.topic, self.group, self.worker = kafka, topic, group, worker
@@ -442,7 +441,7 @@ class TransactionalLoop:
             self.kafka,
             client_id=f"{self.worker}-{tp.partition}",
             auto_offset_reset="none",
-            max_partition_fetch_bytes=2 * 1024 * 1024,
+            max_partition_fetch_bytes=4 * 1024 * 1024,
             value_deserializer=in_batches,
         )
 

@@ -100,8 +100,9 @@ class Shape:
         self._struct_type, self._layout = self._struct(tree)
         self._decode = msgspec.json.Decoder(self._struct_type).decode
         self._nothing = _blank(self._struct_type)
-        read = {*numbers, *texts, *anything}
-        self._kept = tuple(name for name in self.names if name != "prediction_id" or name in read)
+        as_they_are = {*texts, *anything}
+        self._numbers = {name for name in ("value", *numbers) if name in self.names and name not in as_they_are}
+        self._kept = {*self.names} - self._numbers - ({"prediction_id"} - as_they_are)
 
     def path(self, name: str) -> str:
         """The dotted path of a field in the event."""
@@ -128,20 +129,19 @@ class Shape:
 
     def decode(self, raws: Sequence[bytes | None]) -> "Decoded":
         """Decode a batch; each record becomes a row, or is malformed, or holds a number that is none."""
-        decoded = Decoded({name: [] for name in self._kept})
+        decoded = Decoded(
+            {name: [] for name in self._kept}, {name: np.empty(len(raws), dtype=np.float64) for name in self._numbers}
+        )
         # In pieces that stay in the processor's cache.
         for start in range(0, len(raws), _PIECE):
             rows = self._decode_piece(raws[start : start + _PIECE], start, decoded)
-            self._add(rows, self._layout, decoded.columns)
-        self._demand_an_output(decoded)
+            columns = _transposed(rows, self._layout)
+            self._demand_an_output(columns, start, decoded)
+            for name in self._kept:
+                decoded.columns[name] += _share(columns[name])
+            for name in self._numbers:
+                decoded.numbers[name][start : start + _PIECE] = _numbers(columns[name])
         return decoded
-
-    def _add(self, structs: Iterable[Any], layout: "_Layout", columns: dict[str, list[Any]]) -> None:
-        for held, cells in zip(layout, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True):
-            if isinstance(held, tuple):
-                self._add(cells, held, columns)
-            elif held in columns:
-                columns[held] += _share(cells)
 
     def _decode_piece(self, raws: Sequence[bytes | None], start: int, decoded: "Decoded") -> list[Any]:
         decode = self._decode
@@ -167,12 +167,12 @@ class Shape:
                 decoded.malformed[start + position] = str(error)[:_LONGEST_REASON]
         return rows
 
-    def _demand_an_output(self, decoded: "Decoded") -> None:
-        values, outputs = decoded.columns["value"], decoded.columns["outputs"]
-        if not _count_absent(values):
+    def _demand_an_output(self, columns: Mapping[str, Sequence[Any]], start: int, decoded: "Decoded") -> None:
+        # Truth is told much faster than equality with None.
+        if all(columns["value"]) or None not in columns["value"]:
             return
-        for position, value in enumerate(values):
-            if value is None and not outputs[position] and position not in decoded.malformed:
+        for position, (value, outputs) in enumerate(zip(columns["value"], columns["outputs"], strict=True), start):
+            if value is None and not outputs and position not in decoded.malformed:
                 decoded.malformed[position] = f"neither {self.path('value')} nor {self.path('outputs')} is given"
 
     def _decode_strictly(self, raw: bytes | None) -> tuple[Any, NonFinite | None]:
@@ -199,6 +199,17 @@ class Shape:
             raise MalformedError("the value is nested too deeply") from None
         except msgspec.ValidationError as error:
             raise MalformedError(_explain(str(error))) from None
+
+
+def _transposed(structs: Iterable[Any], layout: "_Layout") -> dict[str, tuple[Any, ...]]:
+    """The columns of structs that all have this layout; there must be one."""
+    columns: dict[str, tuple[Any, ...]] = {}
+    for held, cells in zip(layout, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True):
+        if isinstance(held, tuple):
+            columns |= _transposed(cells, held)
+        else:
+            columns[held] = cells
+    return columns
 
 
 def _share(column: tuple[Any, ...]) -> Sequence[Any]:
@@ -307,11 +318,6 @@ _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uin
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-def _count_absent(column: list[Any]) -> int:
-    # Truth is told much faster than equality with None.
-    return 0 if all(column) else column.count(None)
-
-
 def _is_utf8(raw: bytes) -> bool:
     if not raw.isascii():
         try:
@@ -363,9 +369,13 @@ def _without_nulls(node: Any) -> Any:
 
 @dataclass(slots=True)
 class Decoded:
-    """A decoded batch of n records, by field; what stands in the rows of `malformed` says nothing."""
+    """A decoded batch of n records, by field; what stands in the rows of `malformed` says nothing.
+
+    `numbers` are the fields that are read as numbers only: (n,) each, NaN where there is none.
+    """
 
     columns: dict[str, list[Any]]
+    numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     malformed: dict[int, str] = field(default_factory=dict)
     non_finite: dict[int, NonFinite] = field(default_factory=dict)
 
@@ -373,13 +383,18 @@ class Decoded:
 class Columns:
     """The rows of one model in one batch, read column by column; what is made of them is made once."""
 
-    def __init__(self, columns: Mapping[str, list[Any]]) -> None:
-        self._made: dict[str, Any] = dict(columns)
+    def __init__(self, decoded: Decoded) -> None:
+        self._made: dict[str, Any] = decoded.columns | {_as_numbers(name): it for name, it in decoded.numbers.items()}
 
     @classmethod
     def of(cls, decoded: Decoded, rows: Sequence[int]) -> "Columns":
         """Some rows of a decoded batch."""
-        return cls({name: [column[row] for row in rows] for name, column in decoded.columns.items()})
+        return cls(
+            Decoded(
+                {name: [column[row] for row in rows] for name, column in decoded.columns.items()},
+                {name: column[rows] for name, column in decoded.numbers.items()},
+            )
+        )
 
     def __len__(self) -> int:
         return len(self._made["model"])
@@ -393,7 +408,7 @@ class Columns:
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(n,) float64; NaN where the field is absent or is no single number."""
-        made: NDArray[np.float64] = self.once(f"{name} as numbers", lambda: _numbers(self.values(name)))
+        made: NDArray[np.float64] = self.once(_as_numbers(name), lambda: _numbers(self.values(name)))
         return made
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -403,11 +418,15 @@ class Columns:
         return self._made[key]
 
 
+def _as_numbers(name: str) -> str:
+    return f"{name} as numbers"
+
+
 def _outputs(given: list[Any], name: str) -> list[Any]:
     return [None if outputs is None else outputs.get(name) for outputs in given]
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
     if not _NUMBERS.issuperset(map(type, values)):
         values = [value if type(value) in _NUMBERS else None for value in values]
     return np.array(values, dtype=np.float64)

@@ -242,7 +242,7 @@ def decode_by_model(
         places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
         models = decoded.columns["model"]
         if len(policies.shapes) == 1 and not decoded.malformed and models and models.count(models[0]) == len(models):
-            columns = Columns(decoded.columns)
+            columns = Columns(decoded)
             if models[0] not in policies.policies or not _misnamed(columns):
                 return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
         undecided: list[int] = []
