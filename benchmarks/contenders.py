@@ -57,7 +57,7 @@ class Contender:
     """How many records it is given at most, where all would take it too long."""
 
 
-def guard_command(delivery: str, policies: str = "policies") -> Callable[[Case], list[str]]:
+def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1) -> Callable[[Case], list[str]]:
     """`policies`: the folder of its policies, in the directory of the case."""
 
     def command(case: Case) -> list[str]:
@@ -75,7 +75,8 @@ def guard_command(delivery: str, policies: str = "policies") -> Callable[[Case],
         )
         holdfast = [sys.executable, "-m", "holdfast.cli"]
         subprocess.run([*holdfast, "topics", "create", "--config", str(config)], check=True, capture_output=True)
-        return [*holdfast, "guard", "--config", str(config)]
+        guard = [*holdfast, "guard", "--config", str(config)]
+        return guard if workers == 1 else ["sh", "-c", '"$@" & ' * workers + "wait", "sh", *guard]
 
     return command
 
@@ -88,6 +89,10 @@ PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command)
 GUARD = Contender("holdfast guard, exactly once", guard_command("exactly_once"))
 GUARD_AT_LEAST_ONCE = Contender("holdfast guard, at least once", guard_command("at_least_once"))
 GUARD_OF_FIVE = Contender("holdfast guard of five checks, exactly once", guard_command("exactly_once", "five-checks"))
+TWO_GUARDS = Contender("two holdfast guards, exactly once", guard_command("exactly_once", workers=2))
+TWO_GUARDS_OF_FIVE = Contender(
+    "two holdfast guards of five checks, exactly once", guard_command("exactly_once", "five-checks", workers=2)
+)
 
 
 class Running:

@@ -20,7 +20,7 @@ async def lane(consumer: AIOKafkaConsumer, tp: TopicPartition, bootstrap: str, g
     )
     await producer.start()
     while True:
-        records = (await consumer.getmany(tp, timeout_ms=200, max_records=5000)).get(tp, [])
+        records = (await consumer.getmany(tp, timeout_ms=200, max_records=10_000)).get(tp, [])
         if not records:
             continue
         await producer.begin_transaction()
@@ -45,7 +45,7 @@ async def main() -> None:
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
-        max_partition_fetch_bytes=2 * 1024 * 1024,
+        max_partition_fetch_bytes=4 * 1024 * 1024,
     )
     await consumer.start()
     consumer.subscribe([source])
