@@ -248,8 +248,8 @@ floors by entity, an expression, a list. Before anything was timed, {PROOF_RECOR
 blocked by value and others break one check each, had the very same verdicts from the guard of five and from each peer.
 A guard is one process that uses one core, as is the pass-through, which puts as many records into a transaction; two
 guards share the partitions. Kafka Streams runs two threads and commits every {THROUGHPUT_COMMIT_MS} ms here. Quix
-Streams and FastStream are slow, and therefore given fewer records. The peers add no headers. "Of Kafka Streams" compares
-the same job only for the guards of five checks. Ratios are medians of the ratios of each round.""",
+Streams and FastStream are slow, and therefore given fewer records. The peers add no headers. "Of Kafka Streams"
+compares the same job only for the guards of five checks. Ratios are medians of the ratios of each round.""",
     lambda rounds: 1.3 + 1.8 * rounds,
     _run_throughput,
     _show_throughput,

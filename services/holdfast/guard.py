@@ -180,8 +180,11 @@ class GuardWork:
         versions = batch.columns.values("model_version")
         ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
         theirs = {version: self._headers(Verdict.BLOCKED, policy, model, version) for version in ours}
-        for position, version in zip(batch.positions, versions, strict=True):
-            approved[position] = ours[version]
+        if len(versions) == len(records):
+            approved[:] = map(ours.__getitem__, versions)
+        else:
+            for position, version in zip(batch.positions, versions, strict=True):
+                approved[position] = ours[version]
         passes = judgement.approved
         for row, findings in judgement.findings.items():
             position = batch.positions[row]

@@ -303,8 +303,8 @@ class RangeCheck(_OneField):
         low: Any = self._low[0]
         high: Any = self._high[0]
         if self._segments:
-            get = self._segments.get
-            rows = np.array([get(segment, 0) for segment in columns.values("segment")], dtype=np.intp)
+            found = map(self._segments.get, columns.values("segment"), repeat(0))
+            rows = np.fromiter(found, dtype=np.intp, count=len(columns))
             low, high = self._low[rows], self._high[rows]
         unlisted: Mask | None = None
         if self._table is not None:
