@@ -121,7 +121,9 @@ class GuardWork:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
         raws: list[bytes | None] = [record.value for record in records]
-        oversized = {i: len(raw) for i, raw in enumerate(raws) if raw is not None and len(raw) > limit}
+        oversized: dict[int, int] = {}
+        if max(map(len, filter(None, raws)), default=0) > limit:
+            oversized = {i: len(raw) for i, raw in enumerate(raws) if raw is not None and len(raw) > limit}
         for position in oversized:
             raws[position] = None
         groups, malformed = decode_by_model(policies, raws)

@@ -215,7 +215,9 @@ def _transposed(structs: Iterable[Any], layout: "_Layout") -> dict[str, tuple[An
 def _share(column: tuple[Any, ...]) -> Sequence[Any]:
     """The same column; one object where all its texts are equal, so that the memory of the others is used again."""
     first = column[0]
-    return (first,) * len(column) if isinstance(first, str) and column.count(first) == len(column) else column
+    # The last one tells most others in one step.
+    alike = isinstance(first, str) and column[-1] == first and column.count(first) == len(column)
+    return (first,) * len(column) if alike else column
 
 
 _Layout = tuple[Any, ...]
@@ -282,11 +284,13 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
 
 def _exponents(letters: NDArray[np.uint8], quotes: NDArray[np.intp]) -> NDArray[np.intp]:
     """The places of exponents without a minus, outside of texts."""
-    places = np.flatnonzero(((letters[1:] | 0x20) == ord("e")) & (letters[:-1] - ord("0") < 10)) + 1
-    if len(places):
-        places = places[letters[places + 1] != ord("-")]
-        places = places[np.searchsorted(quotes, places) % 2 == 0]
-    return places
+    after_digit = ((letters[1:] | 0x20) == ord("e")) & (letters[:-1] - ord("0") < 10)
+    if not after_digit.any():
+        return _NOWHERE
+    places = np.flatnonzero(after_digit) + 1
+    places = places[letters[places + 1] != ord("-")]
+    outside: NDArray[np.intp] = places[np.searchsorted(quotes, places) % 2 == 0]
+    return outside
 
 
 def _repeating(
@@ -295,16 +299,20 @@ def _repeating(
     """The rows in which a key stands twice; keys are told by their length and their first and last eight bytes."""
     words = np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
     lengths = closes - opens
-    heads = words[opens] & _FIRST_BYTES.take(lengths, mode="clip")
-    tails = np.where(lengths > 8, words[np.maximum(closes - 8, 0)], 0)
-    signs = heads ^ (tails * _ODD) ^ (lengths.view(np.uint64) * _ODDER)
+    signs = words[opens] & _FIRST_BYTES.take(lengths, mode="clip")
+    signs ^= lengths.view(np.uint64) * _ODDER
+    # As many keys in each record, as the records of one model usually have.
     count, each = len(starts) - 1, len(opens) // (len(starts) - 1)
-    if count * each == len(opens):
-        table, firsts, lasts = signs.reshape(count, each), opens[::each], opens[each - 1 :: each]
-        # All alike, as the records of one model usually are: then the first one tells.
-        if (table == table[0]).all() and (firsts >= starts[:-1]).all() and (lasts < starts[1:]).all():
-            repeats = len(set(table[0].tolist())) < each
-            return np.arange(count if repeats else 0)
+    even = bool(
+        count * each == len(opens)
+        and (opens[::each] >= starts[:-1]).all()
+        and (opens[each - 1 :: each] < starts[1:]).all()
+    )
+    if even and _first_tells(signs.reshape(count, each)):
+        return _NOWHERE
+    signs ^= np.where(lengths > 8, words[np.maximum(closes - 8, 0)], 0) * _ODD
+    if even and _first_tells(signs.reshape(count, each)):
+        return _NOWHERE
     rows = np.searchsorted(starts, opens, side="right") - 1
     order = np.lexsort((signs, rows))
     rows, signs = rows[order], signs[order]
@@ -312,7 +320,13 @@ def _repeating(
     return repeated
 
 
+def _first_tells(signs: NDArray[np.uint64]) -> bool:
+    """Whether all rows are alike, and nothing stands twice in the first."""
+    return bool((signs == signs[0]).all()) and len(set(signs[0].tolist())) == signs.shape[1]
+
+
 _PIECE = 500
+_NOWHERE = np.zeros(0, dtype=np.intp)
 _BLOCK = 128
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
