@@ -81,11 +81,17 @@ def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1
     return command
 
 
-def passthrough_command(case: Case) -> list[str]:
-    return [sys.executable, str(HERE / "passthrough.py"), case.bootstrap, case.group, case.source, case.approved]
+def passthrough_command(fetch_mib: int) -> Callable[[Case], list[str]]:
+    def command(case: Case) -> list[str]:
+        words = (case.bootstrap, case.group, case.source, case.approved, str(fetch_mib * 1024 * 1024))
+        return [sys.executable, str(HERE / "passthrough.py"), *words]
+
+    return command
 
 
-PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command)
+PASSTHROUGH = Contender("raw aiokafka pass-through", passthrough_command(4))
+"""Tuned as the guard is."""
+PLAIN_PASSTHROUGH = Contender("plain aiokafka pass-through", passthrough_command(1))
 GUARD = Contender("holdfast guard, exactly once", guard_command("exactly_once"))
 GUARD_AT_LEAST_ONCE = Contender("holdfast guard, at least once", guard_command("at_least_once"))
 GUARD_OF_FIVE = Contender("holdfast guard of five checks, exactly once", guard_command("exactly_once", "five-checks"))

@@ -1,6 +1,6 @@
 """The yardstick: aiokafka alone moves the same bytes, exactly once, one transactional producer a partition.
 
-Usage: passthrough.py BOOTSTRAP GROUP SOURCE TARGET
+Usage: passthrough.py BOOTSTRAP GROUP SOURCE TARGET FETCH_BYTES
 """
 
 import asyncio
@@ -38,14 +38,14 @@ async def lane(consumer: AIOKafkaConsumer, tp: TopicPartition, bootstrap: str, g
 
 
 async def main() -> None:
-    bootstrap, group, source, target = sys.argv[1:]
+    bootstrap, group, source, target, fetch_bytes = sys.argv[1:]
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
-        max_partition_fetch_bytes=4 * 1024 * 1024,
+        max_partition_fetch_bytes=int(fetch_bytes),
     )
     await consumer.start()
     consumer.subscribe([source])
