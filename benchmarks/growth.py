@@ -23,7 +23,7 @@ AXES: dict[str, tuple[float, ...]] = {
 }
 LABELS = {"size": "bytes of an event", "blocked": "share blocked"}
 USUAL: dict[str, Any] = {"checks": len(CHECKS), **asdict(Traffic())}
-RECORDS = 200_000
+RECORDS = 800_000
 BYTES = 400_000_000
 """At most so many in one run."""
 

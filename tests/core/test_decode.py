@@ -31,16 +31,20 @@ unknown = "pass"
 """
 )
 FINE = raw()
+
+
+def with_member(text):
+    return FINE[:-1] + b"," + text.encode() + b"}"
+
+
 NEIGHBOURS = {
     "alone": [],
     "beside fine ones": [FINE] * 3,
     "beside a malformed one": [FINE, b"{", FINE],
     "beside an escape": [FINE, raw(entity_id="é")],
+    "beside many": [FINE] * 999,
+    "beside long ones": [FINE, with_member(f'"more":"{"x" * 150_000}"'), FINE],
 }
-
-
-def with_member(text):
-    return FINE[:-1] + b"," + text.encode() + b"}"
 
 
 def verdict(event, neighbours=(), policy=READING):

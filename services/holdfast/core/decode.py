@@ -133,14 +133,16 @@ class Shape:
             {name: [] for name in self._kept}, {name: np.empty(len(raws), dtype=np.float64) for name in self._numbers}
         )
         # In pieces that stay in the processor's cache.
-        for start in range(0, len(raws), _PIECE):
-            rows = self._decode_piece(raws[start : start + _PIECE], start, decoded)
+        size = max(1, sum(map(len, filter(None, raws))) // max(1, len(raws)))
+        piece = min(_PIECE, _PIECE_BYTES // size + 1)
+        for start in range(0, len(raws), piece):
+            rows = self._decode_piece(raws[start : start + piece], start, decoded)
             columns = _transposed(rows, self._layout)
             self._demand_an_output(columns, start, decoded)
             for name in self._kept:
                 decoded.columns[name] += _share(columns[name])
             for name in self._numbers:
-                decoded.numbers[name][start : start + _PIECE] = _numbers(columns[name])
+                decoded.numbers[name][start : start + piece] = _numbers(columns[name])
         return decoded
 
     def _decode_piece(self, raws: Sequence[bytes | None], start: int, decoded: "Decoded") -> list[Any]:
@@ -325,7 +327,8 @@ def _first_tells(signs: NDArray[np.uint64]) -> bool:
     return bool((signs == signs[0]).all()) and len(set(signs[0].tolist())) == signs.shape[1]
 
 
-_PIECE = 500
+_PIECE, _PIECE_BYTES = 500, 200_000
+"""At most so many records, and about so many bytes."""
 _NOWHERE = np.zeros(0, dtype=np.intp)
 _BLOCK = 128
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
