@@ -76,7 +76,9 @@ def _policies(settings: Settings) -> Diagnosis:
     try:
         policies = load_policies(settings.policies).policies
     except PolicyError as error:
-        return Diagnosis("policies", Health.FAILED, str(error), "Mend the file; the services keep the one before.")
+        return Diagnosis(
+            "policies", Health.FAILED, str(error), "Mend it; services that run keep the policies they have."
+        )
     if not policies:
         return Diagnosis(
             "policies",

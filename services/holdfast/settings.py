@@ -32,7 +32,11 @@ from holdfast_schemas import TOPICS
 
 
 class SettingsError(Exception):
-    """The configuration is refused; the message is one sentence of what is wrong and one of what to do."""
+    """The configuration is refused; the message is one sentence of what is wrong and one of what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # Keys and values may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
 
 
 class _Section(BaseModel):

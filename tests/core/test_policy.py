@@ -86,6 +86,8 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
         ('model = "p"\n[breaker]\nwindows = "30s"', "breaker.windows", "no such key; the keys here are good_after"),
         ('model = "p"\n[breaker]\nwindow = "-1s"', "breaker.window", "not a duration"),
         ('model = "p"\n[breaker]\nmax_blocked_ratio = 1.0', "breaker.max_blocked_ratio", "less than 1"),
+        ('model = "p"\n[[checks]]\nname = """two\nlines"""', "checks[two lines]", "a check needs `kind`"),
+        ('model = "p"\n"two\\nlines" = 1', "two lines", "there is no such key"),
         ('model = "p"\n[breaker]\nmin_seen = 0', "breaker.min_seen", "greater than or equal to 1"),
     ],
 )

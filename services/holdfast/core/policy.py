@@ -25,7 +25,11 @@ BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy")
 
 
 class PolicyError(ValueError):
-    """The policy is refused; the message names the file, the key and what is allowed."""
+    """The policy is refused; the message names the file, the key and what is allowed, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # Keys and names in a file may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
 
 
 class Policy(BaseModel):
