@@ -210,6 +210,6 @@ def test_an_environment_variable_that_is_no_json_is_refused_without_its_value(mo
 
 def test_a_refusal_is_one_line_whatever_the_keys_hold(tmp_path: Path) -> None:
     """A line break in a key of the file does not become one on the terminal."""
-    with pytest.raises(SettingsError, match="kafka.two lines: there is no such key") as refused:
+    with pytest.raises(SettingsError, match=r"kafka\.two lines: there is no such key") as refused:
         configured(tmp_path, '[kafka]\n"two\\nlines" = 1\n')
     assert len(str(refused.value).splitlines()) == 1

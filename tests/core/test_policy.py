@@ -63,6 +63,7 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
             (f'{HEAD}kind = "expression"\nexpression = "{expression}"', "checks[floor]", says)
             for expression, says in [
                 ("value >=", "is not an expression: invalid syntax"),
+                ("value > 1if cost else 2", "is not an expression: invalid decimal literal"),
                 ("value + 1", "is a number, not a condition"),
                 ("1 < 2", "reads no field"),
                 ("value > open(cost)", "'open' is no function here; there are abs, arccos"),

@@ -7,6 +7,7 @@ number, and every comparison is written so that NaN never passes.
 
 import ast
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -565,7 +566,9 @@ def _compile_expression(text: str) -> tuple[tuple[str, ...], Any]:
         raise ValueError(f"the expression has {len(text)} characters; at most {_LONGEST_EXPRESSION} are allowed")
     translate = _ToNumexpr()
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        # What Python only warns of, such as `1if`, it will refuse one day.
+        with warnings.catch_warnings(action="error", category=SyntaxWarning):
+            tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} is not an expression: {getattr(error, 'msg', error)}") from None
     try:
