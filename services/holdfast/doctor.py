@@ -10,7 +10,7 @@ from importlib.metadata import version
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
@@ -103,7 +103,8 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
         counts = {role: len(found[name]["partitions"]) for role, name in names.items() if name in found}
         for diagnosis in _topics(names, counts):
             yield diagnosis
-        async for diagnosis in _topic_settings({names[role]: TOPICS[role] for role in counts}, admin):
+        settings_of_topics = _topic_settings({names[role]: TOPICS[role] for role in counts}, admin)
+        async for diagnosis in _as_far_as_told("topics", settings_of_topics):
             yield diagnosis
         single = [name for name, topic in found.items() if len(topic["partitions"][0]["replicas"]) < 2]
         if single:
@@ -116,7 +117,8 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
         services = (("guard", settings.guard.group, "predictions"), ("switch", settings.switch.group, "control"))
         for service, group, role in services:
             if role in counts:
-                async for diagnosis in _group(settings, admin, service, group, names[role], counts[role]):
+                looked_at = _group(settings, admin, service, group, names[role], counts[role])
+                async for diagnosis in _as_far_as_told(service, looked_at):
                     yield diagnosis
     finally:
         await admin.close()
@@ -160,6 +162,20 @@ def _topics(names: dict[str, str], counts: dict[str, int]) -> Iterator[Diagnosis
             )
     if not missing and not unequal:
         yield Diagnosis("topics", Health.OK, f"all {len(counts)} are there, and their partitions fit")
+
+
+async def _as_far_as_told(area: str, diagnoses: AsyncIterator[Diagnosis]) -> AsyncIterator[Diagnosis]:
+    """The same, and a warning in place of the rest where the broker does not answer such a question."""
+    try:
+        async for diagnosis in diagnoses:
+            yield diagnosis
+    except IncompatibleBrokerVersion:
+        yield Diagnosis(
+            area,
+            Health.WARNING,
+            "this broker cannot be asked for their settings or members",
+            "The embedded one never can; another one must be Kafka, or speak its protocol in full.",
+        )
 
 
 async def _topic_settings(topics: dict[str, Topic], admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:

@@ -1,5 +1,6 @@
 """`holdfast up`: the whole stack as one process group, which ends as a whole, however it ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import time
 import httpx
 import psutil
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from backends import GENEROUS
-from e2e.stack import POLICY
+from e2e.stack import POLICY, Stack
 from holdfast.adapters.embedded import free_port
 
 SERVICES = ("guard", "switch", "notify", "api")
@@ -104,6 +106,27 @@ def test_the_stack_of_a_laptop(up):
     assert up.process.wait(GENEROUS) == 0
     assert up.nothing_is_left()
     assert "Traceback" not in up.log()
+
+
+async def send(bootstrap, events):
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
+        for event in events:
+            await producer.send_and_wait("predictions", json.dumps(event).encode(), key=event["entity_id"].encode())
+
+
+async def test_what_was_blocked_is_found_on_the_embedded_broker(up):
+    """It looks for no times and tells little of itself: no command may take that for `there is nothing`."""
+    events = [Stack.prediction("pricing", "v1", f"E{number}", value) for number, value in enumerate((0.01, 0.02, 50.0))]
+    await send(up.facts["environment"]["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"], events)
+    listed = {}
+    deadline = time.monotonic() + GENEROUS
+    while listed.get("count") != 2 and time.monotonic() < deadline:
+        shown = await asyncio.to_thread(up.run, "blocked", "list", "pricing", "--json")
+        listed = json.loads(shown.stdout)
+    assert [one["prediction"]["value"] for one in listed["predictions"]] == [0.01, 0.02]
+    diagnoses = json.loads((await asyncio.to_thread(up.run, "doctor", "--json")).stdout)
+    failed = {one["area"] for one in diagnoses if one["health"] == "failed"}
+    assert failed == {"alertmanager"}, diagnoses
 
 
 def test_one_service_ending_ends_the_others(up):

@@ -632,10 +632,10 @@ async def read_to_end(
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
     `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `tail` bounds
-    how many offsets are read of each partition, from its end; `since` leaves out what is older. Committed records
-    are seen only up to the first transaction that is still open, be it of somebody else; with `complete` the end
-    is that of the whole partition, and transactions before it are waited for. The records are aiokafka's
-    ConsumerRecord, or with `plain` some Record that costs less.
+    how many offsets are read of each partition, from its end; `since` leaves out what is older, if the broker looks
+    for times. Committed records are seen only up to the first transaction that is still open, be it of somebody else;
+    with `complete` the end is that of the whole partition, and transactions before it are waited for. The records are
+    aiokafka's ConsumerRecord, or with `plain` some Record that costs less.
     """
     # A fetch of plain records is judged while it is in the processor's cache.
     options = {"value_deserializer": in_batches, "max_partition_fetch_bytes": 1024 * 1024} if plain else {}
@@ -695,6 +695,11 @@ async def _bounds(
         if since is None:
             return await consumer.beginning_offsets(partitions), ends
         first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
+        if not any(first.values()) and not any(
+            (await consumer.offsets_for_times(dict.fromkeys(partitions, 0))).values()
+        ):
+            # There is nothing at all, or the broker looks for no times, as the embedded one.
+            return await consumer.beginning_offsets(partitions), ends
         return {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}, ends
     finally:
         await close(consumer)
