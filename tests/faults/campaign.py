@@ -169,7 +169,7 @@ class Load:
             # A version that is bad four times in five: it is fenced, and then its sane outputs must stay out too.
             value = base if self.random.random() < 0.2 else self.random.choice([0.01, 1e9])
             return self._event("pricing", f"bad-{self._bad}", entity, value)
-        if draw < 0.52:
+        if 0.5 <= draw < 0.52:
             return self._event("pricing", "v1", entity, self.random.choice([base * 5, base / 5, -0.0, 1e308, 5]))
         return self._event("pricing", "v1", entity, round(base * (0.95 + 0.1 * self.random.random()), 2))
 

@@ -137,6 +137,18 @@ class _Prediction:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class _Early:
+    """A verdict that has no prediction yet; what is read off it is read once."""
+
+    record: Record
+    read_at: float
+    headers: Mapping[str, bytes]
+    identity: bytes
+    names: int
+    """The offset of the prediction that a blocked or malformed one names; -1 where that is none of this partition."""
+
+
 @dataclass(slots=True)
 class _OpenTally:
     """A tally, and what the verdicts in its range come to so far."""
@@ -212,8 +224,11 @@ class Ledger:
         self._ahead: deque[Record] = deque()
         self._window: OrderedDict[int, _Prediction] = OrderedDict()
         self._missing: OrderedDict[int, _Prediction] = OrderedDict()
-        self._waiting: dict[bytes, deque[_Prediction]] = {}
-        self._early: dict[Stream, deque[tuple[Record, float]]] = {stream: deque() for stream in VERDICTS}
+        self._waiting: dict[bytes, list[_Prediction]] = {}
+        self._early: dict[Stream, list[_Early]] = {stream: [] for stream in VERDICTS}
+        # How many were given of each, and what was known when they were last tried.
+        self._given: Counter[Stream] = Counter()
+        self._tried: dict[Stream, tuple[int, int, int]] = {}
         self._early_bytes, self._window_bytes = 0, 0
         self._last_approved = -1
         # The approved offset of the first match.
@@ -239,19 +254,27 @@ class Ledger:
 
     def add(self, stream: Stream, records: Sequence[Record], now: float) -> None:
         if stream is not Stream.PREDICTIONS:
-            self._early[stream].extend((record, now) for record in records)
+            self._early[stream] += [self._read(record, now) for record in records]
+            self._given[stream] += len(records)
             self._early_bytes += sum(map(_size, records))
             return
         self._ahead.extend(records)
         self._admit()
 
+    def _read(self, record: Record, now: float) -> _Early:
+        headers = dict(record.headers)
+        source = _source(headers)
+        ours = source is not None and source[:2] == (self._rules.predictions_topic, self.partition)
+        return _Early(record, now, headers, identity(record), source[2] if source is not None and ours else -1)
+
     def _admit(self) -> None:
         """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
-        while self._ahead and self._ahead[0].offset < self.target(Stream.PREDICTIONS):
+        end = self.target(Stream.PREDICTIONS)
+        while self._ahead and self._ahead[0].offset < end:
             record = self._ahead.popleft()
             prediction = _Prediction(record.offset, hash(record.key), identity(record))
             self._window[record.offset] = prediction
-            self._waiting.setdefault(prediction.identity, deque()).append(prediction)
+            self._waiting.setdefault(prediction.identity, []).append(prediction)
 
     def add_tally(self, tally: Tally, written_ms: int) -> None:
         if tally.last_offset < self._start:
@@ -289,11 +312,11 @@ class Ledger:
         self._next = max(self._next, min(positions[Stream.PREDICTIONS], self.target(Stream.PREDICTIONS)))
         explicit_read = True
         for stream in (Stream.BLOCKED, Stream.MALFORMED):
-            self._early[stream] = self._keep(stream, self._match_named)
+            self._match(stream, self._match_named)
             explicit_read &= positions[stream] >= self.target(stream) or bool(self._early[stream])
         if explicit_read:
             # Only now: what a blocked record claims must not be taken for approved.
-            self._early[Stream.APPROVED] = self._keep(Stream.APPROVED, self._match_approved)
+            self._match(Stream.APPROVED, self._match_approved)
             if self._older is not None and self._last_approved >= 0:
                 self._pass_over_older()
             read = positions[Stream.APPROVED] >= self.target(Stream.APPROVED)
@@ -331,48 +354,50 @@ class Ledger:
 
     def undecided(self, ends: Mapping[Stream, int]) -> bool:
         """Whether a verdict below `ends` has found no prediction yet."""
-        return any(record.offset < ends[stream] for stream in VERDICTS for record, _ in self._early[stream])
+        return any(early.record.offset < ends[stream] for stream in VERDICTS for early in self._early[stream])
 
     # Matching.
 
-    def _keep(self, stream: Stream, match: Callable[[Stream, Record], bool]) -> deque[tuple[Record, float]]:
-        left: deque[tuple[Record, float]] = deque()
-        for record, read_at in self._early[stream]:
-            if match(stream, record):
-                self._early_bytes -= _size(record)
+    def _match(self, stream: Stream, match: Callable[[Stream, _Early], bool]) -> None:
+        """Give what is held of `stream` to its predictions, as far as these have been read."""
+        known = (self._next, self._last.committed, self._given[stream])
+        if self._tried.get(stream) == known:
+            return
+        self._tried[stream] = known
+        left: list[_Early] = []
+        for early in self._early[stream]:
+            if early.names >= self._next or not match(stream, early):
+                left.append(early)
             else:
-                left.append((record, read_at))
-        return left
+                self._early_bytes -= _size(early.record)
+        self._early[stream] = left
 
-    def _match_named(self, stream: Stream, record: Record) -> bool:
-        """Give a blocked or malformed record to the prediction that it names; False: that is not read yet."""
-        headers = dict(record.headers)
-        source = _source(headers)
-        if stream is Stream.MALFORMED and source is not None and source[0] != self._rules.predictions_topic:
-            return True  # the switch puts malformed control records there too
-        if source is None or source[:2] != (self._rules.predictions_topic, self.partition):
-            self._report(
-                Kind.UNCHECKED, None, "", f"{stream} offset {record.offset} names no prediction of its partition"
-            )
+    def _match_named(self, stream: Stream, early: _Early) -> bool:
+        """Give a blocked or malformed record to the prediction that it names, which has been read."""
+        record, headers, offset = early.record, early.headers, early.names
+        if offset < 0:
+            # The switch puts malformed control records there too.
+            source = _source(headers)
+            if stream is not Stream.MALFORMED or source is None or source[0] == self._rules.predictions_topic:
+                self._report(
+                    Kind.UNCHECKED, None, "", f"{stream} offset {record.offset} names no prediction of its partition"
+                )
             return True
-        offset = source[2]
         if offset < self._start:
             return True
-        if offset >= self._next:
-            return False
         prediction = self._window.get(offset) or self._missing.get(offset)
         if prediction is None or prediction.stream is not None:
             if self._rules.exactly_once:
                 self._report(Kind.REPEATED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
             return True
-        if identity(record) != prediction.identity:
+        if early.identity != prediction.identity:
             self._report(Kind.ALTERED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
         self._waiting[prediction.identity].remove(prediction)
         self._assign(prediction, stream, record, headers)
         return True
 
-    def _match_approved(self, stream: Stream, record: Record) -> bool:
-        headers = dict(record.headers)
+    def _match_approved(self, stream: Stream, early: _Early) -> bool:
+        record, headers, digest = early.record, early.headers, early.identity
         verdict = _text(headers, Header.VERDICT)
         if verdict == Verdict.RELEASED:
             self.released += 1
@@ -381,10 +406,9 @@ class Ledger:
         if verdict != Verdict.APPROVED or not named:
             self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} does not say how it was checked")
             return True
-        digest = identity(record)
         waiting = self._waiting.get(digest)
         if waiting:
-            prediction = waiting.popleft()
+            prediction = waiting.pop(0)
             if self._exact_from is None:
                 self._exact_from = prediction.offset
             if self._last_approved < 0:
@@ -407,13 +431,13 @@ class Ledger:
 
     def _pass_over_older(self) -> None:
         """What came before the first match is of predictions before the start; it is older than all that match."""
-        left: deque[tuple[Record, float]] = deque()
-        for record, read_at in self._early[Stream.APPROVED]:
-            if record.offset < self._first_match:
-                self._early_bytes -= _size(record)
-                self._remember_unmatched(dict(record.headers), record)
+        left: list[_Early] = []
+        for early in self._early[Stream.APPROVED]:
+            if early.record.offset < self._first_match:
+                self._early_bytes -= _size(early.record)
+                self._remember_unmatched(early.headers, early.record)
             else:
-                left.append((record, read_at))
+                left.append(early)
         self._early[Stream.APPROVED] = left
         self._older = None
 
@@ -433,19 +457,20 @@ class Ledger:
             self._window_bytes += _size(record)
 
     def _give_up_strays(self, stream: Stream, stale: float) -> None:
-        left: deque[tuple[Record, float]] = deque()
-        for record, read_at in self._early[stream]:
-            if read_at >= stale:
-                left.append((record, read_at))
+        left: list[_Early] = []
+        for early in self._early[stream]:
+            record = early.record
+            if early.read_at >= stale:
+                left.append(early)
                 continue
             self._early_bytes -= _size(record)
             if stream is Stream.APPROVED and self._is_older(record):
-                self._remember_unmatched(dict(record.headers), record)
+                self._remember_unmatched(early.headers, record)
                 continue
-            repeated = identity(record) in self._recent
+            repeated = early.identity in self._recent
             if repeated and not self._rules.exactly_once:
                 continue
-            model = _text(dict(record.headers), Header.MODEL)
+            model = _text(early.headers, Header.MODEL)
             what = "repeats an approved record" if repeated else "belongs to no prediction"
             kind = Kind.REPEATED if repeated else Kind.UNCHECKED
             self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
@@ -455,7 +480,8 @@ class Ledger:
 
     def _settle(self, *, approved_read: bool, tallies_read: bool) -> None:
         self.starved = False
-        for prediction in list(self._window.values()):
+        while self._window:
+            prediction = next(iter(self._window.values()))
             if prediction.stream is None:
                 if not approved_read and prediction.offset > self._last_approved:
                     break
