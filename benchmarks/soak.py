@@ -2,10 +2,10 @@
 
     make soak ARGS="--minutes 60 --rate 5000"
 
-A second guard joins and leaves every minute. Of the guard and the switch that stay, resident memory, open files,
-threads and the lag are sampled every few seconds. The slope of each is the median of the slopes between all pairs of
-samples (Theil and Sen), so that neither a rebalance nor a collection of garbage decides it. At the end the checker
-compares every prediction with its verdict. Exit code 1 when something grows, or the checker finds anything.
+A second guard joins and leaves every minute. Of the guard, the switch and the checker that stay, resident memory, open
+files, threads and the lag are sampled every few seconds. The slope of each is the median of the slopes between all
+pairs of samples (Theil and Sen), so that neither a rebalance nor a collection of garbage decides it. At the end the
+checker compares every prediction with its verdict. Exit code 1 when something grows, or the checker finds anything.
 """
 
 import argparse
@@ -45,9 +45,10 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 
 async def sample(run: Campaign) -> dict[str, float]:
-    """What each of the two that stay holds now, and how many predictions wait."""
+    """What each of the three that stay holds now, and how many predictions wait."""
     found: dict[str, float] = {}
-    for worker in (run.guards[0], run.switches[0]):
+    assert run.auditor is not None
+    for worker in (run.guards[0], run.switches[0], run.auditor):
         process = psutil.Process(worker.pid)
         found[f"{worker.name} rss_mb"] = process.memory_info().rss / 2**20
         found[f"{worker.name} open_files"] = process.num_fds()
