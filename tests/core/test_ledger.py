@@ -412,6 +412,15 @@ def test_released_records_are_legitimate(right: History) -> None:
     assert right.ledger.released == 1
 
 
+def test_a_released_record_need_not_wait_for_what_it_names(right: History) -> None:
+    """The checker may see it before it has read that prediction."""
+    blocked = right.out[Stream.BLOCKED][0]
+    changed = {Header.VERDICT: b"released", Header.SOURCE: b"predictions/0/1000"}
+    right.write(Stream.APPROVED, blocked, [(n, changed.get(n, v)) for n, v in blocked.headers])
+    assert right.violations() == [], right.details
+    assert right.ledger.released == 1
+
+
 def test_a_reference_that_a_guard_may_not_have_had_is_not_held_against_it(right: History) -> None:
     """Further back than what a guard reads when it takes over a partition."""
     approve(right, 17)

@@ -146,7 +146,8 @@ class _Early:
     headers: Mapping[str, bytes]
     identity: bytes
     names: int
-    """The offset of the prediction that a blocked or malformed one names; -1 where that is none of this partition."""
+    """The offset of the prediction that a blocked or malformed one names; -1 where that is none of this partition,
+    and for an approved one."""
 
 
 @dataclass(slots=True)
@@ -226,9 +227,8 @@ class Ledger:
         self._missing: OrderedDict[int, _Prediction] = OrderedDict()
         self._waiting: dict[bytes, list[_Prediction]] = {}
         self._early: dict[Stream, list[_Early]] = {stream: [] for stream in VERDICTS}
-        # How many were given of each, and what was known when they were last tried.
-        self._given: Counter[Stream] = Counter()
-        self._tried: dict[Stream, tuple[int, int, int]] = {}
+        # What was known when all that is held of a stream was last tried.
+        self._tried: dict[Stream, tuple[int, int]] = {}
         self._early_bytes, self._window_bytes = 0, 0
         self._last_approved = -1
         # The approved offset of the first match.
@@ -254,18 +254,21 @@ class Ledger:
 
     def add(self, stream: Stream, records: Sequence[Record], now: float) -> None:
         if stream is not Stream.PREDICTIONS:
-            self._early[stream] += [self._read(record, now) for record in records]
-            self._given[stream] += len(records)
+            self._early[stream] += [self._read(stream, record, now) for record in records]
+            self._tried.pop(stream, None)
             self._early_bytes += sum(map(_size, records))
             return
         self._ahead.extend(records)
         self._admit()
 
-    def _read(self, record: Record, now: float) -> _Early:
-        headers = dict(record.headers)
-        source = _source(headers)
-        ours = source is not None and source[:2] == (self._rules.predictions_topic, self.partition)
-        return _Early(record, now, headers, identity(record), source[2] if source is not None and ours else -1)
+    def _read(self, stream: Stream, record: Record, now: float) -> _Early:
+        headers, names = dict(record.headers), -1
+        # A released record names its source too, and belongs to no prediction here.
+        if stream is not Stream.APPROVED:
+            source = _source(headers)
+            if source is not None and source[:2] == (self._rules.predictions_topic, self.partition):
+                names = source[2]
+        return _Early(record, now, headers, identity(record), names)
 
     def _admit(self) -> None:
         """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
@@ -360,7 +363,7 @@ class Ledger:
 
     def _match(self, stream: Stream, match: Callable[[Stream, _Early], bool]) -> None:
         """Give what is held of `stream` to its predictions, as far as these have been read."""
-        known = (self._next, self._last.committed, self._given[stream])
+        known = (self._next, self._last.committed)
         if self._tried.get(stream) == known:
             return
         self._tried[stream] = known
