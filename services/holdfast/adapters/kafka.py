@@ -692,15 +692,13 @@ async def _bounds(
     await consumer.start()
     try:
         ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-        if since is None:
-            return await consumer.beginning_offsets(partitions), ends
-        first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
-        if not any(first.values()) and not any(
-            (await consumer.offsets_for_times(dict.fromkeys(partitions, 0))).values()
-        ):
+        if since is not None:
+            first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
+            anything = first if any(first.values()) else await consumer.offsets_for_times(dict.fromkeys(partitions, 0))
+            if any(anything.values()):
+                return {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}, ends
             # There is nothing at all, or the broker looks for no times, as the embedded one.
-            return await consumer.beginning_offsets(partitions), ends
-        return {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}, ends
+        return await consumer.beginning_offsets(partitions), ends
     finally:
         await close(consumer)
 
