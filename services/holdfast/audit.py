@@ -22,7 +22,7 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, reader
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, offsets_since, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
@@ -291,14 +291,13 @@ class Auditor:
             return firsts, ends
         starts = {**firsts}
         times = {
-            tp: int((self._since - (timedelta() if tp.topic == topics.predictions else MARGIN)).timestamp() * 1000)
+            tp: self._since if tp.topic == topics.predictions else self._since - MARGIN
             for tp in partitions
             if tp.topic != topics.routes
         }
         # What was approved before is needed too, as far as a guard would remember it.
         remembers = bool(self._policies.current.remembered_fields())
-        for tp, found in (await surveyor.offsets_for_times(times)).items():
-            offset = ends[tp] if found is None else found.offset
+        for tp, offset in (await offsets_since(surveyor, times, ends)).items():
             if tp.topic == topics.predictions:
                 offset = min(offset, judged[tp])
             else:

@@ -7,10 +7,12 @@ each model version → commit. What was approved enters the memory only after th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
+from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
@@ -44,6 +46,10 @@ _OURS = tuple(Header)
 ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes")
 NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
+PARKED_FOR = 600.0
+"""Seconds that the memory of a partition is kept that went to another worker: it may be back once a deployment ends."""
+ROUTES_WITHIN = 5.0
+"""Seconds: nothing is judged by routes that are known to be complete only up to an earlier time."""
 
 
 class RouteFollower(Follower):
@@ -72,14 +78,27 @@ class RouteFollower(Follower):
                 metrics.ROUTE_EPOCH.remove("guard", record.key.decode())
 
 
+@dataclass(slots=True)
+class Known:
+    """What a guard remembers of one partition: `fields` of what was approved there before the offset `until`.
+
+    `until` is None while nobody can say.
+    """
+
+    memory: Memory = field(default_factory=Memory)
+    fields: frozenset[tuple[str, str, int]] = frozenset()
+    until: int | None = None
+    parked_at: float = 0.0
+
+
 class GuardWork:
     """One partition of predictions."""
 
     def __init__(self, guard: "Guard", partition: int) -> None:
         self._guard, self._partition = guard, partition
         self._settings = guard.settings
-        self._memory = Memory()
-        self._remembered: frozenset[tuple[str, str, int]] = frozenset()
+        self._approved = TopicPartition(self._settings.topics.approved, partition)
+        self._known = guard.parked.pop(partition, Known())
         self._pending: list[tuple[Policy | None, Columns, Judgement]] = []
         self._malformed = 0
         self._oldest_ms: int | None = None
@@ -87,31 +106,44 @@ class GuardWork:
         self._progress.set_to_current_time()
 
     async def restore(self) -> None:
-        """Rebuild the memory from the tail of the same partition of the approved topic.
+        """Rebuild the memory from the tail of the same partition of the approved topic, or what is missing of it.
 
         The routes are read to their end as it is now: a worker that slept through a fence must not judge with what
         it knew before.
         """
         await self._guard.check_partition(self._partition)
         await self._guard.follower.catch_up()
-        policies = self._guard.policies.current
-        self._remembered = policies.remembered_fields()
+        policies, known = self._guard.policies.current, self._known
+        fields, until = policies.remembered_fields(), known.until
+        # What is read back halfway is of no use.
+        known.until = None
         started = time.monotonic()
         async with self._guard.restoring:
-            self._memory = await restore_memory(self._settings, policies, self._partition)
+            known.memory, known.until = await restore_memory(
+                self._settings,
+                policies,
+                self._partition,
+                (known.memory, until) if until is not None and fields <= known.fields else None,
+            )
+        known.fields = fields
         log.info(
             "memory rebuilt",
             partition=self._partition,
-            entities=len(self._memory),
+            entities=len(self._known.memory),
             seconds=round(time.monotonic() - started, 3),
         )
+
+    async def prepare(self) -> None:
+        """Read the routes to their end where Kafka has long said nothing about them: a fence may be among them."""
+        if self._guard.follower.silent_for > ROUTES_WITHIN:
+            await self._guard.follower.catch_up()
 
     def process(self, records: Sequence[Record]) -> list[Write]:
         if not records:
             self._progress.set_to_current_time()
             return []
         policies = self._guard.policies.current
-        if policies.remembered_fields() - self._remembered:
+        if policies.remembered_fields() - self._known.fields:
             # A new policy looks at what was not remembered so far; opening the lane anew restores it.
             raise ReopenLane
         with metrics.BATCH_SECONDS.time():
@@ -140,7 +172,7 @@ class GuardWork:
             judgement = judge(
                 batch,
                 policy,
-                self._memory,
+                self._known.memory,
                 self._guard.follower.routes.get(model),
                 now,
                 model=model,
@@ -221,10 +253,11 @@ class GuardWork:
         out = self._put_aside(record, f"could not be processed in three attempts: {describe(error)}")
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
-    async def committed(self) -> None:
+    async def committed(self, written: Mapping[TopicPartition, int]) -> None:
+        until, self._known.until = self._known.until, None
         for policy, columns, judgement in self._pending:
             if policy is not None:
-                learn(self._memory, policy, columns, judgement)
+                learn(self._known.memory, policy, columns, judgement)
             model = policy.model if policy is not None else NO_POLICY
             count = len(judgement.approved)
             passed = int(judgement.approved.sum())
@@ -238,15 +271,20 @@ class GuardWork:
         if self._malformed:
             metrics.MALFORMED.inc(self._malformed)
         self._pending, self._malformed = [], 0
-        for entities in self._memory.entities.values():
+        for entities in self._known.memory.entities.values():
             entities.forget(self._settings.guard.max_entities)
+        if until is not None and (until := written.get(self._approved, until)) >= 0:
+            self._known.until = until
         if self._oldest_ms is not None:
             metrics.DELAY_SECONDS.observe(max(0.0, time.time() - self._oldest_ms / 1000))
-        metrics.REMEMBERED.labels(str(self._partition)).set(len(self._memory))
+        metrics.REMEMBERED.labels(str(self._partition)).set(len(self._known.memory))
         self._progress.set_to_current_time()
 
     def closed(self) -> None:
-        """The partition is another worker's now: this one has nothing more to say about it."""
+        """The partition is another worker's now. It may come back soon, and then little is missing."""
+        if self._known.until is not None:
+            self._known.parked_at = time.monotonic()
+            self._guard.parked[self._partition] = self._known
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
@@ -298,6 +336,8 @@ class Guard:
         self.loop: TransactionalLoop | None = None
         # One partition after the other: it is work for the processor, and each brings its own megabytes.
         self.restoring = asyncio.Lock()
+        # By partition, what was known of it when it went.
+        self.parked: dict[int, Known] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def check_partition(self, number: int) -> None:
@@ -324,18 +364,21 @@ class Guard:
         beside = (
             self.follower.follow({self.settings.topics.routes: counts["routes"]}),
             self.policies.follow(),
-            self._measure_lag(),
+            self._every_second(),
         )
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
 
-    async def _measure_lag(self) -> None:
+    async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(1)
             assert self.loop is not None  # noqa: S101
             for tp, lane in list(self.loop.lanes.items()):
                 if (behind := lane.behind()) is not None:
                     metrics.LAG.labels(str(tp.partition)).set(behind)
+            for partition, known in list(self.parked.items()):
+                if time.monotonic() - known.parked_at > PARKED_FOR:
+                    del self.parked[partition]
 
     async def run(self) -> None:
         assert self.loop is not None  # noqa: S101  start() made it

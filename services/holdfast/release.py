@@ -167,7 +167,7 @@ async def find_blocked(settings: Settings, wanted: Wanted, *, limit: int) -> tup
     def keep(page: list[Blocked]) -> None:
         nonlocal count, latest
         count += len(page)
-        latest = sorted([*latest, *page], key=lambda one: (one.at, one.source))[-limit:]
+        latest = sorted([*latest, *page], key=lambda one: (one.at, one.record.partition, one.record.offset))[-limit:]
 
     try:
         counts = await check_topics(settings, ["blocked"])
@@ -299,7 +299,7 @@ class _Run:
         tail = self.settings.guard.restore_records
         await read_to_end(self.settings.kafka, [tp], take, since=self.wanted.since, tail=tail, complete=True)
         return _Judge(
-            await restore_memory(self.settings, self.policies, partition), await read_routes(self.settings), newest
+            (await restore_memory(self.settings, self.policies, partition))[0], await read_routes(self.settings), newest
         )
 
     async def _release(self, some: Sequence[Blocked], judge: _Judge) -> None:

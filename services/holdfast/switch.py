@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from aiokafka import TopicPartition
@@ -228,13 +228,16 @@ class SwitchWork:
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
         return record.timestamp, record.key, record.value, [*record.headers, *ours]
 
+    async def prepare(self) -> None:
+        """Nobody else changes what it knows."""
+
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
         self._pending, self._decisions = {}, []
         reason = f"could not be processed in three attempts: {describe(error)}"
         return [Write(self._topics.malformed, 0, [self._put_aside(record, reason)])]
 
-    async def committed(self) -> None:
+    async def committed(self, _: Mapping[TopicPartition, int]) -> None:
         self._states.update(self._pending)
         for state in self._pending.values():
             self._show(state)

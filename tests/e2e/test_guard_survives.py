@@ -9,11 +9,19 @@ import pytest
 
 from backends import private_kafka
 from e2e.stack import POLICY, Stack, body, headers
+from holdfast.guard import ROUTES_WITHIN
 
 pytestmark = pytest.mark.real_kafka
 
 # Never trips: whether a verdict is right is told by the prediction alone.
 STEADY = POLICY.replace("min_seen = 20", "min_seen = 1000000")
+JUMP = """
+[[checks]]
+name = "jump"
+kind = "max_change"
+field = "value"
+up = 2.0
+"""
 
 
 class Load:
@@ -136,6 +144,32 @@ async def test_workers_come_and_go(kafka, redis_server, tmp_path):
         assert {t["worker"] for t in stack.tallies("pricing")} == {"guard-0", "guard-1"}
 
 
+async def test_a_rebalance_forgets_nothing(kafka, redis_server, tmp_path):
+    """Only what others approved meanwhile is read back: what a guard knew, it knows also from beyond the tail."""
+    settings = {"guard": {"restore_records": 20}}
+    async with Stack(kafka, redis_server.url, {"pricing": JUMP}, folder=tmp_path, settings=settings) as stack:
+        (first,) = await stack.start("guard")
+        await stack.send([stack.prediction("pricing", "v1", "old", 100.0)])
+        for n in range(3):
+            # The order of an entity is that of its partition, and these are of both.
+            await stack.send([stack.prediction("pricing", "v1", f"E-{n}-{m}", 100.0) for m in range(30)])
+            await stack.until(lambda n=n: len(stack.seen["approved"]) == 1 + 30 * (n + 1), "all are approved")
+        (second,) = await stack.start("guard")
+        await stack.until(lambda: len(assigned(first)[-1]) == len(assigned(second)[-1]) == 1, "they share")
+        await stack.ready(first, second)
+        # Ten of each partition, approved by whoever has it now.
+        raised = [stack.prediction("pricing", "v1", f"E-2-{m}", 200.0) for m in range(20)]
+        await stack.send(raised)
+        await stack.until(lambda: len(stack.seen["approved"]) == 111, "a doubling is approved")
+        await asyncio.to_thread(second.stop)
+        await stack.until(lambda: assigned(first)[-1] == [0, 1], "one has all again")
+        await stack.send([stack.prediction("pricing", "v1", f"E-2-{m}", 400.0) for m in range(20)])
+        await stack.until(lambda: len(stack.seen["approved"]) == 131, "and a doubling of what the other had approved")
+        await stack.send([stack.prediction("pricing", "v1", name, 1000.0) for name in ("old", "E-0-0", "E-2-0", "new")])
+        await stack.until(lambda: len(stack.verdicts()) == 135, "every prediction has a verdict")
+        assert {body(one)["entity_id"] for one in stack.seen["blocked"]} == {"old", "E-0-0", "E-2-0"}
+
+
 async def test_a_worker_that_slept_through_its_session_cannot_write(kafka, redis_server, tmp_path):
     """SIGSTOP past the session's end under load, then SIGCONT: the other worker had its partitions meanwhile."""
     async with guards(kafka, redis_server, tmp_path) as stack:
@@ -151,6 +185,23 @@ async def test_a_worker_that_slept_through_its_session_cannot_write(kafka, redis
             await load.more()
             await stack.ready(first, second)
         await every_prediction_has_its_verdict(stack, load)
+
+
+async def test_a_worker_that_slept_obeys_what_was_fenced_meanwhile(kafka, redis_server, tmp_path):
+    """SIGSTOP for less than its session: it wakes with its partitions, and with the routes as they were."""
+    settings = {"kafka": {"bootstrap_servers": kafka.bootstrap, "session_timeout": "1m"}}
+    async with guards(kafka, redis_server, tmp_path, settings=settings) as stack:
+        guard, _ = await stack.start("guard", "switch")
+        await stack.command("pricing", "promote", "v1")
+        await stack.send([stack.prediction("pricing", "v1", f"E-{n}", 100.0) for n in range(100)])
+        await stack.until(lambda: len(stack.seen["approved"]) == 100, "v1 is approved")
+        guard.pause()
+        await stack.command("pricing", "fence", "v1")
+        await stack.send([stack.prediction("pricing", "v1", f"E-{n}", 100.0) for n in range(100)])
+        await asyncio.sleep(ROUTES_WITHIN)
+        guard.resume()
+        await stack.until(lambda: len(stack.verdicts()) == 200, "every prediction has a verdict")
+        assert len(stack.seen["blocked"]) == 100
 
 
 async def test_a_restart_of_the_broker_under_load(redis_server, tmp_path):

@@ -110,8 +110,9 @@ def test_the_stack_of_a_laptop(up):
 
 async def send(bootstrap, events):
     async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
-        for event in events:
-            await producer.send_and_wait("predictions", json.dumps(event).encode(), key=event["entity_id"].encode())
+        for at_ms, event in enumerate(events, round(time.time() * 1000)):
+            value, key = json.dumps(event).encode(), event["entity_id"].encode()
+            await producer.send_and_wait("predictions", value, key=key, timestamp_ms=at_ms)
 
 
 async def test_what_was_blocked_is_found_on_the_embedded_broker(up):

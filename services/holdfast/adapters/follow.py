@@ -1,6 +1,7 @@
 """Follow topics: everything that is there, then everything that comes."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,16 +31,18 @@ class Follower:
 
     @property
     def silent_for(self) -> float:
-        """Seconds since Kafka last gave a record, or said that there is none."""
+        """Seconds since Kafka last gave a record, or said that there is no other."""
         return time.monotonic() - self._heard_at
 
     async def catch_up(self) -> None:
         """Wait until everything that is there by now has been taken, not only what was there at the start."""
         await self.caught_up.wait()
         assert self._consumer is not None  # noqa: S101  follow() made it
+        asked_at = time.monotonic()
         for tp, end in (await end_offsets(self._kafka, list(self._consumer.assignment()))).items():
             while await self._consumer.position(tp) < end:  # noqa: ASYNC110  follow() moves it
                 await asyncio.sleep(0.01)
+        self._heard_at = max(self._heard_at, asked_at)
 
     async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
         """Runs until cancelled. Raises what reading raised, and what `take` raised.
@@ -68,10 +71,10 @@ class Follower:
                     self._heard_at = time.monotonic()
                 elif self.silent_for > PROBE_EVERY:
                     # A consumer reconnects in silence: that nothing came does not mean that nothing happened.
-                    try:
-                        await asyncio.wait_for(consumer.end_offsets(list(ends)[:1]), PROBE_WITHIN)
-                        self._heard_at = time.monotonic()
-                    except (KafkaError, TimeoutError):
-                        pass
+                    with contextlib.suppress(KafkaError, TimeoutError):
+                        asked_at = time.monotonic()
+                        told = await asyncio.wait_for(consumer.end_offsets(list(ends)), PROBE_WITHIN)
+                        if all([await consumer.position(tp) >= end for tp, end in told.items()]):
+                            self._heard_at = asked_at
         finally:
             await close(consumer)

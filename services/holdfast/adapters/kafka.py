@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -104,14 +104,17 @@ class Work(Protocol):
     async def restore(self) -> None:
         """Called before the first batch, and again whenever the lane opens anew."""
 
+    async def prepare(self) -> None:
+        """Called before each batch: what it is judged by must be up to date. Raises where it cannot be."""
+
     def process(self, records: Sequence[Record]) -> list[Write]:
         """Decide what to write for these records; called with none on a tick. Changes nothing for good."""
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         """What to write for a record that `process` failed on three times."""
 
-    async def committed(self) -> None:
-        """The last `process` stands: take over what it changed."""
+    async def committed(self, written: Mapping[TopicPartition, int]) -> None:
+        """The last `process` stands: take over what it changed. `written` is as `send_all` returns it."""
 
     def closed(self) -> None:
         """The partition is no longer this worker's."""
@@ -224,6 +227,9 @@ class _Lane:
             await self._fetch()
             self.waiting = False
         records = self._unpack()
+        if records:
+            async with _within(PUBLISH_WITHIN, "tell what a batch is judged by"):
+                await self.work.prepare()
         try:
             writes = self.work.process(records)
         except ReopenLane:
@@ -237,8 +243,7 @@ class _Lane:
             packed, next_offset = pack(self.producer, writes), records[-1].offset + 1 if records else None
             # While this is on its way, the other lanes work in the memory that it had.
             del records, writes
-            await self._publish(packed, next_offset)
-            await self.work.committed()
+            await self.work.committed(await self._publish(packed, next_offset))
 
     def _left(self) -> int:
         """How many records are here and not judged."""
@@ -284,12 +289,11 @@ class _Lane:
                 writes = self.work.poison(record, error)
                 await self._publish(pack(self.producer, writes), record.offset + 1)
             else:
-                await self._publish(pack(self.producer, writes), record.offset + 1)
-                await self.work.committed()
+                await self.work.committed(await self._publish(pack(self.producer, writes), record.offset + 1))
             if self.stopping:
                 return
 
-    async def _publish(self, packed: Iterable[Packed], next_offset: int | None) -> None:
+    async def _publish(self, packed: Iterable[Packed], next_offset: int | None) -> dict[TopicPartition, int]:
         producer = self.producer
         assert producer is not None  # noqa: S101  _open ran
         offsets = {} if next_offset is None else {self.tp: next_offset}
@@ -299,17 +303,18 @@ class _Lane:
                 # While the records are on their way, and after their partitions are known to the transaction.
                 sending = asyncio.ensure_future(_send_offsets(producer, offsets, self.loop.group))
                 try:
-                    await send_all(producer, packed)
+                    written = await send_all(producer, packed)
                     if (failure := await sending) is not None:
                         raise failure
                 finally:
                     sending.cancel()
                 await producer.commit_transaction()
             else:
-                await send_all(producer, packed)
+                written = await send_all(producer, packed)
                 self.loop.commit_soon(offsets)
         if next_offset is not None:
             self.offset = next_offset
+        return written
 
     async def _discard_clients(self) -> None:
         self.stored, self.records = [], []
@@ -373,24 +378,32 @@ def _closed(write: Write, batch: BatchBuilder, count: int) -> Packed:
     return Packed(write.topic, write.partition, batch)
 
 
-async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> None:
-    """Send all batches and wait until the broker has every one. Raises what the first failed one raised."""
+async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict[TopicPartition, int]:
+    """Send all batches and wait until the broker has every one. Raises what the first failed one raised.
+
+    Returns the offset after the last record of each partition; -1 where the broker did not tell it.
+    """
     futures: list[asyncio.Future[Any]] = []
+    sizes: list[int] = []
     refusal: IllegalOperation | None = None
     for topic, partition, batch in packed:
         try:
             futures.append(await producer.send_batch(batch, topic, partition=partition))
+            sizes.append(batch.record_count())
         except IllegalOperation as error:
             # The transaction has failed meanwhile; what was sent before says why.
             refusal = error
             break
+    written: dict[TopicPartition, int] = {}
     # commit_transaction() would return normally although a batch failed.
     if futures:
         await asyncio.wait(futures)
-        for future in futures:
-            future.result()
+        for future, size in zip(futures, sizes, strict=True):
+            stored = future.result()
+            written[stored.topic_partition] = stored.offset + size if stored.offset >= 0 else -1
     if refusal is not None:
         raise refusal
+    return written
 
 
 class TransactionalLoop:
@@ -624,6 +637,7 @@ async def read_to_end(
     partitions: Sequence[TopicPartition],
     on_records: Callable[[Sequence[Any]], Awaitable[None] | None],
     *,
+    start: int = 0,
     tail: int | None = None,
     since: datetime | None = None,
     complete: bool = False,
@@ -631,11 +645,11 @@ async def read_to_end(
 ) -> dict[TopicPartition, int]:
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
-    `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `tail` bounds
-    how many offsets are read of each partition, from its end; `since` leaves out what is older, if the broker looks
-    for times. Committed records are seen only up to the first transaction that is still open, be it of somebody else;
-    with `complete` the end is that of the whole partition, and transactions before it are waited for. The records are
-    aiokafka's ConsumerRecord, or with `plain` some Record that costs less.
+    `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `start` is the
+    first offset to read; `tail` bounds how many are read of each partition, from its end; `since` leaves out what is
+    older, if the broker looks for times. Committed records are seen only up to the first transaction that is still
+    open, be it of somebody else; with `complete` the end is that of the whole partition, and transactions before it
+    are waited for. The records are aiokafka's ConsumerRecord, or with `plain` some Record that costs less.
     """
     # A fetch of plain records is judged while it is in the processor's cache.
     options = {"value_deserializer": in_batches, "max_partition_fetch_bytes": 1024 * 1024} if plain else {}
@@ -646,8 +660,7 @@ async def read_to_end(
         starts, ends = await _bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
         for tp in partitions:
-            if tail is not None:
-                starts[tp] = max(starts[tp], ends[tp] - tail)
+            starts[tp] = max(start, starts[tp], ends[tp] - tail if tail is not None else 0)
             consumer.seek(tp, starts[tp])
             if starts[tp] < ends[tp]:
                 left.add(tp)
@@ -692,15 +705,24 @@ async def _bounds(
     await consumer.start()
     try:
         ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-        if since is not None:
-            first = await consumer.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
-            anything = first if any(first.values()) else await consumer.offsets_for_times(dict.fromkeys(partitions, 0))
-            if any(anything.values()):
-                return {tp: found.offset if (found := first[tp]) is not None else ends[tp] for tp in partitions}, ends
-            # There is nothing at all, or the broker looks for no times, as the embedded one.
-        return await consumer.beginning_offsets(partitions), ends
+        if since is None:
+            return await consumer.beginning_offsets(partitions), ends
+        return await offsets_since(consumer, dict.fromkeys(partitions, since), ends), ends
     finally:
         await close(consumer)
+
+
+async def offsets_since(
+    consumer: AIOKafkaConsumer, times: Mapping[TopicPartition, datetime], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """The first offset of each time or later, or the end; the beginning where the broker looks for no times."""
+    first = await consumer.offsets_for_times({tp: int(time.timestamp() * 1000) for tp, time in times.items()})
+    anything = first if any(first.values()) else await consumer.offsets_for_times(dict.fromkeys(times, 0))
+    if not any(anything.values()):
+        # There is nothing at all, or it is the embedded one.
+        beginnings: dict[TopicPartition, int] = await consumer.beginning_offsets(list(times))
+        return beginnings
+    return {tp: ends[tp] if found is None else found.offset for tp, found in first.items()}
 
 
 def reader(kafka: KafkaSettings, **options: Any) -> AIOKafkaConsumer:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiokafka import TopicPartition
 
-from holdfast.adapters.kafka import read_to_end
+from holdfast.adapters.kafka import end_offsets, read_to_end
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.policy import PolicySet
@@ -12,25 +12,42 @@ from holdfast.core.record import Record
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Verdict
 
+EVERY_VERDICT = (Header.VERDICT, Header.POLICY, Header.MODEL, Header.MODEL_VERSION)
 RELEASED = (Header.VERDICT.value, Verdict.RELEASED.value.encode())
 
 
-async def restore_memory(settings: Settings, policies: PolicySet, partition: int) -> Memory:
+async def restore_memory(
+    settings: Settings, policies: PolicySet, partition: int, known: tuple[Memory, int] | None = None
+) -> tuple[Memory, int]:
     """Read back the tail of one partition of the approved topic, as far as `guard.restore_records` reaches.
+
+    Returns the memory, and the offset before which it knows everything. `known` is such an answer of before, of a
+    policy that remembers no less: only what came since is read, and the memory is the same one.
 
     A release is an exception for one output and teaches nothing: a guard that was running then does not know of it,
     and one that starts later must not judge otherwise. It may also be older than what was approved since.
     """
+    tail, start = settings.guard.restore_records, 0
+    tp = TopicPartition(settings.topics.approved, partition)
+    if not policies.remembered_fields():
+        return Memory(), 0
     memory = Memory()
+    if known is not None:
+        (end,) = (await end_offsets(settings.kafka, [tp])).values()
+        if end - tail <= known[1] <= end:
+            memory, start = known
 
     def take(records: Sequence[Record]) -> None:
-        values = [record.value for record in records if RELEASED not in record.headers]
-        for model, batch in decode_by_model(policies, values)[0]:
+        # Longer headers first: those of a released record name its source too.
+        values = [
+            record.value
+            for record in records
+            if len(headers := record.headers) == len(EVERY_VERDICT) or RELEASED not in headers
+        ]
+        for model, batch in decode_by_model(policies, values, approved=True)[0]:
             if (policy := policies.policies.get(model)) is not None:
                 remember(memory, batch.columns, policy)
 
-    if policies.remembered_fields():
-        tp = TopicPartition(settings.topics.approved, partition)
-        # Behind a release that was cut off and is still open there may be verdicts of the guard before.
-        await read_to_end(settings.kafka, [tp], take, tail=settings.guard.restore_records, complete=True, plain=True)
-    return memory
+    # Behind a release that was cut off and is still open there may be verdicts of the guard before.
+    ends = await read_to_end(settings.kafka, [tp], take, start=start, tail=tail, complete=True, plain=True)
+    return memory, ends[tp]

@@ -225,11 +225,12 @@ def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
 
 
 def decode_by_model(
-    policies: PolicySet, raws: Sequence[bytes | None]
+    policies: PolicySet, raws: Sequence[bytes | None], *, approved: bool = False
 ) -> tuple[list[tuple[str, Batch]], dict[int, str]]:
     """Decode a fetched batch: one Batch for each model in it, and the reason for each malformed position.
 
-    An event belongs to the shape that its model's policy reads; the contract's own shape is tried first.
+    An event belongs to the shape that its model's policy reads; the contract's own shape is tried first. `approved`:
+    all of it was judged before, and let through.
     """
     groups: dict[tuple[int, str], list[int]] = {}
     malformed: dict[int, str] = {}
@@ -237,7 +238,7 @@ def decode_by_model(
     left: Sequence[int] = range(len(raws))
     places: list[dict[int, int]] = []
     for number, shape in enumerate(policies.shapes):
-        decoded = shape.decode(raws if number == 0 else [raws[position] for position in left])
+        decoded = shape.decode(raws if number == 0 else [raws[position] for position in left], approved=approved)
         decodings.append(decoded)
         places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
         models = decoded.columns["model"]
