@@ -34,7 +34,7 @@ fuzz: $(STAMP) ## a million mutated events through decode and judge, against the
 faults: $(STAMP) ## break it in every way for an hour; figures to benchmarks/results/faults.md
 	@HOLDFAST_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults --durations=0 $(ARGS)
 
-soak: $(STAMP) ## half of what the machine can do, and nothing grows: make soak ARGS="--minutes 60 --rate 4000"
+soak: $(STAMP) ## half of what the machine can do, and nothing grows: make soak ARGS="--minutes 60 --rate 3500"
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 pictures: $(STAMP) ## draw docs/*.png of the console anew

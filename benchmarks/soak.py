@@ -1,6 +1,6 @@
 """Holdfast under a steady load for long, with a rebalance every minute: nothing may grow.
 
-    make soak ARGS="--minutes 60 --rate 4000"
+    make soak ARGS="--minutes 60 --rate 3500"
 
 A second guard joins, works for a minute, and leaves for the next. Of the guard, the switch and the checker that stay,
 resident memory, open files, threads and the lag are sampled every few seconds. The slope of each is the median of the
