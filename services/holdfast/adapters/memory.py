@@ -38,7 +38,7 @@ async def restore_memory(
             memory, start = known
 
     def take(records: Sequence[Record]) -> None:
-        # Longer headers first: those of a released record name its source too.
+        # The names of most are not looked at: a released record has more headers, for it names its source.
         values = [
             record.value
             for record in records
