@@ -143,8 +143,8 @@ class GuardWork:
             self._progress.set_to_current_time()
             return []
         policies = self._guard.policies.current
-        if policies.remembered_fields() - self._known.fields:
-            # A new policy looks at what was not remembered so far; opening the lane anew restores it.
+        if policies.remembered_fields() != self._known.fields:
+            # A new policy looks at what was not remembered so far, or no more: that is not learnt meanwhile.
             raise ReopenLane
         with metrics.BATCH_SECONDS.time():
             return self._judge(policies, records)

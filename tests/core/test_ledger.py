@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from core.written import Rec, write_verdicts
 from holdfast.core.checks import Memory
+from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
 from holdfast.core.policy import Policy, PolicySet, parse_policy
 from holdfast_schemas import Header, Route, RouteState, Tally
@@ -32,6 +33,7 @@ def policy(**checks: Any) -> Policy:
 
 
 POLICY = policy()
+WITHOUT_JUMP = policy(checks=[check.model_dump() for check in POLICY.checks if check.name != "jump"])
 
 
 @dataclasses.dataclass
@@ -59,14 +61,14 @@ class History:
         routes = RouteHistory()
         for route, at in self.routes:
             routes.add(route, at)
-        policies = PolicySet.of([POLICY])
+        policies = {policy.id: PolicySet.of([policy]) for policy in (POLICY, WITHOUT_JUMP)}
         self.ledger = Ledger(
             0,
             start,
             older=None if start == 0 else self.out[Stream.APPROVED][-1].offset + 2,
             rules=self.rules,
             routes=routes,
-            policy=lambda wanted: policies if wanted == POLICY.id else None,
+            policy=policies.get,
         )
         streams: dict[Stream, list[Rec]] = {
             Stream.PREDICTIONS: [r for r in self.predictions if r.offset >= start],
@@ -103,12 +105,22 @@ def prediction(offset: int, entity: str, value: Any, version: str = "v1", **more
     return Rec(offset, NOW_MS + offset, entity.encode(), json.dumps({**event, "value": value, **more}).encode())
 
 
-def history(predictions: Sequence[Rec], *, batch: int = 4, at: Callable[[int], datetime] | None = None) -> History:
-    """Judge as the guard does, with the same core, and write down what it writes."""
+def history(
+    predictions: Sequence[Rec],
+    *,
+    batch: int = 4,
+    at: Callable[[int], datetime] | None = None,
+    by: Callable[[int], Policy] = lambda _: POLICY,
+) -> History:
+    """Judge as the guard does, with the same core, and write down what it writes; `at` and `by` are of each batch."""
     made = History(list(predictions))
-    memory, policies = Memory(), PolicySet.of([POLICY])
+    memory, policies = Memory(), PolicySet.of([])
     for number, first in enumerate(range(0, len(predictions), batch)):
         now = at(number) if at else NOW + timedelta(seconds=number)
+        if policies.policies.get("pricing") is not by(number):
+            memory, policies = Memory(), PolicySet.of([by(number)])
+            for _, before in decode_by_model(policies, [record.value for record in made.out[Stream.APPROVED]])[0]:
+                remember(memory, before.columns, by(number))
         written = write_verdicts(predictions[first : first + batch], policies, memory, now)
         written.learn()
         for stream, records in written.out.items():
@@ -428,6 +440,18 @@ def test_a_reference_that_a_guard_may_not_have_had_is_not_held_against_it(right:
     assert right.violations() == [], right.details
     right.rules = dataclasses.replace(right.rules, restore_records=100, max_entities=2)
     assert right.violations() == [], right.details
+
+
+def test_what_was_approved_while_no_check_looked_is_known_to_the_guard() -> None:
+    """A check is taken out and put back: meanwhile nothing is learnt here, and the guard reads it back."""
+    values = (100, 110, 500, 510, 1000, 990)
+    made = history(
+        [prediction(i, "E", value) for i, value in enumerate(values)],
+        batch=2,
+        by=lambda number: WITHOUT_JUMP if number == 1 else POLICY,
+    )
+    assert len(made.out[Stream.APPROVED]) == len(values)
+    assert made.violations() == [], made.details
 
 
 def test_a_start_in_the_middle_leaves_out_what_came_before(right: History) -> None:

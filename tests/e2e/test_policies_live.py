@@ -68,6 +68,13 @@ async def test_a_changed_policy_is_taken_up_and_a_broken_one_refused(kafka, redi
         assert await verdict(stack, 130.0) == ("blocked", ["jump"])
         assert [line["entities"] for line in guard.told("memory rebuilt")].count(1) == 1
 
+        # What was approved while nobody looked is remembered too, once somebody looks again.
+        await takes_up(stack, guard, POLICY)
+        assert await verdict(stack, 130.0) == ("approved", [])
+        await takes_up(stack, guard, JUMP + POLICY)
+        assert await verdict(stack, 250.0) == ("approved", [])
+        assert await verdict(stack, 510.0) == ("blocked", ["jump"])
+
         # As a mounted ConfigMap changes: the folder's files are links, and what they lead to is exchanged.
         versions = [tmp_path / "first", tmp_path / "second"]
         for folder, floor in zip(versions, (50.0, 70.0), strict=True):

@@ -18,6 +18,7 @@ Memory is bounded by `LIMIT` records a stream, and by what the checks themselves
 """
 
 import hashlib
+import itertools
 import json
 import sys
 from collections import Counter, OrderedDict, deque
@@ -242,6 +243,8 @@ class Ledger:
         self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
         # By model, the same of what could not be read: what the memory holds from before it is doubtful.
         self._unread: dict[str, int] = {}
+        # By model, what the last policy remembered.
+        self._fields: dict[str, frozenset[tuple[str, str, int]]] = {}
         self._found: list[Violation] = []
 
     # What it is given.
@@ -605,6 +608,9 @@ class Ledger:
             for offset in group.offsets:
                 self._report(Kind.WRONGLY_APPROVED, offset, model, f"the policy {group.policy_id} is not for its model")
             return
+        if self._fields.setdefault(model, fields := policy.remembered_fields()) != fields:
+            # The guard has read back by the new policy what was learnt here by the old one.
+            self._fields[model], self._unread[model] = fields, group.approved_offsets[0] - 1
         batches, malformed = decode_by_model(policies, group.values)
         strangers = [p for name, batch in batches if name != model for p in batch.positions]
         for position in sorted([*malformed, *strangers]):
@@ -618,7 +624,9 @@ class Ledger:
             for row in np.flatnonzero(~judgement.approved).tolist():
                 position = batch.positions[row]
                 at = group.approved_offsets[position]
-                certain = self._is_certain(model, entities[row], at) or entities[row] in entities[:row]
+                certain = self._is_certain(model, entities[row], at) or entities[row] in itertools.compress(
+                    entities[:row], judgement.approved
+                )
                 checks = _failed_checks(
                     policy, judgement, row, certain=certain, model_certain=model not in self._unread
                 )
