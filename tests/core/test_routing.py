@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -10,7 +11,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.routing import HOLDFAST, MAX_VERSIONS, ModelState, Standing, Tick, decide, last_good, standing
-from holdfast_schemas import Action, Command, IncidentStatus, Outcome, RouteState, Tally
+from holdfast_schemas import (
+    TOPICS,
+    Action,
+    Command,
+    Finding,
+    IncidentStatus,
+    Outcome,
+    RouteState,
+    Sample,
+    Severity,
+    Tally,
+)
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
 POLICY = BreakerPolicy(
@@ -36,7 +48,7 @@ class Model:
         self.audits += decision.audits
         return decision
 
-    def tally(self, version, seen=100, failed=0, critical=0):
+    def tally(self, version, seen=100, failed=0, critical=0, **more):
         return self.step(
             Tally(
                 model="pricing",
@@ -53,8 +65,9 @@ class Model:
                 failed=failed,
                 critical=critical,
                 blocked_by_check={"floor": failed} if failed else {},
-                entities=tuple(f"e{i}" for i in range(min(failed, 32))),
+                entities=more.pop("entities", tuple(f"e{i}" for i in range(min(failed, 32)))),
                 first_blocked_at=self.now if failed else None,
+                **more,
             )
         )
 
@@ -278,6 +291,27 @@ def test_switches_of_long_ago_do_not_count():
         model.tick(hours=1)
         model.tally(left, 500, failed=500)
     assert model.shows() == ("v1", "auto")
+
+
+def test_the_state_fits_into_its_record_after_years_of_versions():
+    """What a silent version failed by is forgotten; of very many open incidents each keeps some of its evidence."""
+    model = Model().earn_good("v0")
+    finding = Finding(
+        check="floor", severity=Severity.ERROR, enforced=True, field="value", seen="x" * 500, limit="y" * 500
+    )
+    sample = Sample(source="predictions/0/1", prediction="z" * 4096, findings=(finding,))
+    for number in range(2 * MAX_VERSIONS):
+        for _ in range(6):
+            entities = tuple(uuid4().hex for _ in range(32))
+            model.tally(f"sane-{number}", 1000, 40, entities=entities, samples=(sample,) * 5)
+            model.now += timedelta(seconds=1)
+        model.tally(f"bad-{number}", 1000, 500, samples=(sample,) * 5)
+        model.tick(minutes=1)
+    assert len(model.state.incidents) == 2 * MAX_VERSIONS
+    assert all(known.incident.samples for known in model.state.incidents.values())
+    record = model.state.model_dump_json(exclude_defaults=True)
+    assert len(record) < TOPICS["state"].max_message_bytes
+    assert not any(version.window.buckets for version in model.state.versions.values())
 
 
 def test_late_outputs_of_a_fenced_version_update_its_incident_and_do_not_repeat_it():

@@ -60,8 +60,8 @@ class Bucket(Contract):
     first_blocked_at: UtcTime | None = None
     samples: tuple[Sample, ...] = ()
 
-    def add(self, tally: Tally, room: int) -> Self:
-        """With `tally` counted in, and at most `room` of its samples."""
+    def add(self, tally: Tally, *, room: int, min_entities: int) -> Self:
+        """With `tally` counted in, and at most `room` of its samples. No more entities are named than must be."""
         failed = frozenset({tally.partition}) if tally.failed else frozenset()
         return self.model_copy(
             update={
@@ -70,7 +70,7 @@ class Bucket(Contract):
                 "failed": self.failed + tally.failed,
                 "critical": self.critical + tally.critical,
                 "blocked_by_check": dict(Counter(self.blocked_by_check) + Counter(tally.blocked_by_check)),
-                "entities": self.entities | frozenset(tally.entities),
+                "entities": frozenset(sorted(self.entities | frozenset(tally.entities))[:min_entities]),
                 "partitions": self.partitions | {tally.partition},
                 "failed_partitions": self.failed_partitions | failed,
                 "first_blocked_at": earliest((self.first_blocked_at, tally.first_blocked_at)),
@@ -89,7 +89,7 @@ class Window(Contract):
         if not buckets or now - buckets[-1].start >= policy.window / BUCKETS:
             buckets.append(Bucket(start=now))
         room = MAX_SAMPLES - sum(len(bucket.samples) for bucket in buckets)
-        buckets[-1] = buckets[-1].add(tally, room)
+        buckets[-1] = buckets[-1].add(tally, room=room, min_entities=policy.min_entities)
         return self.model_copy(update={"buckets": tuple(buckets)})
 
     def at(self, now: datetime, policy: BreakerPolicy) -> Self:
@@ -97,6 +97,10 @@ class Window(Contract):
         # A start in the future means that the clock went back: such a bucket counts from now.
         dated = (b if b.start <= now else b.model_copy(update={"start": now}) for b in self.buckets)
         return self.model_copy(update={"buckets": tuple(b for b in dated if now - b.start < policy.window)})
+
+    def is_over(self, now: datetime, policy: BreakerPolicy) -> bool:
+        """Whether it holds buckets, and all of them are older than the window."""
+        return bool(self.buckets) and now - self.buckets[-1].start >= policy.window
 
     @property
     def seen(self) -> int:

@@ -48,6 +48,8 @@ UPDATE_EVERY = timedelta(seconds=1)
 REMEMBERED_COMMANDS = 32
 MAX_VERSIONS = 200
 """Of one model; beyond it the candidates that were silent longest are forgotten."""
+MAX_EVIDENCE = 50
+"""Open incidents of one model that keep all of their samples for the next update: a state must fit into a record."""
 
 
 class VersionState(StrEnum):
@@ -455,6 +457,10 @@ class _Turn:
         still_open = {v: o for v, o in self.state.incidents.items() if v != incident.bad_version}
         if incident.status is not IncidentStatus.RESOLVED:
             still_open[incident.bad_version] = OpenIncident(incident=incident, published_at=self.now)
+        for name in list(still_open)[:-MAX_EVIDENCE]:
+            known = still_open[name]
+            less = known.incident.model_copy(update={"samples": known.incident.samples[:1]})
+            still_open[name] = known.model_copy(update={"incident": less})
         self._set(incidents=still_open)
 
     def _add_to_incident(self, name: str, tally: Tally) -> None:
@@ -494,6 +500,9 @@ class _Turn:
         for known in list(self.state.incidents.values()):
             if known.stale and abs(self.now - known.published_at) >= UPDATE_EVERY:
                 self._publish_incident(known.incident)
+        for name, version in list(self.state.versions.items()):
+            if version.window.is_over(self.now, self.policy):
+                self._set_version(name, window=Window())
         for name, version in list(self.state.versions.items()):
             if version.fence_at is not None and self.now >= version.fence_at:
                 severity = IncidentSeverity.CRITICAL if name == self.active else IncidentSeverity.ERROR
