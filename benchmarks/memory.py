@@ -104,11 +104,11 @@ def started(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-async def until(condition: Callable[[], bool], log: Path) -> float:
-    """Seconds until it holds."""
+async def until(condition: Callable[[], bool], guard: subprocess.Popen[bytes], log: Path) -> float:
+    """Seconds until it holds; the guard must run meanwhile."""
     began = time.monotonic()
     while not await asyncio.to_thread(condition):
-        if time.monotonic() - began > 120:
+        if guard.poll() is not None or time.monotonic() - began > 120:
             last = (await asyncio.to_thread(log.read_text))[-2000:]
             raise SystemExit(f"The guard did not become ready; its log:\n{last}")
         await asyncio.sleep(0.02)
@@ -147,17 +147,18 @@ async def ready_again(bootstrap: str, directory: Path, entities: int) -> dict[st
             await asyncio.sleep(0.2)
         rss = process.rss_mb()
     # The block ends with a kill -9.
-    with started(configs[0], logs[0]):
-        seconds = await until(lambda: ready(ports[0]), logs[0])
+    with started(configs[0], logs[0]) as first:
+        seconds = await until(lambda: ready(ports[0]), first, logs[0])
         rebuilt = told(logs[0], "memory rebuilt")
         assert sum(line["entities"] for line in rebuilt) == entities
         with started(configs[1], logs[1]) as other:
-            await until(lambda: ready(ports[1]) and ready(ports[0]), logs[1])
+            await until(lambda: ready(ports[1]) and ready(ports[0]), other, logs[1])
             assert len(told(logs[0], "partitions assigned")[-1]["partitions"]) < PARTITIONS
             other.terminate()
             other.wait()
             back = await until(
                 lambda: len(told(logs[0], "partitions assigned")[-1]["partitions"]) == PARTITIONS and ready(ports[0]),
+                first,
                 logs[0],
             )
     reading = max(line["seconds"] for line in rebuilt)

@@ -51,6 +51,13 @@ good_after = "100ms"
 max_switches = 3
 """
 """Without its `model`, which Stack writes in front: prices from 10 to 25,000; 20 sane ones earn `good`."""
+JUMP = """
+[[checks]]
+name = "jump"
+kind = "max_change"
+up = 2.0
+"""
+"""Alone, or in front of POLICY: no price more than doubles."""
 
 
 class Worker(ServerProcess):

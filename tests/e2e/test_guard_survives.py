@@ -8,20 +8,13 @@ from collections import Counter, defaultdict
 import pytest
 
 from backends import private_kafka
-from e2e.stack import POLICY, Stack, body, headers
+from e2e.stack import JUMP, POLICY, Stack, body, headers
 from holdfast.guard import ROUTES_WITHIN
 
 pytestmark = pytest.mark.real_kafka
 
 # Never trips: whether a verdict is right is told by the prediction alone.
 STEADY = POLICY.replace("min_seen = 20", "min_seen = 1000000")
-JUMP = """
-[[checks]]
-name = "jump"
-kind = "max_change"
-field = "value"
-up = 2.0
-"""
 
 
 class Load:

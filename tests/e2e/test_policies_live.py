@@ -12,16 +12,9 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
 from backends import private_kafka
-from e2e.stack import POLICY, Stack, body, headers
+from e2e.stack import JUMP, POLICY, Stack, body, headers
 
 pytestmark = pytest.mark.real_kafka
-
-JUMP = """
-[[checks]]
-name = "jump"
-kind = "max_change"
-up = 2.0
-"""
 
 
 async def verdict(stack, value, entity="E", model="pricing"):
