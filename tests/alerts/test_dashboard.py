@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
-from installation import ALERTS, Installation
-from queries import exported, selectors
-from test_rules import RECORDED
+
+from alerts.installation import ALERTS, Installation
+from alerts.queries import exported, selectors
+from alerts.test_rules import RECORDED
 
 DASHBOARD: dict[str, Any] = json.loads((ALERTS / "dashboards" / "holdfast.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -63,7 +64,7 @@ def test_panels_ask_only_for_metrics_and_labels_that_exist(title: str, expressio
 
 
 @pytest.mark.real_kafka
-@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.asyncio(loop_scope="package")
 async def test_every_panel_shows_a_series(installation: Installation) -> None:
     """Of services that are well, on a real Prometheus that scrapes them; the one exception is named with its reason."""
     for title, expression in QUERIES:
@@ -77,7 +78,7 @@ async def test_every_panel_shows_a_series(installation: Installation) -> None:
 
 
 @pytest.mark.real_kafka
-@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.asyncio(loop_scope="package")
 async def test_prometheus_evaluates_every_rule(installation: Installation) -> None:
     """None fails on real data, such as a match of many to many; and a model that is held is about to alert."""
     wanted = 'ALERTS{alertname="HoldfastRouteStaysHeld",model="routeheld"}'

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from installation import SHADOW, Installation
 
+from alerts.installation import SHADOW, Installation
 from e2e.stack import POLICY, Worker
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="package")]
 
 
 def samples(worker: Worker, name: str) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from queries import CATALOGUE, exported, selectors
 
 import backends
+from alerts.queries import CATALOGUE, exported, selectors
 from holdfast.settings import SwitchSettings
 from holdfast_schemas import ALERT_NAMES, IncidentAction, IncidentSeverity
 

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from installation import HELD, Installation, model_of, runbooks
-from queries import exported
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="session")]
+from alerts.installation import HELD, Installation, model_of, runbooks
+from alerts.queries import exported
+
+pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="package")]
 
 done: set[tuple[str, str]] = set()
 """By what was run, and for which model: several runbooks begin with the same look around, which is taken once."""
