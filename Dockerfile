@@ -4,14 +4,14 @@ RUN python -m venv /opt/holdfast
 WORKDIR /src
 COPY pyproject.toml requirements.lock ./
 # Of the lock only what the services need; every file is checked against its hash.
-RUN uv pip install --python /opt/holdfast/bin/python --no-cache --require-hashes \
+RUN uv pip install --python /opt/holdfast/bin/python --no-cache --compile-bytecode --require-hashes \
       --constraint requirements.lock --requirement pyproject.toml
 COPY README.md LICENSE ./
 COPY services services
 COPY schemas schemas
 RUN uv pip install --system --no-cache --constraint requirements.lock hatchling \
  && uv build --no-build-isolation --wheel --out-dir /tmp/wheel \
- && uv pip install --python /opt/holdfast/bin/python --no-cache --no-deps /tmp/wheel/*.whl
+ && uv pip install --python /opt/holdfast/bin/python --no-cache --compile-bytecode --no-deps /tmp/wheel/*.whl
 
 FROM python:3.13.9-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home holdfast

@@ -5,6 +5,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 LOCK := $(BIN)/python -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet
 
+# Every command starts processes: each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test check bench fuzz faults soak pictures schemas lock audit sbom clean
 .DELETE_ON_ERROR:
 
