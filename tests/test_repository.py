@@ -7,8 +7,9 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
@@ -20,6 +21,10 @@ import backends
 from holdfast.adapters.metrics import REGISTRY
 from holdfast.adapters.policies import load_policies
 from holdfast.cli import app
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.checks import AnyCheck, Check
+from holdfast.core.duration import format_duration
+from holdfast.core.policy import Policy
 from holdfast.settings import load_settings
 from holdfast_schemas import TOPICS
 
@@ -81,6 +86,35 @@ def locked() -> dict[str, tuple[str, list[str]]]:
         for pin, entry in zip(pins, entries, strict=True)
         if pin is not None
     }
+
+
+def test_the_document_has_every_key_of_a_policy_and_its_default() -> None:
+    """A row for each key of the file, of each kind of check and of the breaker."""
+    rows: dict[str, dict[str, str]] = {"": {}}
+    kind = ""
+    for line in (ROOT / "docs" / "policies.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 4:
+            kind = cells.pop(0).strip("` ") or kind
+        elif len(cells) == 3:
+            kind = ""
+        for key in re.findall(r"`(\w+)`", cells[0]) if cells else []:
+            rows.setdefault(kind, {})[key] = cells[1]
+    kinds = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(AnyCheck)[0])}
+    common = set(Check.model_fields)
+    assert set(rows) == {"", *kinds}
+    assert set(rows[""]) == {*Policy.model_fields, *common, *BreakerPolicy.model_fields}
+    assert {kind: set(rows[kind]) for kind in kinds} == {
+        kind: set(model.model_fields) - common for kind, model in kinds.items()
+    }
+    documented = [(Policy, rows[""]), (BreakerPolicy, rows[""]), *((kinds[kind], rows[kind]) for kind in kinds)]
+    for model, defaults in documented:
+        for key, said in defaults.items():
+            field = model.model_fields.get(key)
+            if field is not None and said and key != "unknown":
+                default = field.default
+                said_as = format_duration(default) if isinstance(default, timedelta) else str(default).lower()
+                assert said == f"`{said_as}`" or float(said.strip("`")) == default, (model, key, said)
 
 
 def test_the_lock_covers_the_project_with_hashes_and_names_no_host() -> None:

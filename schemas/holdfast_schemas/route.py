@@ -9,8 +9,8 @@ from holdfast_schemas._base import Contract, Name, UtcTime
 
 
 class RouteState(StrEnum):
-    """`pinned`: a person chose the version, automatic switching is off; `held`: no version may serve, everything is
-    blocked."""
+    """`pinned`: a person chose the version, and no other is promoted; a trip still fences it and moves the route.
+    `held`: no version may serve, everything is blocked."""
 
     AUTO = "auto"
     PINNED = "pinned"

@@ -211,7 +211,7 @@ class AskIncident(BaseModel):
 
 _COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
     Action.PROMOTE: (AskVersion, "Let a version serve."),
-    Action.PIN: (AskPin, "Fix the version; automatic switching is off until unpin."),
+    Action.PIN: (AskPin, "Fix the version: no other is promoted until unpin. A trip still moves the route."),
     Action.UNPIN: (Ask, "Let Holdfast switch automatically again."),
     Action.ROLLBACK: (AskMaybeVersion, "Leave the active version, fence it, and go back to the last good one."),
     Action.HOLD: (AskHold, "Let no version serve; everything is blocked."),

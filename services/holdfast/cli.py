@@ -314,9 +314,13 @@ def schemas(
     from holdfast.adapters import asyncapi
 
     def action() -> None:
-        for name, content in asyncapi.files(load_settings(config)).items():
+        files = asyncapi.files(load_settings(config))
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content, encoding="utf-8")
+            for name, content in files.items():
+                (folder / name).write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise Refused(f"{folder} cannot be written: {error.strerror}. Name another folder.") from None
 
     perform(action)
 

@@ -4,17 +4,18 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from pydantic_core import to_jsonable_python
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, send_command
+from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, read_states, send_command
 from holdfast.adapters.policies import load_policies
 from holdfast.core.policy import PolicyError
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
@@ -43,6 +44,7 @@ from holdfast_schemas import (
     IncidentStatus,
     Outcome,
     Route,
+    RouteState,
     utc_now,
 )
 
@@ -71,7 +73,10 @@ def _known_models(settings: Settings, routed: Iterable[str]) -> set[str]:
 def _refuse_unknown(model: str, known: Collection[str]) -> None:
     if model not in known:
         there_are = ", ".join(sorted(known)) or "none yet"
-        raise Refused(f"There is no model {model!r}. Models with a route or a policy: {there_are}.")
+        raise Refused(
+            f"There is no model {model!r}. Models with a route or a policy here: {there_are}. Check the name, or write "
+            "its policy."
+        )
 
 
 @route_app.command("show")
@@ -84,33 +89,40 @@ def route_show(
 ) -> None:
     """Show which version of each model serves, from Kafka."""
 
-    def action() -> list[Route]:
+    def action() -> list[tuple[Route, datetime | None]]:
         settings = load_settings(config)
         routes = run(read_routes(settings))
-        if model is None:
-            return [route for _, route in sorted(routes.items())]
-        if model not in routes:
+        if model is not None and model not in routes:
             _refuse_unknown(model, _known_models(settings, routes))
             raise Refused(f"{model} has no route yet. Give it one: holdfast route promote {model} VERSION --reason …")
-        return [routes[model]]
+        shown = [routes[model]] if model is not None else [route for _, route in sorted(routes.items())]
+        chosen = any(route.state is not RouteState.AUTO for route in shown)
+        states = run(read_states(settings)) if chosen else {}
+        return [(route, states[route.model].ends_at if route.model in states else None) for route in shown]
 
     routes = perform(action)
 
     def display(console: Console) -> None:
         if not routes:
             console.print("No model has a route yet. Give it one: holdfast route promote MODEL VERSION --reason …")
-        for route in routes:
-            console.print(_route_panel(route))
+        for route, ends_at in routes:
+            console.print(_route_panel(route, ends_at))
 
-    show(as_json, [route.model_dump(mode="json") for route in routes], display)
+    show(
+        as_json,
+        [{**route.model_dump(mode="json"), "ends_at": to_jsonable_python(ends_at)} for route, ends_at in routes],
+        display,
+    )
 
 
-def _route_panel(route: Route) -> Panel:
+def _route_panel(route: Route, ends_at: datetime | None) -> Panel:
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
     rows.add_row("serves", Text(route.version or "nothing", style="bold" if route.version else "bold red"))
     rows.add_row("state", Text(route.state.value, style=_STATE_STYLE[route.state.value]))
+    if ends_at is not None:
+        rows.add_row("until", f"{ends_at:%Y-%m-%d %H:%M:%S} UTC")
     if route.version is not None:
         rows.add_row("after a trip", f"{route.last_good} would serve" if route.last_good else "nothing would: held")
     rows.add_row("fenced", ", ".join(route.fenced) or "none")
@@ -136,7 +148,9 @@ class _Spec(NamedTuple):
 _FOR = "End by itself after, say, 30m or 2h."
 _ROUTE_COMMANDS = {
     Action.PROMOTE: _Spec("Let a version serve.", "needed"),
-    Action.PIN: _Spec("Fix the version; automatic switching is off until unpin.", "optional", _FOR),
+    Action.PIN: _Spec(
+        "Fix the version: no other is promoted until unpin. A trip still moves the route.", "optional", _FOR
+    ),
     Action.UNPIN: _Spec("Let Holdfast switch automatically again.", "none"),
     Action.ROLLBACK: _Spec("Leave the active version, fence it, and go back to the last good one.", "optional"),
     Action.HOLD: _Spec("Let no version serve; everything is blocked.", "none", _FOR),

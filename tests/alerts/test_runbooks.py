@@ -33,6 +33,7 @@ async def test_the_commands_of_a_runbook_run(name: str, installation: Installati
         "HOLDFAST_CONFIG": str(installation.stack.folder / "base.toml"),
         "MODEL": model,
         "VERSION": "v1" if name in HELD else "v2",
+        "GOOD_VERSION": "v0",
         "INCIDENT": installation.incidents[model],
         "GUARD": f"http://127.0.0.1:{installation.workers['guard'].port}",
         "SWITCH": f"http://127.0.0.1:{installation.workers['switch'].port}",
@@ -42,7 +43,7 @@ async def test_the_commands_of_a_runbook_run(name: str, installation: Installati
         "USER": "tester",
     }
     for line, may_refuse in commands(runbooks()[name].read_text()):
-        this = (line, model if re.search(r"\$(MODEL|VERSION|INCIDENT)\b", line) else "")
+        this = (line, model if re.search(r"\$(MODEL|VERSION|GOOD_VERSION|INCIDENT)\b", line) else "")
         if this in done:
             continue
         done.add(this)

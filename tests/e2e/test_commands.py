@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import jsonschema
 import pytest
@@ -114,6 +115,14 @@ async def test_route_show(stack, config):
     held = (await holdfast(config, "route", "show", model)).flat()
     assert "serves nothing state held" in held
     assert "by bob because stock-taking" in held
+    assert "until" not in held
+    await holdfast(config, "route", "resume", model, "-r", "done")
+    await holdfast(config, "route", "pin", model, "--for", "2h", "-r", "the sale")
+    (pinned,) = (await holdfast(config, "route", "show", model, "--json")).facts
+    ends_at = datetime.fromisoformat(pinned["ends_at"])
+    assert timedelta(0) < ends_at - datetime.now(UTC) <= timedelta(hours=2)
+    shown = (await holdfast(config, "route", "show", model)).flat()
+    assert f"state pinned until {ends_at:%Y-%m-%d %H:%M:%S} UTC" in shown
 
 
 async def test_incidents_from_the_page_to_the_end(stack, config):
@@ -178,7 +187,7 @@ async def test_a_mistyped_model_is_refused_with_those_that_exist(stack, config, 
     """Also by commands that would make a route for it."""
     said = await holdfast(config, *arguments)
     assert said.code == 1
-    assert "There is no model 'pricng'. Models with a route or a policy: evidence, json, plain, recommend" in said.err
+    assert "There is no model 'pricng'. Models with a route or a policy here: evidence, json, plain, recomm" in said.err
     assert stack.routes("pricng") == []
 
 
@@ -276,6 +285,9 @@ async def test_topics_are_created_once(kafka, stack, config, unique):
 
 async def test_schemas_are_written(config, tmp_path):
     """A JSON Schema for each message, and the AsyncAPI document."""
+    refused = await holdfast(config, "schemas", "/proc/nowhere")
+    assert (refused.code, refused.out) == (1, "")
+    assert "/proc/nowhere cannot be written: No such file or directory. Name another folder." in refused.flat()
     folder = tmp_path / "schemas"
     assert (await holdfast(config, "schemas", str(folder))).code == 0
     documents = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}

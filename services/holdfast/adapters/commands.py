@@ -154,6 +154,11 @@ async def read_routes(settings: Settings) -> dict[str, Route]:
     return await _latest(settings, "routes", Route.model_validate_json)
 
 
+async def read_states(settings: Settings) -> dict[str, ModelState]:
+    """What the switch knows of each model. Raises KafkaUnavailable."""
+    return await _latest(settings, "state", ModelState.model_validate_json)
+
+
 async def read_incidents(settings: Settings) -> dict[str, Incident]:
     """Every incident within the topic's retention, as it is now, by id. Raises KafkaUnavailable."""
     return await _latest(settings, "incidents", Incident.model_validate_json)

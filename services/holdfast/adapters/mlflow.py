@@ -25,7 +25,7 @@ def registered_version(uri: str) -> str:
         from mlflow import MlflowClient, get_registry_uri
         from mlflow.exceptions import MlflowException, RestException
     except ImportError:
-        raise ServiceError("MLflow is not installed. Install it with: pip install 'holdfast[mlflow]'") from None
+        raise ServiceError("MLflow is not installed. Install it beside Holdfast: pip install mlflow-skinny") from None
     name, alias, number = match.groups()
     registry = re.sub(r"(?<=://)[^/?#]*@", "", get_registry_uri())
     try:

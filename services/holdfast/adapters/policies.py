@@ -126,5 +126,4 @@ class PolicyStore:
             await asyncio.to_thread(self.reload)
 
     def _changes(self) -> AsyncIterator[Any]:
-        # Mounted ConfigMaps and network folders give no events, hence polling where the platform has none.
         return awatch(self._folder, debounce=300, step=50, recursive=True)

@@ -39,8 +39,8 @@ class Policy(BaseModel):
 
     model: Name
     mode: Mode = "enforce"
-    """`shadow`: every finding is reported and none blocks; `off`: no check runs. Fences and non-finite numbers
-    block in every mode."""
+    """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Numbers that are none, fences and
+    holds block in every mode."""
     runbook_url: str = ""
     fields: dict[str, str] = {}
     """Field name to dotted path, for events of another shape than the contract's."""
