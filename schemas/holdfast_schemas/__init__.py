@@ -20,7 +20,7 @@ from holdfast_schemas.incident import (
 )
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
-from holdfast_schemas.topics import TOPICS, Party, Topic
+from holdfast_schemas.topics import MAX_VALUE_BYTES, TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
     ApprovedHeaders,
     BlockedHeaders,
@@ -33,6 +33,7 @@ from holdfast_schemas.verdict import (
 
 __all__ = [
     "ALERT_NAMES",
+    "MAX_VALUE_BYTES",
     "TOPICS",
     "Action",
     "ApprovedHeaders",

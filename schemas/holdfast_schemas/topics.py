@@ -12,6 +12,8 @@ from holdfast_schemas.route import Route
 from holdfast_schemas.verdict import ApprovedHeaders, BlockedHeaders, MalformedHeaders
 
 MIB = 1024 * 1024
+MAX_VALUE_BYTES = 3 * MIB
+"""What is written of a value at most: the rest of a record of 4 MiB is for its key and headers."""
 HOUR_MS = 3_600_000
 
 

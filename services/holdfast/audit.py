@@ -9,7 +9,7 @@ so that memory stays bounded, (4) what is missing now is lost. It writes nothing
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -44,6 +44,8 @@ RETENTION = timedelta(milliseconds=min(TOPICS[role].retention_ms for role in (*V
 """What is younger is in every topic."""
 UNCLAIMED = 1000
 """Tallies kept of partitions that are not followed yet."""
+FORMER_POLICIES = 20
+"""Policies that are kept beside those in force; what was judged by an older one is not judged again."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class Auditor:
         self.findings = Findings()
         self._settings, self._since = settings, since
         self._policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
-        self._known: dict[str, PolicySet] = {}
+        self._known: OrderedDict[str, PolicySet] = OrderedDict()
         self._reload_at = 0.0
         self._routes = RouteHistory()
         self._ledgers: dict[int, Ledger] = {}
@@ -377,6 +379,10 @@ class Auditor:
                 self._policies.reload()
             for policy in self._policies.current.policies.values():
                 self._known.setdefault(policy.id, PolicySet.of([policy]))
+                self._known.move_to_end(policy.id)
+            # Each may hold tables of a million rows.
+            while len(self._known) > len(self._policies.current.policies) + FORMER_POLICIES:
+                self._known.popitem(last=False)
         return self._known.get(policy_id)
 
     # What was found.

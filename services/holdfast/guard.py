@@ -35,10 +35,10 @@ from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
-from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet
+from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Route, Verdict, utc_now
+from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 
@@ -71,6 +71,9 @@ class RouteFollower(Follower):
                         f"{error.errors()[0]['msg']}. Only the switch may write there; remove that record, then start "
                         "the guard again."
                     ) from None
+                # In a topic that has grown, the records of a model may lie in two partitions.
+                if (known := self.routes.get(route.model)) is not None and known.epoch > route.epoch:
+                    continue
                 self.routes[route.model] = route
                 metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
             elif record.key is not None:
@@ -86,7 +89,7 @@ class Known:
     """
 
     memory: Memory = field(default_factory=Memory)
-    fields: frozenset[tuple[str, str, int]] = frozenset()
+    fields: frozenset[Remembered] = frozenset()
     until: int | None = None
     parked_at: float = 0.0
 
@@ -113,12 +116,12 @@ class GuardWork:
         """
         await self._guard.check_partition(self._partition)
         await self._guard.follower.catch_up()
-        policies, known = self._guard.policies.current, self._known
-        fields, until = policies.remembered_fields(), known.until
-        # What is read back halfway is of no use.
-        known.until = None
-        started = time.monotonic()
+        started, known = time.monotonic(), self._known
         async with self._guard.restoring:
+            policies = self._guard.policies.current
+            fields, until = policies.remembered_fields(), known.until
+            # What is read back halfway is of no use.
+            known.until = None
             known.memory, known.until = await restore_memory(
                 self._settings,
                 policies,
@@ -242,7 +245,8 @@ class GuardWork:
 
     def _put_aside(self, record: Record, reason: str) -> Out:
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
-        return record.timestamp, record.key, record.value, _with(record, ours)
+        # One that no topic takes would stop its partition.
+        return record.timestamp, record.key, record.value and record.value[:MAX_VALUE_BYTES], _with(record, ours)
 
     def _source(self, record: Record) -> bytes:
         return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()

@@ -28,7 +28,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
 from holdfast.login import check_redis_url, is_loopback, secret, tls_context
-from holdfast_schemas import TOPICS
+from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 
 class SettingsError(Exception):
@@ -265,7 +265,7 @@ class GuardSettings(_Section):
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     no_policy: Literal["block", "approve"] = "block"
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-    max_record_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
+    max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
     """A larger value goes to malformed."""
     restore_records: Annotated[int, Field(ge=0)] = 2_000_000
     """How much of the tail of each approved partition is read back into the memory."""

@@ -62,7 +62,7 @@ class Real:
     @property
     def last(self):
         known = self.memory.of(self.policy.model)
-        fields = {name for _, name, window in self.policy.remembered_fields() if not window}
+        fields = {one.field for one in self.policy.remembered_fields() if not one.window}
         return {(f, e): v for f in fields for e, v in known.items(f).items()}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from core.alike import NOW, Real, failures, policy_of, raw, route_of
 from holdfast.core.checks import Memory
-from holdfast.core.judge import decode_by_model, judge
+from holdfast.core.judge import MAX_SEGMENTS, decode_by_model, judge
 from holdfast.core.policy import PolicySet
 
 FLOOR = 'model = "pricing"\nmode = "{mode}"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'
@@ -173,6 +173,36 @@ def test_tallies_add_up_to_the_verdicts():
         assert len(tally.samples) == 5
         assert all(sample.findings for sample in tally.samples)
         assert tally.first_blocked_at == datetime.fromtimestamp(1_795_514_400, UTC)
+
+
+def test_as_many_versions_as_predictions_have_a_tally_each():
+    """Each counts its own."""
+    real = Real(floor())
+    answers = real.judge([raw(value=i % 20, model_version=f"v{i}", entity_id=f"e{i}") for i in range(3000)])
+    assert len(real.tallies) == 3000
+    for tally, (approved, found) in zip(real.tallies, answers, strict=True):
+        assert (tally.seen, tally.approved, tally.blocked) == (1, int(approved), int(not approved))
+        assert tally.blocked_by_check == {name: 1 for name, enforced in found if enforced}
+
+
+def test_the_memory_of_segments_is_bounded():
+    """A producer may put a session into that field: those of the past are forgotten, those in use are not."""
+    outlier = '[[checks]]\nname = "odd"\nkind = "outlier"\nmin_values = 5\n'
+    real = Real(policy_of(f'model = "pricing"\n{outlier}'))
+    for start in range(0, 3 * MAX_SEGMENTS, 500):
+        events = [raw(value=10.0 + i % 7, segment=f"s{i}") for i in range(start, start + 500)]
+        real.judge([*events, *(raw(value=10.0 + i, segment="cameras") for i in range(5))])
+    (known,) = real.memory.recent.values()
+    assert len(known) == MAX_SEGMENTS
+    assert len(known["cameras"]) > 5
+
+
+def test_what_is_read_by_another_mapping_is_another_field():
+    """Cents must not be held against dollars: the memory is read back by the new mapping."""
+    jump = 'model = "pricing"\n[[checks]]\nname = "jump"\nkind = "max_change"\nup = 2\n'
+    cents, dollars = (policy_of(f'{jump}[fields]\nvalue = "price.{unit}"\n') for unit in ("cents", "dollars"))
+    assert cents.remembered_fields() != dollars.remembered_fields()
+    assert cents.remembered_fields() == policy_of(f'{jump}[fields]\nvalue = "price.cents"\n').remembered_fields()
 
 
 def test_findings_are_bounded_whatever_the_event_says():

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from core.written import Rec, write_verdicts
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, remember
-from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
+from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity
 from holdfast.core.policy import Policy, PolicySet, parse_policy
-from holdfast_schemas import Header, Route, RouteState, Tally
+from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -241,6 +241,39 @@ def test_a_blocked_record_that_names_no_prediction_is_found(right: History, sour
     """Of another partition, of another topic, or of the future."""
     right.write(Stream.BLOCKED, prediction(500, "E0", 130), [(Header.SOURCE.value, source)])
     assert right.violations() == [Kind.UNCHECKED], right.details
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("holdfast-findings", b"{"),
+        ("holdfast-findings", b'{"check": "bounds"}'),
+        ("holdfast-findings", b'[{"check": "bounds"}]'),
+        ("holdfast-findings", b"\xff"),
+        ("holdfast-findings", None),
+        ("holdfast-verdict", None),
+        ("holdfast-policy", None),
+        ("trace", None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stream", [Stream.APPROVED, Stream.BLOCKED])
+def test_headers_that_no_guard_writes_stop_nothing(right: History, stream: Stream, header: Any) -> None:
+    """Whatever wrote them: the checker goes on, and says so."""
+    first = right.out[stream][0]
+    others = tuple(one for one in first.headers if one[0] != header[0])
+    right.out[stream][0] = dataclasses.replace(first, headers=(*others, header))
+    kinds = right.violations()
+    if header[0] == "holdfast-findings" or (header[0] == "holdfast-verdict" and stream is Stream.APPROVED):
+        assert Kind.UNCHECKED in kinds
+    assert right.ledger.checked >= len(right.predictions) - 2
+
+
+def test_of_a_value_that_no_topic_takes_the_beginning_is_kept() -> None:
+    """It is the same prediction all the same; another beginning is not."""
+    long = Rec(0, NOW_MS, b"k", b"x" * (MAX_VALUE_BYTES + 100))
+    cut = dataclasses.replace(long, value=long.value[:MAX_VALUE_BYTES])
+    assert identity(long) == identity(cut) != identity(dataclasses.replace(cut, value=b"y" * MAX_VALUE_BYTES))
 
 
 def test_a_malformed_control_record_is_not_the_guards(right: History) -> None:

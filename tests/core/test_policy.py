@@ -118,6 +118,7 @@ def test_a_refusal_names_the_file_the_key_and_what_exists(toml, key, says, tmp_p
         (b"entity_id,min\na,1,2\n", "columns"),
         (b"entity_id,min,min\na,1,2\n", "each once"),
         (b"entity_id,min\n\xff,1\n", "UTF8"),
+        (b"entity_id,min\n", "has no rows"),
         (b"", "mpty"),
     ],
 )

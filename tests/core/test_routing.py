@@ -10,12 +10,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.routing import HOLDFAST, MAX_VERSIONS, ModelState, Standing, Tick, decide, last_good, standing
+from holdfast.core.routing import (
+    HOLDFAST,
+    MAX_FENCED,
+    MAX_VERSIONS,
+    ModelState,
+    Standing,
+    Tick,
+    decide,
+    last_good,
+    standing,
+)
 from holdfast_schemas import (
     TOPICS,
     Action,
     Command,
     Finding,
+    IncidentAction,
     IncidentStatus,
     Outcome,
     RouteState,
@@ -314,6 +325,37 @@ def test_the_state_fits_into_its_record_after_years_of_versions():
     assert not any(version.window.buckets for version in model.state.versions.values())
 
 
+def test_versions_without_end_hold_the_route():
+    """Something else than a version in that field: what is fenced stays fenced, and no list grows for ever."""
+    model = Model().earn_good("v0")
+    for number in range(MAX_FENCED):
+        model.tally(f"request-{number}", 1, critical=1, failed=1)
+    assert (len(model.routes[-1].fenced), standing(model.state)) == (MAX_FENCED, Standing.AUTO)
+    for number in range(MAX_FENCED, MAX_FENCED + 2 * MAX_VERSIONS):
+        model.tally(f"request-{number}", 1, critical=1, failed=1)
+    assert standing(model.state) is Standing.HELD
+    assert len(model.routes[-1].fenced) == MAX_FENCED
+    assert model.incidents[-1].action is IncidentAction.HELD
+    assert "unfence those that nobody sends any more" in model.audits[-1].detail
+    assert len(model.incidents) == MAX_FENCED + 1
+    assert len(model.state.versions) <= MAX_FENCED + MAX_VERSIONS + 3
+    # The one that serves is fenced all the same.
+    model.command("resume")
+    model.tally("v0", 1, critical=1, failed=1)
+    assert "v0" in model.routes[-1].fenced
+
+
+def test_candidates_keep_their_windows_beside_many_fenced_versions():
+    """Two that send in turn trip both."""
+    model = Model().earn_good("v0")
+    for number in range(MAX_VERSIONS + 10):
+        model.tally(f"bad-{number}", 1, critical=1, failed=1)
+    for _ in range(10):
+        model.tally("slow-1", 1, failed=1, entities=(uuid4().hex,))
+        model.tally("slow-2", 1, failed=1, entities=(uuid4().hex,))
+    assert {"slow-1", "slow-2"} <= set(model.routes[-1].fenced)
+
+
 def test_late_outputs_of_a_fenced_version_update_its_incident_and_do_not_repeat_it():
     """Counts rise at most once a second; the tick publishes the rest."""
     model = Model().earn_good("v1")
@@ -514,7 +556,7 @@ def test_made_up_versions_do_not_fill_the_ledger():
     model.command("fence", "bad")
     for number in range(MAX_VERSIONS * 2):
         model.tally(f"x{number}", 1)
-    assert len(model.state.versions) <= MAX_VERSIONS
+    assert len(model.state.versions) <= MAX_VERSIONS + 3
     assert {"v1", "bad", f"x{MAX_VERSIONS * 2 - 1}"} <= set(model.state.versions)
 
 

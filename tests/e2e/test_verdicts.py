@@ -6,12 +6,15 @@ import json
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from e2e.stack import POLICY, Stack, body, headers
 from holdfast.adapters.policies import load_policy
+from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -161,6 +164,37 @@ async def test_a_malformed_record_is_put_aside_with_the_reason(stack, case):
     assert [name for name, _ in out.headers] == ["trace", "holdfast-error", "holdfast-source"]
     assert reason in headers(out)["holdfast-error"].decode()
     assert headers(out)["holdfast-source"] == f"{stack.topic('predictions')}/0/{sent.offset}".encode()
+
+
+async def test_of_a_value_that_no_topic_takes_the_beginning_is_put_aside(stack):
+    """In a topic of others it came through compressed; whole it fits nowhere, and must not stop its partition."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap)
+    await admin.start()
+    theirs = {**TOPICS["predictions"].settings, "compression.type": "producer"}
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, stack.topic("predictions"), theirs)])
+    await admin.close()
+    raw = b'{"pad":"' + b"x" * 10_000_000 + b'"}'
+    producer = AIOKafkaProducer(
+        bootstrap_servers=stack.kafka.bootstrap, compression_type="gzip", max_request_size=16_000_000
+    )
+    async with producer:
+        sent = await producer.send_and_wait(stack.topic("predictions"), raw, key=b"long", partition=1)
+    await stack.until(lambda: [r for r in stack.seen["malformed"] if r.key == b"long"], "it is put aside")
+    (out,) = [r for r in stack.seen["malformed"] if r.key == b"long"]
+    assert out.value == raw[:MAX_VALUE_BYTES]
+    assert headers(out)["holdfast-source"] == f"{stack.topic('predictions')}/1/{sent.offset}".encode()
+    assert f"the value has {len(raw)} bytes" in headers(out)["holdfast-error"].decode()
+    await verdict(stack, stack.prediction("pricing", "v42", "SKU-1", 129.0), "approved", partition=1)
+
+
+async def test_a_version_for_each_prediction_stops_nothing(stack):
+    """A producer may put its request's id into that field."""
+    events = [stack.prediction("pricing", f"request-{i}", f"SKU-{i}", 100.0 + i % 50) for i in range(4000)]
+    await stack.send(events)
+    told = lambda: sum(t["seen"] for t in stack.tallies("pricing") if t["model_version"].startswith("request-"))  # noqa: E731
+    await stack.until(lambda: told() == len(events), "each is counted")
+    approved = [r for r in stack.seen["approved"] if b'"request-' in r.value]
+    assert len(approved) == len(events)
 
 
 ABSURD = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf", "1e999": "inf", "-0.0": "-0.0", "1" * 500: "inf"}

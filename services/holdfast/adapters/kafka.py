@@ -20,6 +20,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -159,8 +160,11 @@ class _Lane:
                     await self._open()
                     while not self.stopping:
                         self.state = "running"
+                        before = self.offset
                         await self._turn()
-                        failing_since, delay = None, 0.1
+                        # An empty turn before the first answer says nothing.
+                        if self.offset > before or self.behind() is not None:
+                            failing_since, delay = None, 0.1
                 except ReopenLane:
                     await self._discard_clients()
                     continue
@@ -210,6 +214,7 @@ class _Lane:
         self.producer, self.consumer = self.loop.make_producer(self.tp), self.loop.make_consumer(self.tp)
         async with _within(PUBLISH_WITHIN, "let a producer in"):
             await self.producer.start()
+            await self.loop.committed_all()
             committed = await committed_offset(self.loop.consumer, self.tp)
             await self.consumer.start()
             self.consumer.assign([self.tp])
@@ -228,8 +233,7 @@ class _Lane:
             self.waiting = False
         records = self._unpack()
         if records:
-            async with _within(PUBLISH_WITHIN, "tell what a batch is judged by"):
-                await self.work.prepare()
+            await self._prepare()
         try:
             writes = self.work.process(records)
         except ReopenLane:
@@ -244,6 +248,10 @@ class _Lane:
             # While this is on its way, the other lanes work in the memory that it had.
             del records, writes
             await self.work.committed(await self._publish(packed, next_offset))
+
+    async def _prepare(self) -> None:
+        async with _within(PUBLISH_WITHIN, "tell what a batch is judged by"):
+            await self.work.prepare()
 
     def _left(self) -> int:
         """How many records are here and not judged."""
@@ -277,6 +285,7 @@ class _Lane:
             raise error
         for record in records:
             writes = None
+            await self._prepare()
             for _ in range(3):
                 try:
                     writes = self.work.process([record])
@@ -351,9 +360,18 @@ async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition
 
 
 def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
-    """Put all records into batches."""
+    """Put all records into batches; those of one partition stay in their order, and go out together."""
+    by_partition: dict[tuple[str, int], list[Iterable[Out]]] = {}
+    for write in writes:
+        by_partition.setdefault((write.topic, write.partition), []).append(write.records)
     # A partition takes one batch at a time: those with few records must not wait for the others.
-    groups = sorted((list(_batches(producer, write)) for write in writes), key=len)
+    groups = sorted(
+        (
+            list(_batches(producer, Write(topic, partition, chain.from_iterable(records))))
+            for (topic, partition), records in by_partition.items()
+        ),
+        key=len,
+    )
     return [packed for group in groups for packed in group]
 
 
@@ -481,6 +499,11 @@ class TransactionalLoop:
         self._uncommitted |= offsets
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit())
+
+    async def committed_all(self) -> None:
+        """Wait until what was given to `commit_soon` is committed, or was refused."""
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
 
     async def _commit(self) -> None:
         while self._uncommitted:

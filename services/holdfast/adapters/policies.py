@@ -46,6 +46,8 @@ def _table(path: Path, rows: Any) -> Table:
         raise PolicyError(
             f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max, each once"
         )
+    if not rows.num_rows:
+        raise PolicyError(f"table {path} has no rows; write the bounds of at least one entity into it")
     entities = rows.column("entity_id").cast(string()).to_pylist()
     index = {entity: row for row, entity in enumerate(entities) if entity}
     if len(index) != len(entities):

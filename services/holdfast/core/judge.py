@@ -23,6 +23,8 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
 MAX_TEXT = 500
+MAX_SEGMENTS = 2000
+"""Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
 """Characters of one text in a finding."""
 
 
@@ -209,7 +211,9 @@ def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement
     for name, segments in judgement.recent.items():
         known = memory.recent.setdefault((policy.model, name), {})
         for segment, values in segments.items():
-            known[segment] = (known.get(segment, []) + values)[-windows[name] :]
+            known[segment] = (known.pop(segment, []) + values)[-windows[name] :]
+        while len(known) > MAX_SEGMENTS:
+            del known[next(iter(known))]
 
 
 def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
@@ -324,15 +328,15 @@ def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, no
 def _tally(
     version: str, rows: Any, batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime
 ) -> Tally:
-    numbers = np.arange(len(batch.columns))[rows]
+    numbers = np.arange(len(batch.columns)) if isinstance(rows, slice) else np.array(rows, dtype=np.intp)
     approved = int(np.count_nonzero(judgement.approved[rows]))
     blocked_rows = numbers[~judgement.approved[rows]].tolist()
-    mine = set(numbers.tolist()) if judgement.findings else set()
     blocked_by, shadow_by = Counter[str](), Counter[str]()
-    for row, findings in judgement.findings.items():
-        if row in mine:
-            for finding in findings:
-                (blocked_by if finding.enforced else shadow_by)[finding.check] += 1
+    found = judgement.findings
+    # A batch may hold as many versions as predictions: each looks at its own rows only.
+    for findings in found.values() if isinstance(rows, slice) else (found[row] for row in rows if row in found):
+        for finding in findings:
+            (blocked_by if finding.enforced else shadow_by)[finding.check] += 1
     entities: dict[str, None] = {}
     if judgement.failed[rows].any():
         ids = batch.columns.values("entity_id")

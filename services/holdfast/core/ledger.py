@@ -19,7 +19,6 @@ Memory is bounded by `LIMIT` records a stream, and by what the checks themselves
 
 import hashlib
 import itertools
-import json
 import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +26,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
-from holdfast.core.judge import Judgement, decode_by_model, judge, remember
-from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.judge import Found, Judgement, decode_by_model, judge, remember
+from holdfast.core.policy import Policy, PolicySet, Remembered
 from holdfast.core.record import Record
-from holdfast_schemas import Header, Route, RouteState, Tally, Verdict
+from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 4000
 """Records of one stream held while the others catch up."""
@@ -43,6 +43,7 @@ MISSING_LIMIT = 100_000
 RECENT = 20_000
 """Approved records remembered to tell a repetition from a forgery."""
 NO_POLICY = "none"
+_FINDINGS = msgspec.json.Decoder(list[Found])
 
 
 class Kind(StrEnum):
@@ -189,7 +190,7 @@ def identity(record: Record) -> bytes:
     key = record.key
     digest.update(f"{record.timestamp} {-1 if key is None else len(key)} {record.value is None} ".encode())
     digest.update(key or b"")
-    digest.update(record.value or b"")
+    digest.update((record.value or b"")[:MAX_VALUE_BYTES])
     return digest.digest()
 
 
@@ -244,7 +245,7 @@ class Ledger:
         # By model, the same of what could not be read: what the memory holds from before it is doubtful.
         self._unread: dict[str, int] = {}
         # By model, what the last policy remembered.
-        self._fields: dict[str, frozenset[tuple[str, str, int]]] = {}
+        self._fields: dict[str, frozenset[Remembered]] = {}
         self._found: list[Violation] = []
 
     # What it is given.
@@ -265,7 +266,8 @@ class Ledger:
         self._admit()
 
     def _read(self, stream: Stream, record: Record, now: float) -> _Early:
-        headers, names = dict(record.headers), -1
+        # Kafka knows headers without a value.
+        headers, names = {name: value or b"" for name, value in record.headers}, -1
         # A released record names its source too, and belongs to no prediction here.
         if stream is not Stream.APPROVED:
             source = _source(headers)
@@ -529,12 +531,19 @@ class Ledger:
         found.seen += 1
         found.approved += approved
         found.blocked += not approved
-        for finding in json.loads(headers.get(Header.FINDINGS, b"[]")):
-            (found.blocked_by if finding["enforced"] else found.shadow_by)[finding["check"]] += 1
+        for finding in self._findings(headers, offset, model):
+            (found.blocked_by if finding.enforced else found.shadow_by)[finding.check] += 1
         if approved:
             self._check_fence(model, version, offset, found)
             self._enter_group(prediction, model, policy_id, found.tally)
         return True
+
+    def _findings(self, headers: Mapping[str, bytes], offset: int, model: str) -> Sequence[Found]:
+        try:
+            return _FINDINGS.decode(headers.get(Header.FINDINGS, b"[]"))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._report(Kind.UNCHECKED, offset, model, "its findings cannot be read")
+            return ()
 
     def _tally_of(self, model: str, version: str, offset: int) -> _OpenTally | None:
         queue = self._tallies.get((model, version), deque())

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -30,6 +30,16 @@ class PolicyError(ValueError):
     def __init__(self, message: str) -> None:
         # Keys and names in a file may hold line breaks.
         super().__init__(" ".join(message.splitlines()))
+
+
+class Remembered(NamedTuple):
+    """A field of which the memory must hold something; window 0 is the last value of each entity."""
+
+    model: str
+    field: str
+    window: int
+    paths: tuple[tuple[str, str], ...]
+    """The mapping by which it is read: by another one it is another value."""
 
 
 class Policy(BaseModel):
@@ -81,10 +91,11 @@ class Policy(BaseModel):
         """Whether a failure of `check` blocks."""
         return self.mode == "enforce" and check.blocks
 
-    def remembered_fields(self) -> frozenset[tuple[str, str, int]]:
-        """(model, field, window) of what the memory must hold; window 0 is the last value of each entity."""
+    def remembered_fields(self) -> frozenset[Remembered]:
+        """What the memory must hold."""
+        paths = tuple(sorted(self.fields.items()))
         return frozenset(
-            (self.model, check.field, check.window if isinstance(check, OutlierCheck) else 0)
+            Remembered(self.model, check.field, check.window if isinstance(check, OutlierCheck) else 0, paths)
             for check in self.active_checks()
             if isinstance(check, MaxChangeCheck | OutlierCheck)
         )
@@ -216,7 +227,7 @@ class PolicySet:
             {policy.model: i for i, group in enumerate(by_mapping.values()) for policy in group},
         )
 
-    def remembered_fields(self) -> frozenset[tuple[str, str, int]]:
+    def remembered_fields(self) -> frozenset[Remembered]:
         return frozenset().union(*(policy.remembered_fields() for policy in self.policies.values()))
 
 

@@ -47,7 +47,9 @@ UPDATE_EVERY = timedelta(seconds=1)
 """How often an open incident is published again while its counts rise."""
 REMEMBERED_COMMANDS = 32
 MAX_VERSIONS = 200
-"""Of one model; beyond it the candidates that were silent longest are forgotten."""
+"""Candidates of one model; beyond it those that were silent longest are forgotten."""
+MAX_FENCED = 400
+"""Versions of one model that are fenced by themselves without having served: the list is part of every route."""
 MAX_EVIDENCE = 50
 """Open incidents of one model that keep all of their samples for the next update: a state must fit into a record."""
 
@@ -347,6 +349,10 @@ class _Turn:
     def _trip(self, name: str, cause: str, tally: Tally) -> None:
         window = self.version(name).window
         reason = f"{name} tripped: {cause}"
+        fenced = sum(version.state is VersionState.FENCED for version in self.state.versions.values())
+        if name != self.active and fenced >= MAX_FENCED:
+            self._hold_for_too_many(name, cause, reason, policy=tally.policy)
+            return
         detail = self._fence(
             name,
             reason=reason,
@@ -394,6 +400,20 @@ class _Turn:
         self._open_incident(name, action, incident_id, severity=severity, policy=policy, window=window)
         return detail
 
+    def _hold_for_too_many(self, name: str, cause: str, reason: str, *, policy: str) -> None:
+        """Versions without end are no versions: the producer puts something else into that field."""
+        window = self.version(name).window
+        self._set_version(name, window=Window())
+        if standing(self.state) in (Standing.HELD, Standing.HELD_BY_PERSON):
+            return
+        why = f"{MAX_FENCED} versions are fenced already; unfence those that nobody sends any more"
+        incident_id = self._new_id
+        self._move(None, RouteState.HELD, reason=f"{reason}; {why}", actor=HOLDFAST, incident_id=incident_id)
+        self._open_incident(
+            name, IncidentAction.HELD, incident_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
+        )
+        self._automatic("trip", name, reason=cause, detail=f"the route is held: {why}")
+
     def _flaps(self) -> str | None:
         within = self.policy.max_switches_within
         # A switch in the future means that the clock went back: it counts as one of now.
@@ -413,7 +433,7 @@ class _Turn:
             and name not in {keep, self.active, self.state.resume_to}
             and version.fence_at is None
         )
-        drop = {name for _, name in candidates[: len(self.state.versions) - MAX_VERSIONS]}
+        drop = {name for _, name in candidates[:-MAX_VERSIONS]}
         self._set(versions={name: version for name, version in self.state.versions.items() if name not in drop})
 
     # Incidents
