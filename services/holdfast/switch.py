@@ -37,6 +37,7 @@ from holdfast.core.record import Record
 from holdfast.core.routing import Decision, ModelState, Tick, decide
 from holdfast.settings import Settings
 from holdfast_schemas import (
+    MAX_VALUE_BYTES,
     Action,
     AuditRecord,
     Command,
@@ -52,6 +53,10 @@ from holdfast_schemas import (
 )
 
 log = structlog.get_logger("holdfast.switch")
+
+AT_ONCE = 500
+"""Control records in one transaction: those of a model with hundreds of versions take milliseconds each, and the
+group's heartbeats wait meanwhile."""
 
 
 class Mirror:
@@ -226,7 +231,9 @@ class SwitchWork:
         log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
-        return record.timestamp, record.key, record.value, [*record.headers, *ours]
+        # With our headers it might be too long for its topic.
+        value = record.value and record.value[:MAX_VALUE_BYTES]
+        return record.timestamp, record.key, value, [*record.headers, *ours]
 
     async def prepare(self) -> None:
         """Nobody else changes what it knows."""
@@ -359,6 +366,7 @@ class Switch:
             worker=self.settings.worker,
             open_work=lambda partition: SwitchWork(self, partition),
             poll_ms=min(200, int(switch.tick_every.total_seconds() * 1000)),
+            max_records=AT_ONCE,
             give_up_after=switch.give_up_after,
         )
         beside = (self.mirror.run(), self.policies.follow())
