@@ -71,9 +71,6 @@ class RouteFollower(Follower):
                         f"{error.errors()[0]['msg']}. Only the switch may write there; remove that record, then start "
                         "the guard again."
                     ) from None
-                # In a topic that has grown, the records of a model may lie in two partitions.
-                if (known := self.routes.get(route.model)) is not None and known.epoch > route.epoch:
-                    continue
                 self.routes[route.model] = route
                 metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
             elif record.key is not None:
