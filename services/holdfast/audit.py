@@ -45,7 +45,7 @@ RETENTION = timedelta(milliseconds=min(TOPICS[role].retention_ms for role in (*V
 UNCLAIMED = 1000
 """Tallies kept of partitions that are not followed yet."""
 FORMER_POLICIES = 20
-"""Policies that are kept beside those in force; what was judged by an older one is not judged again."""
+"""Policies that are kept beside twice those in force; what was judged by an older one is not judged again."""
 
 
 @dataclass(slots=True)
@@ -381,7 +381,7 @@ class Auditor:
                 self._known.setdefault(policy.id, PolicySet.of([policy]))
                 self._known.move_to_end(policy.id)
             # Each may hold tables of a million rows.
-            while len(self._known) > len(self._policies.current.policies) + FORMER_POLICIES:
+            while len(self._known) > len(self._policies.current.policies) * 2 + FORMER_POLICIES:
                 self._known.popitem(last=False)
         return self._known.get(policy_id)
 

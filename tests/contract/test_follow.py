@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -11,7 +13,9 @@ from aiokafka.structs import ConsumerRecord
 import backends
 from holdfast.adapters.follow import PROBE_EVERY, Follower
 from holdfast.adapters.kafka import Write, pack
-from holdfast.settings import KafkaSettings
+from holdfast.guard import RouteFollower
+from holdfast.settings import KafkaSettings, Settings
+from holdfast_schemas import Route, RouteState, utc_now
 
 pytestmark = pytest.mark.real_kafka
 GENEROUS = 60.0
@@ -45,7 +49,7 @@ async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_sil
         assert isinstance(records, list)
         taken.extend(record.value for record in records if isinstance(record, ConsumerRecord))
 
-    follower = Follower(KafkaSettings(bootstrap_servers=kafka.bootstrap), take)
+    follower = Follower(KafkaSettings(bootstrap_servers=kafka.bootstrap), take, behind_transactions=True)
     task = asyncio.create_task(follower.follow({topic: 1}))
     async with producer(kafka, transactional_id=f"{unique}-hangs") as hangs, producer(kafka) as other:
         await follower.caught_up.wait()
@@ -64,6 +68,25 @@ async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_sil
         assert follower.silent_for < 3 * PROBE_EVERY
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_the_latest_route_counts_also_in_a_topic_that_has_grown() -> None:
+    """Within a partition the later record, whatever its epoch; across partitions the younger one."""
+
+    def record(partition: int, timestamp: int, epoch: int, *fenced: str) -> Any:
+        value = Route(
+            model="m", epoch=epoch, state=RouteState.AUTO, reason="r", actor="a", since=utc_now(), fenced=fenced
+        ).to_json()
+        return SimpleNamespace(partition=partition, timestamp=timestamp, key=b"m", value=value, topic="t", offset=0)
+
+    follower = RouteFollower(Settings())
+    follower.take([record(2, 2000, 9, "bad"), record(0, 1000, 7)])
+    assert follower.routes["m"].fenced == ("bad",)
+    follower.take([record(2, 3000, 1, "worse")])
+    assert follower.routes["m"].fenced == ("worse",)
+    gone = SimpleNamespace(partition=0, timestamp=1500, key=b"m", value=None)
+    follower.take([gone])  # type: ignore[list-item]
+    assert "m" in follower.routes
 
 
 async def test_records_of_one_partition_go_out_together(kafka: backends.Kafka) -> None:

@@ -191,10 +191,14 @@ def test_the_memory_of_segments_is_bounded():
     real = Real(policy_of(f'model = "pricing"\n{outlier}'))
     for start in range(0, 3 * MAX_SEGMENTS, 500):
         events = [raw(value=10.0 + i % 7, segment=f"s{i}") for i in range(start, start + 500)]
-        real.judge([*events, *(raw(value=10.0 + i, segment="cameras") for i in range(5))])
+        real.judge([*(raw(value=10.0 + i, segment="cameras") for i in range(5)), *events])
     (known,) = real.memory.recent.values()
     assert len(known) == MAX_SEGMENTS
     assert len(known["cameras"]) > 5
+    # Also within one batch: what counts is when a segment was last approved.
+    others = [raw(value=10.0, segment=f"t{i}") for i in range(MAX_SEGMENTS)]
+    real.judge([raw(value=10.0, segment="cameras"), *others, raw(value=10.0, segment="cameras")])
+    assert "cameras" in known
 
 
 def test_what_is_read_by_another_mapping_is_another_field():

@@ -304,25 +304,49 @@ def test_switches_of_long_ago_do_not_count():
     assert model.shows() == ("v1", "auto")
 
 
+EVIDENCE = Sample(
+    source="predictions/0/1",
+    prediction="z" * 4096,
+    findings=tuple(
+        Finding(check=f"c{i}", severity=Severity.ERROR, enforced=True, field="value", seen="x" * 500, limit="y" * 500)
+        for i in range(4)
+    ),
+)
+
+
+def fits(model):
+    return len(model.state.model_dump_json(exclude_defaults=True)) < TOPICS["state"].max_message_bytes
+
+
 def test_the_state_fits_into_its_record_after_years_of_versions():
-    """What a silent version failed by is forgotten; of very many open incidents each keeps some of its evidence."""
+    """What a silent version failed by is forgotten; of very many open incidents the latest keep some evidence."""
     model = Model().earn_good("v0")
-    finding = Finding(
-        check="floor", severity=Severity.ERROR, enforced=True, field="value", seen="x" * 500, limit="y" * 500
-    )
-    sample = Sample(source="predictions/0/1", prediction="z" * 4096, findings=(finding,))
     for number in range(2 * MAX_VERSIONS):
         for _ in range(6):
             entities = tuple(uuid4().hex for _ in range(32))
-            model.tally(f"sane-{number}", 1000, 40, entities=entities, samples=(sample,) * 5)
+            model.tally(f"sane-{number}", 1000, 40, entities=entities, samples=(EVIDENCE,) * 5)
             model.now += timedelta(seconds=1)
-        model.tally(f"bad-{number}", 1000, 500, samples=(sample,) * 5)
+        model.tally(f"bad-{number}", 1000, 500, samples=(EVIDENCE,) * 5)
         model.tick(minutes=1)
     assert len(model.state.incidents) == 2 * MAX_VERSIONS
-    assert all(known.incident.samples for known in model.state.incidents.values())
-    record = model.state.model_dump_json(exclude_defaults=True)
-    assert len(record) < TOPICS["state"].max_message_bytes
+    assert [len(known.incident.samples) for known in model.state.incidents.values()][-12:] == [1] * 2 + [5] * 10
+    assert fits(model)
     assert not any(version.window.buckets for version in model.state.versions.values())
+
+
+def test_the_state_fits_into_its_record_when_all_versions_send_at_once():
+    """Hundreds of fenced ones with open incidents, beside hundreds of candidates, all with evidence."""
+    model = Model().earn_good("v0")
+    for number in range(MAX_FENCED):
+        model.tally(f"bad-{number}", 1000, 500, samples=(EVIDENCE,) * 5)
+    for number in range(MAX_VERSIONS):
+        model.tally(f"sane-{number}", 1000, 40, samples=(EVIDENCE,) * 5)
+        model.tally(f"bad-{number}", 1000, 500, samples=(EVIDENCE,) * 5)
+    assert fits(model)
+    model.now += timedelta(seconds=2)
+    for number in range(MAX_FENCED):
+        model.tally(f"bad-{number}", 1000, 500, samples=(EVIDENCE,) * 5)
+    assert fits(model)
 
 
 def test_versions_without_end_hold_the_route():
@@ -339,8 +363,13 @@ def test_versions_without_end_hold_the_route():
     assert "unfence those that nobody sends any more" in model.audits[-1].detail
     assert len(model.incidents) == MAX_FENCED + 1
     assert len(model.state.versions) <= MAX_FENCED + MAX_VERSIONS + 3
-    # The one that serves is fenced all the same.
+    # Once more, and it is the same incident, which can be resolved.
+    again = model.incidents[-1]
     model.command("resume")
+    model.tally(again.bad_version, 1, critical=1, failed=1)
+    assert (standing(model.state), model.incidents[-1].incident_id) == (Standing.HELD, again.incident_id)
+    assert model.command("resolve", incident_id=again.incident_id).outcome is Outcome.APPLIED
+    # One that has served is fenced all the same, also while the route is held.
     model.tally("v0", 1, critical=1, failed=1)
     assert "v0" in model.routes[-1].fenced
 

@@ -20,11 +20,18 @@ PROBE_WITHIN = 2.0
 class Follower:
     """Gives committed records of some topics to `take`, each call with those of one partition.
 
-    What was there at the start has been taken once `caught_up` is set.
+    What was there at the start has been taken once `caught_up` is set. With `behind_transactions` what lies behind
+    an open transaction counts as there, although it is not given yet: `silent_for` tells of it.
     """
 
-    def __init__(self, kafka: KafkaSettings, take: Callable[[Sequence[ConsumerRecord]], None]) -> None:
-        self._kafka, self._take = kafka, take
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        take: Callable[[Sequence[ConsumerRecord]], None],
+        *,
+        behind_transactions: bool = False,
+    ) -> None:
+        self._kafka, self._take, self._behind_transactions = kafka, take, behind_transactions
         self.caught_up = asyncio.Event()
         self._heard_at = time.monotonic()
         self._consumer: AIOKafkaConsumer | None = None
@@ -57,11 +64,10 @@ class Follower:
             ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
         self._heard_at = time.monotonic()
         consumer = self._consumer = reader(self._kafka, fetch_max_wait_ms=100)
-        # Asks for the ends behind open transactions: a record that was committed after one that hangs is not given yet.
-        prober = reader(self._kafka, isolation_level="read_uncommitted")
+        prober = reader(self._kafka, isolation_level="read_uncommitted") if self._behind_transactions else consumer
         try:
-            await consumer.start()
-            await prober.start()
+            for client in {consumer, prober}:
+                await client.start()
             consumer.assign(list(ends))
             for tp, end in ends.items():
                 consumer.seek(tp, end)
@@ -80,5 +86,5 @@ class Follower:
                         if all([await consumer.position(tp) >= end for tp, end in told.items()]):
                             self._heard_at = asked_at
         finally:
-            await close(consumer)
-            await close(prober)
+            for client in {consumer, prober}:
+                await close(client)

@@ -503,14 +503,14 @@ class TransactionalLoop:
     async def committed_all(self) -> None:
         """Wait until what was given to `commit_soon` is committed, or was refused."""
         if self._committing is not None:
-            await asyncio.shield(self._committing)
+            await asyncio.wait([self._committing])
 
     async def _commit(self) -> None:
         while self._uncommitted:
             offsets, self._uncommitted = self._uncommitted, {}
             try:
                 await self.consumer.commit(offsets)
-            except KafkaError as error:
+            except (KafkaError, AssertionError) as error:  # as in `_watch_kafka`
                 # What is not committed is judged once more.
                 log.warning("offsets not committed", error=describe(error))
 

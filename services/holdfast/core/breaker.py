@@ -102,6 +102,11 @@ class Window(Contract):
         """Whether it holds buckets, and all of them are older than the window."""
         return bool(self.buckets) and now - self.buckets[-1].start >= policy.window
 
+    def without_samples(self) -> Self:
+        return self.model_copy(
+            update={"buckets": tuple(bucket.model_copy(update={"samples": ()}) for bucket in self.buckets)}
+        )
+
     @property
     def seen(self) -> int:
         return sum(bucket.seen for bucket in self.buckets)

@@ -199,7 +199,10 @@ def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) 
     values = columns.numbers(check.field)
     segments = columns.values("segment")
     for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
-        learned.setdefault(segments[row], []).append(float(values[row]))
+        # In the order of their last appearance: in that they are forgotten.
+        so_far = learned.pop(segments[row], [])
+        so_far.append(float(values[row]))
+        learned[segments[row]] = so_far
     return learned
 
 

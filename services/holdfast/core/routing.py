@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from holdfast.core.breaker import BreakerPolicy, Window, earliest
+from holdfast.core.breaker import MAX_SAMPLES, BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
 from holdfast_schemas import (
     ALERT_NAMES,
@@ -50,8 +50,10 @@ MAX_VERSIONS = 200
 """Candidates of one model; beyond it those that were silent longest are forgotten."""
 MAX_FENCED = 400
 """Versions of one model that are fenced by themselves without having served: the list is part of every route."""
-MAX_EVIDENCE = 50
-"""Open incidents of one model that keep all of their samples for the next update: a state must fit into a record."""
+MAX_EVIDENCE = 10
+"""Open incidents of one model, and candidates, that keep all of their samples: a state must fit into its record."""
+MAX_EXAMPLES = 100
+"""Open incidents of one model that keep one sample; what was published of the others is in their topic."""
 
 
 class VersionState(StrEnum):
@@ -320,6 +322,7 @@ class _Turn:
         approved = version.approved + (tally.approved if name == self.active else 0)
         self._set_version(name, window=window, approved=approved, last_seen=self.now)
         self._forget_silent_candidates(keep=name)
+        self._forget_old_samples(keep=name)
         if (cause := window.trips(self.policy)) is not None:
             self._trip(name, cause, tally)
         elif self._has_earned_good(name):
@@ -349,8 +352,7 @@ class _Turn:
     def _trip(self, name: str, cause: str, tally: Tally) -> None:
         window = self.version(name).window
         reason = f"{name} tripped: {cause}"
-        fenced = sum(version.state is VersionState.FENCED for version in self.state.versions.values())
-        if name != self.active and fenced >= MAX_FENCED:
+        if self.version(name).activated is None and self._fenced_unserved() >= MAX_FENCED:
             self._hold_for_too_many(name, cause, reason, policy=tally.policy)
             return
         detail = self._fence(
@@ -402,17 +404,24 @@ class _Turn:
 
     def _hold_for_too_many(self, name: str, cause: str, reason: str, *, policy: str) -> None:
         """Versions without end are no versions: the producer puts something else into that field."""
-        window = self.version(name).window
-        self._set_version(name, window=Window())
         if standing(self.state) in (Standing.HELD, Standing.HELD_BY_PERSON):
-            return
+            return  # What it says is blocked; it trips anew once the route is resumed.
+        window, known = self.version(name).window, self.state.incidents.get(name)
         why = f"{MAX_FENCED} versions are fenced already; unfence those that nobody sends any more"
-        incident_id = self._new_id
+        # The incident of an earlier hold, if that is still open: who resolves it must find it.
+        incident_id = known.incident.incident_id if known is not None else self._new_id
         self._move(None, RouteState.HELD, reason=f"{reason}; {why}", actor=HOLDFAST, incident_id=incident_id)
-        self._open_incident(
-            name, IncidentAction.HELD, incident_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
-        )
+        self._set_version(name, window=Window())
+        if known is None:
+            self._open_incident(
+                name, IncidentAction.HELD, incident_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
+            )
+        else:
+            self._publish_incident(known.incident)
         self._automatic("trip", name, reason=cause, detail=f"the route is held: {why}")
+
+    def _fenced_unserved(self) -> int:
+        return sum(v.state is VersionState.FENCED and v.activated is None for v in self.state.versions.values())
 
     def _flaps(self) -> str | None:
         within = self.policy.max_switches_within
@@ -435,6 +444,17 @@ class _Turn:
         )
         drop = {name for _, name in candidates[:-MAX_VERSIONS]}
         self._set(versions={name: version for name, version in self.state.versions.items() if name not in drop})
+
+    def _forget_old_samples(self, keep: str) -> None:
+        if len(self.state.versions) <= MAX_EVIDENCE:
+            return
+        others = sorted(
+            (version.last_seen or self.now, name)
+            for name, version in self.state.versions.items()
+            if name != keep and version.window.samples
+        )
+        for _, name in others[:-MAX_EVIDENCE]:
+            self._set_version(name, window=self.version(name).window.without_samples())
 
     # Incidents
 
@@ -477,10 +497,12 @@ class _Turn:
         still_open = {v: o for v, o in self.state.incidents.items() if v != incident.bad_version}
         if incident.status is not IncidentStatus.RESOLVED:
             still_open[incident.bad_version] = OpenIncident(incident=incident, published_at=self.now)
-        for name in list(still_open)[:-MAX_EVIDENCE]:
+        for place, name in enumerate(reversed(list(still_open)[:-MAX_EVIDENCE]), start=MAX_EVIDENCE):
             known = still_open[name]
-            less = known.incident.model_copy(update={"samples": known.incident.samples[:1]})
-            still_open[name] = known.model_copy(update={"incident": less})
+            less = known.incident.samples[: 1 if place < MAX_EXAMPLES else 0]
+            if less != known.incident.samples:
+                smaller = known.incident.model_copy(update={"samples": less})
+                still_open[name] = known.model_copy(update={"incident": smaller})
         self._set(incidents=still_open)
 
     def _add_to_incident(self, name: str, tally: Tally) -> None:
@@ -488,7 +510,10 @@ class _Turn:
         if (known := self.state.incidents.get(name)) is None:
             return
         incident = known.incident
-        room = 5 - len(incident.samples)
+        publish = abs(self.now - known.published_at) >= UPDATE_EVERY
+        # Only among the last ones published is there room.
+        has_room = publish or name in list(self.state.incidents)[-MAX_EVIDENCE:]
+        room = MAX_SAMPLES - len(incident.samples) if has_room else 0
         samples: tuple[Sample, ...] = incident.samples + tally.samples[: max(0, room)]
         incident = incident.model_copy(
             update={
@@ -500,7 +525,7 @@ class _Turn:
                 "policy": incident.policy or tally.policy,
             }
         )
-        if abs(self.now - known.published_at) >= UPDATE_EVERY:
+        if publish:
             self._publish_incident(incident)
         else:
             update = known.model_copy(update={"incident": incident, "stale": True})
@@ -702,7 +727,9 @@ class _Turn:
     def _resolve(self, command: Command) -> str:
         known = self._open_incident_meant(command)
         self._resolve_incident(known.incident.bad_version, command.actor)
-        return f"the incident is resolved; {known.incident.bad_version} stays fenced"
+        name = known.incident.bad_version
+        fenced = self.version(name).state is VersionState.FENCED
+        return f"the incident is resolved; {name} stays fenced" if fenced else "the incident is resolved"
 
     def _open_incident_meant(self, command: Command) -> OpenIncident:
         if (known := self._find_incident(command)) is None:
