@@ -15,6 +15,7 @@ removes its folder when this process goes, however it goes.
 import contextlib
 import ctypes
 import importlib.util
+import random
 import shutil
 import socket
 import subprocess
@@ -274,11 +275,20 @@ def find_redis_server() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listens on at the moment; this process is never told the same one twice.
+
+    It lies outside of the ranges from which systems give ports to connections: none of those takes it meanwhile.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+_given: set[int] = set()
 
 
 def redis_answers(port: int, password_needed: bool = False) -> bool:

@@ -61,6 +61,8 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Now, and not only once the service has started: two that are bound to a port find out here.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise ServiceError(
