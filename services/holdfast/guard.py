@@ -36,9 +36,9 @@ from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
-from holdfast.core.record import Record
+from holdfast.core.record import Record, writable
 from holdfast.settings import Settings
-from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, Verdict, utc_now
+from holdfast_schemas import Header, Route, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 
@@ -254,8 +254,7 @@ class GuardWork:
 
     def _put_aside(self, record: Record, reason: str) -> Out:
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
-        # One that no topic takes would stop its partition.
-        return record.timestamp, record.key, record.value and record.value[:MAX_VALUE_BYTES], _with(record, ours)
+        return record.timestamp, record.key, writable(record.value), _with(record, ours)
 
     def _source(self, record: Record) -> bytes:
         return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()

@@ -33,11 +33,10 @@ from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirro
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.policy import PolicySet
-from holdfast.core.record import Record
+from holdfast.core.record import Record, writable
 from holdfast.core.routing import Decision, ModelState, Tick, decide
 from holdfast.settings import Settings
 from holdfast_schemas import (
-    MAX_VALUE_BYTES,
     Action,
     AuditRecord,
     Command,
@@ -231,9 +230,7 @@ class SwitchWork:
         log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
-        # With our headers it might be too long for its topic.
-        value = record.value and record.value[:MAX_VALUE_BYTES]
-        return record.timestamp, record.key, value, [*record.headers, *ours]
+        return record.timestamp, record.key, writable(record.value), [*record.headers, *ours]
 
     async def prepare(self) -> None:
         """Nobody else changes what it knows."""

@@ -217,13 +217,12 @@ async def test_the_example_workflow_runs(stack, mlflow_server, tmp_path):
 
     # Only where bash is named does GitHub let a pipe fail with its first command.
     assert workflow["defaults"]["run"]["shell"] == "bash"
-    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail"]
 
     def run(step):
         # Values come through the environment: an input within the script would be a way to inject commands.
         assert "${{" not in step["run"]
         return subprocess.run(
-            [*shell, "-c", step["run"]],
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
             env=environment,
             capture_output=True,
             text=True,

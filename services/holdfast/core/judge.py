@@ -23,9 +23,9 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
 MAX_TEXT = 500
+"""Characters of one text in a finding."""
 MAX_SEGMENTS = 2000
 """Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
-"""Characters of one text in a finding."""
 
 
 @dataclass(frozen=True, slots=True)

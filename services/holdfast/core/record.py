@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from holdfast_schemas import MAX_VALUE_BYTES
+
 
 class Record(Protocol):
     """`timestamp` is in ms since the epoch."""
@@ -17,3 +19,8 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+def writable(value: bytes | None) -> bytes | None:
+    """What is written of a value that is put aside: the beginning of one that no topic takes whole."""
+    return value and value[:MAX_VALUE_BYTES]

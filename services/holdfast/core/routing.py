@@ -435,26 +435,25 @@ class _Turn:
     def _forget_silent_candidates(self, keep: str) -> None:
         if len(self.state.versions) <= MAX_VERSIONS:
             return
-        candidates = sorted(
-            (version.last_seen or self.now, name)
-            for name, version in self.state.versions.items()
-            if version.state is VersionState.CANDIDATE
-            and name not in {keep, self.active, self.state.resume_to}
-            and version.fence_at is None
+        needed = {keep, self.active, self.state.resume_to}
+        candidates = self._silent_longest_first(
+            lambda name, version: (
+                version.state is VersionState.CANDIDATE and name not in needed and version.fence_at is None
+            )
         )
-        drop = {name for _, name in candidates[:-MAX_VERSIONS]}
+        drop = set(candidates[:-MAX_VERSIONS])
         self._set(versions={name: version for name, version in self.state.versions.items() if name not in drop})
 
     def _forget_old_samples(self, keep: str) -> None:
         if len(self.state.versions) <= MAX_EVIDENCE:
             return
-        others = sorted(
-            (version.last_seen or self.now, name)
-            for name, version in self.state.versions.items()
-            if name != keep and version.window.samples
-        )
-        for _, name in others[:-MAX_EVIDENCE]:
+        others = self._silent_longest_first(lambda name, version: name != keep and bool(version.window.samples))
+        for name in others[:-MAX_EVIDENCE]:
             self._set_version(name, window=self.version(name).window.without_samples())
+
+    def _silent_longest_first(self, wanted: Callable[[str, Version], bool]) -> list[str]:
+        versions = self.state.versions.items()
+        return [name for _, name in sorted((v.last_seen or self.now, name) for name, v in versions if wanted(name, v))]
 
     # Incidents
 
@@ -726,8 +725,8 @@ class _Turn:
 
     def _resolve(self, command: Command) -> str:
         known = self._open_incident_meant(command)
-        self._resolve_incident(known.incident.bad_version, command.actor)
         name = known.incident.bad_version
+        self._resolve_incident(name, command.actor)
         fenced = self.version(name).state is VersionState.FENCED
         return f"the incident is resolved; {name} stays fenced" if fenced else "the incident is resolved"
 
