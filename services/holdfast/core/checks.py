@@ -8,9 +8,10 @@ number, and every comparison is written so that NaN never passes.
 import ast
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import repeat
 from typing import Annotated, Any, Literal, Self
 from weakref import WeakKeyDictionary
@@ -171,17 +172,18 @@ class Memory:
 _NOBODY = Entities()
 
 
+Rows = list[int]
 Explanation = tuple[str | None, Any, Any]
 """(field, seen, limit)"""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """A check's answer for n predictions: (n,) masks, and what to say about prediction i when it failed."""
+    """A check's answer for n predictions: (n,) masks, and what to say about each of some rows that failed."""
 
     failed: Mask
     unknown: Mask | None
-    explain: Callable[[int], Explanation]
+    explain: Callable[[Rows], Iterable[Explanation]]
 
 
 class Check(BaseModel):
@@ -320,15 +322,16 @@ class RangeCheck(_OneField):
         if unlisted is not None and self.unlisted == "fail":
             failed |= unlisted
         lows, highs = np.broadcast_to(low, seen.shape), np.broadcast_to(high, seen.shape)
-        return Outcome(failed, np.isnan(seen), lambda i: self._explain(i, seen, lows, highs))
+        return Outcome(failed, np.isnan(seen), lambda rows: self._explain(seen[rows], lows[rows], highs[rows]))
 
-    def _explain(self, i: int, seen: Numbers, lows: Numbers, highs: Numbers) -> tuple[str, Any, Any]:
-        limit = {}
-        if (low := float(lows[i])) == low:
-            limit["min"] = low
-        if (high := float(highs[i])) == high:
-            limit["max"] = high
-        return self.field, _plain(seen[i]), limit or "a row in the table"
+    def _explain(self, seen: Numbers, lows: Numbers, highs: Numbers) -> Iterator[Explanation]:
+        for value, low, high in zip(_plain(seen), _plain(lows), _plain(highs), strict=True):
+            limit = {}
+            if low is not None:
+                limit["min"] = low
+            if high is not None:
+                limit["max"] = high
+            yield self.field, value, limit or "a row in the table"
 
 
 def _merged(check: RangeCheck, bounds: Bounds, where: str) -> None:
@@ -423,14 +426,19 @@ def judge_changes(
             failed[position][rows], unknown[position][rows] = fails, unknowns
             kept[rows] &= check.keeps(fails, unknowns, enforced[position])
     outcomes = [
-        Outcome(fails, unknowns if unknowns.any() else None, _explain_change(check, values[check.field], reference))
+        Outcome(
+            fails,
+            unknowns if unknowns.any() else None,
+            partial(_explain_changes, check, values[check.field], reference),
+        )
         for check, fails, unknowns, reference in zip(checks, failed, unknown, references, strict=True)
     ]
     return outcomes, {name: kept & ~np.isnan(column) for name, column in values.items()}
 
 
-def _explain_change(check: MaxChangeCheck, values: Numbers, references: Numbers) -> Callable[[int], Explanation]:
-    return lambda i: (check.field, _plain(values[i]), check.limit(_plain(references[i])))
+def _explain_changes(check: MaxChangeCheck, values: Numbers, references: Numbers, rows: Rows) -> Iterator[Explanation]:
+    for value, reference in zip(_plain(values[rows]), _plain(references[rows]), strict=True):
+        yield check.field, value, check.limit(reference)
 
 
 class ExpressionCheck(Check):
@@ -459,10 +467,9 @@ class ExpressionCheck(Check):
         return Outcome(
             ~passed,
             unknown,
-            lambda i: (
-                names[0] if len(names) == 1 else None,
-                {name: _plain(column[i]) for name, column in zip(names, inputs, strict=True)},
-                expression,
+            lambda rows: (
+                (names[0] if len(names) == 1 else None, dict(zip(names, seen, strict=True)), expression)
+                for seen in zip(*(_plain(column[rows]) for column in inputs), strict=True)
             ),
         )
 
@@ -620,7 +627,11 @@ class OneOfCheck(Check):
             pairs = self._pairs
             failed = [i for i, v in enumerate(seen) if isinstance(v, list | dict) or (type(v) is bool, v) not in pairs]
         unknown = _mask([i for i, v in enumerate(seen) if v is None], len(seen)) if None in seen else None
-        return Outcome(_mask(failed, len(seen)), unknown, lambda i: (self.field, _flat(seen[i]), list(self.values)))
+        return Outcome(
+            _mask(failed, len(seen)),
+            unknown,
+            lambda rows: ((self.field, _flat(seen[i]), list(self.values)) for i in rows),
+        )
 
 
 _TEXTS = frozenset((str, type(None)))
@@ -652,7 +663,9 @@ class FreshnessCheck(Check):
             failed = _none(len(seen))
         else:
             failed = _mask([i for i, at in enumerate(seen) if at is not None and not oldest <= at <= newest], len(seen))
-        return Outcome(failed, unknown, lambda i: ("predicted_at", _age(seen[i], now), self._limit()))
+        return Outcome(
+            failed, unknown, lambda rows: (("predicted_at", _age(seen[i], now), self._limit()) for i in rows)
+        )
 
     def _limit(self) -> dict[str, str]:
         return {"max_age": format_duration(self.max_age), "max_ahead": format_duration(self.max_ahead)}
@@ -703,7 +716,9 @@ class SimplexCheck(Check):
         return Outcome(
             _mask(failed, len(vectors)),
             _mask(unknown, len(vectors)) if unknown else None,
-            lambda i: (self.field, _seen_vector(vectors[i]), {"sum": 1, "tolerance": self.tolerance}),
+            lambda rows: (
+                (self.field, _seen_vector(vectors[i]), {"sum": 1, "tolerance": self.tolerance}) for i in rows
+            ),
         )
 
 
@@ -758,7 +773,14 @@ class OutlierCheck(_OneField):
         if self.log:
             failed |= seen <= 0
         unknown = (np.isnan(score) | np.isnan(seen)) & ~failed
-        return Outcome(failed, unknown, lambda i: (self.field, _plain(seen[i]), self._limit(centre[i], spread[i])))
+        return Outcome(
+            failed,
+            unknown,
+            lambda rows: (
+                (self.field, value, self._limit(centre[i], spread[i]))
+                for value, i in zip(_plain(seen[rows]), rows, strict=True)
+            ),
+        )
 
     def _reference(self, values: Sequence[float]) -> tuple[float, float]:
         """(median, MAD) of the recent values; NaN where they cannot tell."""
@@ -803,7 +825,9 @@ class RequiredCheck(Check):
         return Outcome(
             failed,
             None,
-            lambda i: (next(n for n, c in given.items() if c[i] is None or c[i] == ""), None, "a value"),
+            lambda rows: (
+                (next(n for n, c in given.items() if c[i] is None or c[i] == ""), None, "a value") for i in rows
+            ),
         )
 
 
@@ -835,8 +859,9 @@ def _later_values(entities: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], N
         yield order[places], order[places - 1]
 
 
-def _plain(number: Any) -> float | None:
-    return None if math.isnan(number) else float(number)
+def _plain(numbers: Numbers) -> list[float | None]:
+    plain: list[float | None] = numbers.tolist()
+    return [None if number != number else number for number in plain] if np.isnan(numbers).any() else plain
 
 
 def _none(size: int) -> Mask:

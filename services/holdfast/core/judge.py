@@ -183,10 +183,14 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
         failed = failed | outcome.unknown if check.unknown == "fail" else failed & ~outcome.unknown
     if not failed.any():
         return
-    for row in np.flatnonzero(failed).tolist():
-        field_name, seen, limit = outcome.explain(row)
-        found = Found(check.name, check.severity, enforced, field_name, jsonable(seen), jsonable(limit), check.unit)
-        result.findings.setdefault(row, []).append(found)
+    name, severity, unit, findings = check.name, check.severity, check.unit, result.findings
+    rows = np.flatnonzero(failed).tolist()
+    for row, (field_name, seen, limit) in zip(rows, outcome.explain(rows), strict=True):
+        found = Found(name, severity, enforced, field_name, jsonable(seen), jsonable(limit), unit)
+        if row in findings:
+            findings[row].append(found)
+        else:
+            findings[row] = [found]
     if enforced:
         result.approved &= ~failed
         result.failed |= failed & countable
@@ -408,11 +412,14 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
+        return {
+            key: item if type(item) is float and -math.inf < item < math.inf else jsonable(item)
+            for key, item in value.items()
+        }
     if value is None or isinstance(value, int):
         # Beyond 64 bits few programs read a number as it was written.
         return value if value is None or -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
     text = str(value)
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
