@@ -22,10 +22,11 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, describe, offsets_since, reader
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, offsets_since, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
+from holdfast.core.errors import describe
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
 from holdfast.core.policy import PolicySet
 from holdfast.settings import Settings

@@ -16,11 +16,11 @@ from rich.text import Text
 from holdfast import operate
 from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
-from holdfast.adapters.kafka import check_topics, create_topics, describe
+from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies
-from holdfast.adapters.service import ServiceError, configure_logging
+from holdfast.core.errors import HoldfastError, describe
 from holdfast.settings import load_settings
-from holdfast.terminal import EXPECTED, ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
+from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
 
 app = typer.Typer(
@@ -42,15 +42,17 @@ app.add_typer(acls_app, name="acls")
 
 
 def _serve(service: str, config: Path | None) -> None:
+    # What only services need is imported where one runs: the other commands start sooner.
+    from holdfast.adapters.service import ServiceError, configure_logging
+
     def action() -> None:
         settings = load_settings(config)
         configure_logging(settings.log_format)
         structlog.contextvars.bind_contextvars(service=service)
-        # Each service brings its own libraries: import only the one that runs.
         serve = importlib.import_module(f"holdfast.{service}").serve
         try:
             run(serve(settings))
-        except (*EXPECTED, typer.Exit):
+        except (HoldfastError, typer.Exit):
             raise
         except Exception as error:
             raise ServiceError(
@@ -122,6 +124,7 @@ def audit(
             raise typer.BadParameter("--since and --json go with --once")
         _serve("audit", config)
         return
+    from holdfast.adapters.service import configure_logging
     from holdfast.audit import Findings, audit_once
 
     def action() -> Findings:

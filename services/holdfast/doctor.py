@@ -14,10 +14,11 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBroke
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, describe, reader
+from holdfast.adapters.kafka import KafkaUnavailable, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import TOPICS, Route, Topic, utc_now

@@ -26,7 +26,6 @@ from holdfast.adapters.kafka import (
     TransactionalLoop,
     Write,
     check_topics,
-    describe,
     partition_for,
 )
 from holdfast.adapters.memory import restore_memory
@@ -34,6 +33,7 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
+from holdfast.core.errors import describe
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record, writable

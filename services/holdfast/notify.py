@@ -31,9 +31,10 @@ from pydantic import ValidationError
 from holdfast.adapters import metrics
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError, AlertsRefused, alert
 from holdfast.adapters.follow import Follower
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, describe, partitions_of
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partitions_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.service import ServiceError, run_service
+from holdfast.core.errors import describe
 from holdfast.settings import Settings
 from holdfast_schemas import Incident, IncidentStatus, utc_now
 

@@ -27,16 +27,13 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
+from holdfast.core.errors import HoldfastError
 from holdfast.login import check_redis_url, is_loopback, secret, tls_context
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 
-class SettingsError(Exception):
-    """The configuration is refused; the message is one sentence of what is wrong and one of what to do, in one line."""
-
-    def __init__(self, message: str) -> None:
-        # Keys and values may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
+class SettingsError(HoldfastError):
+    """The configuration is refused."""
 
 
 class _Section(BaseModel):

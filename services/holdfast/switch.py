@@ -24,7 +24,6 @@ from holdfast.adapters.kafka import (
     TransactionalLoop,
     Write,
     check_topics,
-    describe,
     partition_for,
     read_to_end,
 )
@@ -32,6 +31,7 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.errors import describe
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, writable
 from holdfast.core.routing import Decision, ModelState, Tick, decide

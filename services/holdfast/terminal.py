@@ -16,14 +16,9 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from holdfast.adapters.embedded import EmbeddedUnavailable
-from holdfast.adapters.kafka import KafkaUnavailable, describe
-from holdfast.adapters.redis import RedisUnavailable
-from holdfast.adapters.service import ServiceError
 from holdfast.core.duration import Duration
-from holdfast.core.policy import PolicyError
+from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.routing import HOLDFAST
-from holdfast.settings import SettingsError
 from holdfast_schemas import Name, Said
 
 T = TypeVar("T")
@@ -39,11 +34,8 @@ ActorOption = Annotated[
     str | None, typer.Option("--actor", help="Who; the login name without it.", parser=lambda text: _said(text))
 ]
 
-EXPECTED = (EmbeddedUnavailable, KafkaUnavailable, PolicyError, RedisUnavailable, ServiceError, SettingsError)
-"""Errors whose message is meant for people."""
 
-
-class Refused(Exception):  # noqa: N818  an answer, not a failure of the program
+class Refused(HoldfastError):  # noqa: N818  an answer, not a failure of the program
     """What was asked for was not done; the message says why."""
 
 
@@ -60,7 +52,7 @@ def perform(action: Callable[[], T]) -> T:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return action()
-    except (*EXPECTED, Refused) as error:
+    except HoldfastError as error:
         fail(str(error))
         raise
     except KeyboardInterrupt:

