@@ -204,7 +204,7 @@ What a guard holds for each entity whose last approved value it remembers, in a 
 as a guard does; and how soon a worker with {PARTITIONS} partitions that was killed and started at once says that it is
 ready, its memory read back from the approved topic; and how soon one that gave up some partitions to a second worker,
 and gets them back when that leaves, is ready with all of them: it reads back only what came since.""",
-    lambda rounds: 1.5 * rounds,
+    lambda rounds: 4.0 * rounds,
     _run,
     _table,
 )
