@@ -52,9 +52,6 @@ def store(name: str, rows: list[Row], rounds: int, kafka: str, *, add: bool) -> 
     if add and path.exists():
         before = json.loads(path.read_text())
         rows, rounds = before["runs"] + rows, before["rounds"] + rounds
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     machine = (
         f"{platform.system()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; "
         f"Python {platform.python_version()}; {kafka}"
@@ -62,12 +59,22 @@ def store(name: str, rows: list[Row], rounds: int, kafka: str, *, add: bool) -> 
     stored = {
         "machine": machine,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": commit,
+        "commit": _commit(),
         "rounds": rounds,
         "runs": rows,
     }
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def _commit() -> str:
+    """What was measured; `-dirty` where it differs from its commit. The results themselves change with every part."""
+    commit = _git("describe", "--always")
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--", ":/", f":(exclude){RESULTS.name}") else commit
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def write(parts: Mapping[str, Part]) -> Path:
