@@ -402,6 +402,26 @@ def test_late_outputs_of_a_fenced_version_update_its_incident_and_do_not_repeat_
     assert len(model.incidents) == opened + 1
 
 
+def test_the_longer_an_incident_lasts_the_more_seldom_it_is_updated():
+    """A fenced version that nobody turns off: a record a second for months would fill the topic."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v2")
+    model.tally("v2", 50, failed=50)
+
+    def updates():
+        before = len(model.incidents)
+        for _ in range(1800):
+            model.now += timedelta(seconds=1)
+            model.tally("v2", 1, failed=1)
+        return len(model.incidents) - before
+
+    assert 60 < updates() < 600
+    model.now += timedelta(days=1)
+    assert updates() in (3, 4)
+    model.tick(minutes=10)
+    assert model.incidents[-1].blocked == 50 + 2 * 1800
+
+
 # Commands
 
 VERSIONED = {"promote": "v3", "pin": "v3", "fence": "v3", "rollback": None, "hold": None, "resume": None, "unpin": None}
@@ -517,6 +537,25 @@ def test_a_hold_that_ends_without_a_version_left_stays_held():
     model.tick(minutes=5)
     assert standing(model.state) is Standing.HELD
     assert model.command("promote", "v2").outcome is Outcome.APPLIED
+
+
+@pytest.mark.parametrize("holds", [1, 2])
+def test_a_hold_over_the_breakers_hold_leaves_it_held_at_its_end(holds):
+    """Nobody decided that a version may serve: the breaker held because there were too many switches."""
+    model = Model(POLICY.model_copy(update={"max_switches": 1})).earn_good("v1")
+    for version in ("v2", "v3"):
+        model.command("promote", version)
+        model.tally(version, failed=100)
+    assert standing(model.state) is Standing.HELD
+    for _ in range(holds):
+        model.command("hold", expires_at=model.now + timedelta(minutes=5))
+        model.command("fence", "v4")
+    assert standing(model.state) is Standing.HELD_BY_PERSON
+    model.tick(minutes=5)
+    assert (model.shows(), standing(model.state)) == ((None, "held"), Standing.HELD)
+    model.command("hold")
+    model.command("resume")
+    assert model.shows() == ("v1", "auto")
 
 
 def test_an_unfence_that_was_granted_for_a_while_ends_by_itself():

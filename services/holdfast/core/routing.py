@@ -10,7 +10,7 @@ trips or somebody says so; only an `unfence` ends a fence. When the active versi
 Where there is none, or where too many switches came in a while, the route is `held`: never "stay".
 
 A held route remembers why. A hold by a person ends by a `resume` or at its own end; a hold by the breaker also ends
-when a version is promoted.
+when a version is promoted, and is there again when a person's hold over it comes to its end.
 """
 
 from collections import Counter
@@ -44,7 +44,10 @@ from holdfast_schemas import (
 HOLDFAST = "holdfast"
 """The actor of automatic decisions."""
 UPDATE_EVERY = timedelta(seconds=1)
-"""How often an open incident is published again while its counts rise."""
+"""How often an open incident is published again while its counts rise; more seldom as it grows older."""
+UPDATE_EVERY_AT_MOST = timedelta(minutes=10)
+UPDATES_IN_AGE = 100
+"""The pause before an update is the incident's age divided by this: a version may send for months on end."""
 REMEMBERED_COMMANDS = 32
 MAX_VERSIONS = 200
 """Candidates of one model; beyond it those that were silent longest are forgotten."""
@@ -91,6 +94,8 @@ class ModelState(Contract):
     route: Route | None = None
     versions: dict[str, Version] = {}
     held_by_person: bool = False
+    held_before: bool = False
+    """The breaker held the route when a person took the hold over."""
     resume_to: str | None = None
     """The version that was active when the route was held."""
     ends_at: UtcTime | None = None
@@ -246,6 +251,7 @@ class _Turn:
         actor: str,
         incident_id: str | None = None,
         held_by_person: bool = False,
+        held_before: bool = False,
         ends_at: datetime | None = None,
     ) -> None:
         """A new route; whoever becomes active by it starts its time as the active version."""
@@ -254,6 +260,7 @@ class _Turn:
             self._set_version(version, activated=epoch, active_since=self.now, approved=0)
         self._set(
             held_by_person=held_by_person,
+            held_before=held_before,
             resume_to=(self.active or self.state.resume_to) if route_state is RouteState.HELD else None,
             ends_at=ends_at,
         )
@@ -281,6 +288,7 @@ class _Turn:
             actor=actor,
             incident_id=incident_id,
             held_by_person=kept.held_by_person,
+            held_before=kept.held_before,
             ends_at=kept.ends_at,
         )
 
@@ -509,7 +517,7 @@ class _Turn:
         if (known := self.state.incidents.get(name)) is None:
             return
         incident = known.incident
-        publish = abs(self.now - known.published_at) >= UPDATE_EVERY
+        publish = self._update_is_due(known)
         # Only among the last ones published is there room.
         has_room = publish or name in list(self.state.incidents)[-MAX_EVIDENCE:]
         room = MAX_SAMPLES - len(incident.samples) if has_room else 0
@@ -530,6 +538,11 @@ class _Turn:
             update = known.model_copy(update={"incident": incident, "stale": True})
             self._set(incidents={**self.state.incidents, name: update})
 
+    def _update_is_due(self, known: OpenIncident) -> bool:
+        age = abs(self.now - known.incident.opened_at)
+        pause = min(max(UPDATE_EVERY, age / UPDATES_IN_AGE), UPDATE_EVERY_AT_MOST)
+        return abs(self.now - known.published_at) >= pause
+
     def _resolve_incident(self, name: str, actor: str) -> None:
         if (known := self.state.incidents.get(name)) is not None:
             self._publish_incident(
@@ -542,7 +555,7 @@ class _Turn:
 
     def tick(self) -> None:
         for known in list(self.state.incidents.values()):
-            if known.stale and abs(self.now - known.published_at) >= UPDATE_EVERY:
+            if known.stale and self._update_is_due(known):
                 self._publish_incident(known.incident)
         for name, version in list(self.state.versions.items()):
             if version.window.is_over(self.now, self.policy):
@@ -562,6 +575,10 @@ class _Turn:
         if standing(self.state) is Standing.PINNED:
             reason, detail = "the pin has come to its end", "the route is auto again"
             self._move(self.active, RouteState.AUTO, reason=reason, actor=HOLDFAST)
+        elif self.state.held_before:
+            reason = "the hold has come to its end, and the breaker had held the route before"
+            detail = "the route stays held; promote a version"
+            self._move(None, RouteState.HELD, reason=reason, actor=HOLDFAST)
         elif (target := self._resume_target()) is not None:
             reason, detail = "the hold has come to its end", f"{target} serves again"
             self._move(target, RouteState.AUTO, reason=reason, actor=HOLDFAST)
@@ -673,6 +690,7 @@ class _Turn:
             reason=command.reason,
             actor=command.actor,
             held_by_person=True,
+            held_before=standing(self.state) is Standing.HELD or self.state.held_before,
             ends_at=command.expires_at,
         )
         return f"the route is held: every output is blocked{_until(command.expires_at)}"
