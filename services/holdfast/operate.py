@@ -625,9 +625,11 @@ _WORDS = {
     Answer.SUPERSEDED: "superseded",
     Answer.ALREADY_RELEASED: "released before",
     Answer.TOO_OLD: "too old",
+    Answer.NOT_FOUND: "not found",
 }
 _ADVICE = {
     Answer.STILL_FAILS: "What still fails is released with --force, in your name.",
     Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
     Answer.TOO_OLD: "Too old: older than release.max_age. Have the model predict anew.",
+    Answer.NOT_FOUND: "Not found: not among what was blocked and fits the other options; a longer --since finds more.",
 }

@@ -20,7 +20,6 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from holdfast.adapters.commands import read_routes
 from holdfast.adapters.kafka import (
     MAX_BATCH_BYTES,
     MAX_REQUEST_BYTES,
@@ -31,6 +30,7 @@ from holdfast.adapters.kafka import (
     check_topics,
     pack,
     partition_for,
+    read_latest,
     read_to_end,
     send_all,
 )
@@ -64,6 +64,8 @@ class Answer(StrEnum):
     """A newer output for the same key was approved: downstream would go back to an older one."""
     ALREADY_RELEASED = "already_released"
     TOO_OLD = "too_old"
+    NOT_FOUND = "not_found"
+    """It was named, and is not among what was blocked and is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ async def release(
     """Judge what is wanted against today's policies, routes and memory, and publish what passes.
 
     `force` publishes what fails too, `superseded` what a newer approved output of the same key has overtaken. What
-    is older than `release.max_age`, or was released before, is never published. Raises PolicyError, and
+    is older than `release.max_age`, or was released before, is never published. Where something is found, every other
+    source that was named is answered too. Raises PolicyError, and
     KafkaUnavailable, also when somebody else releases at the same time: it says how much had been released by then.
     """
     policies = load_policies(settings.policies)
@@ -212,7 +215,7 @@ async def release(
         try:
             run.done = await _released_before(settings, run.counts["audit"])
             for partition in range(run.counts["blocked"]):
-                run.judge = None
+                run.known = None
                 await _each_page(settings, wanted, [partition], run.page)
         finally:
             if run.producer is not None:
@@ -227,6 +230,9 @@ async def release(
             f"{await explain(settings.kafka, error)} The release ended{run.so_far()}; "
             "do it again then: nothing is released twice."
         ) from None
+    if run.results:
+        missing = wanted.sources - {result.source for result in run.results}
+        run.results += [Released(source, Answer.NOT_FOUND) for source in sorted(missing)]
     return run.results
 
 
@@ -254,9 +260,12 @@ class _Judge:
     """What one partition's predictions are judged by."""
 
     memory: Memory
-    routes: dict[str, Route]
+    memory_end: int
+    """The offset in the approved topic before which the memory knows everything."""
     newest: dict[bytes, int]
     """Kafka's timestamp (ms) of the newest approved output by key."""
+    newest_end: int
+    routes: dict[str, Route]
 
 
 @dataclass(slots=True)
@@ -272,7 +281,8 @@ class _Run:
     superseded: bool
     counts: dict[str, int] = field(default_factory=dict)
     producer: AIOKafkaProducer | None = None
-    judge: _Judge | None = None
+    known: _Judge | None = None
+    """What the transaction before was judged by, in the same partition."""
     done: set[str] = field(default_factory=set)
     results: list[Released] = field(default_factory=list)
 
@@ -281,13 +291,13 @@ class _Run:
         return f" after {count:,} had been released" if count else " and nothing was released"
 
     async def page(self, page: list[Blocked]) -> None:
-        if self.judge is None:
-            self.judge = await self._look(page[0].record.partition)
         for start in range(0, len(page), MAX_IN_TRANSACTION):
-            await self._release(page[start : start + MAX_IN_TRANSACTION], self.judge)
+            # A version may be fenced, and a newer output approved, while this goes on.
+            self.known = await self._look(page[0].record.partition, self.known)
+            await self._release(page[start : start + MAX_IN_TRANSACTION], self.known)
 
-    async def _look(self, partition: int) -> _Judge:
-        newest: dict[bytes, int] = {}
+    async def _look(self, partition: int, known: _Judge | None) -> _Judge:
+        newest = known.newest if known is not None else {}
         model = (Header.MODEL.value, self.wanted.model.encode())
 
         def take(records: Sequence[ConsumerRecord]) -> None:
@@ -295,11 +305,23 @@ class _Run:
                 if record.key is not None and model in record.headers:
                     newest[record.key] = max(record.timestamp, newest.get(record.key, 0))
 
-        tp = TopicPartition(self.settings.topics.approved, partition)
-        tail = self.settings.guard.restore_records
-        await read_to_end(self.settings.kafka, [tp], take, since=self.wanted.since, tail=tail, complete=True)
+        kafka, topics = self.settings.kafka, self.settings.topics
+        tp = TopicPartition(topics.approved, partition)
+        if known is None:
+            tail, since = self.settings.guard.restore_records, self.wanted.since
+            ends = await read_to_end(kafka, [tp], take, since=since, tail=tail, complete=True)
+        else:
+            ends = await read_to_end(kafka, [tp], take, start=known.newest_end, complete=True)
+        memory, memory_end = await restore_memory(
+            self.settings, self.policies, partition, (known.memory, known.memory_end) if known is not None else None
+        )
+        routes = await read_latest(kafka, topics.routes, range(self.counts["routes"]), complete=True)
         return _Judge(
-            (await restore_memory(self.settings, self.policies, partition))[0], await read_routes(self.settings), newest
+            memory,
+            memory_end,
+            newest,
+            ends[tp],
+            {model: Route.model_validate_json(route) for model, route in routes.items()},
         )
 
     async def _release(self, some: Sequence[Blocked], judge: _Judge) -> None:

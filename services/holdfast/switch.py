@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
@@ -25,7 +24,7 @@ from holdfast.adapters.kafka import (
     Write,
     check_topics,
     partition_for,
-    read_to_end,
+    read_latest,
 )
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
@@ -141,18 +140,10 @@ class SwitchWork:
 
     async def restore(self) -> None:
         """Read the states back; the previous owner's last transaction has ended, so they are complete."""
-        self._states = {}
         self._switch.check_partition(self._partition)
-
-        def take(records: Sequence[ConsumerRecord]) -> None:
-            for record in records:
-                model = record.key.decode()
-                if record.value is None:
-                    self._states.pop(model, None)
-                else:
-                    self._states[model] = ModelState.model_validate_json(record.value)
-
-        await read_to_end(self._switch.settings.kafka, [TopicPartition(self._topics.state, self._partition)], take)
+        # Of the many records that compaction has not reached yet only the last of each model is worth parsing.
+        latest = await read_latest(self._switch.settings.kafka, self._topics.state, [self._partition])
+        self._states = {model: ModelState.model_validate_json(value) for model, value in latest.items()}
         for state in self._states.values():
             self._switch.check_partition(self._partition, state.model)
             _start_at_zero(state.model)

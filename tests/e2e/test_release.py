@@ -118,6 +118,12 @@ async def test_force_releases_what_fails_and_says_so(stack):
     assert [a["detail"] for a in stack.audits(MODEL)] == [
         f"the prediction at {second} was approved, although it fails price_floor"
     ]
+    elsewhere = second.rpartition("/")[0] + "/999"
+    named = await release(stack, "--force", "--source", second, "--source", elsewhere, "--dry-run", "--json")
+    assert (named.code, {p["source"]: p["answer"] for p in named.facts["predictions"]}) == (
+        1,
+        {second: "already_released", elsewhere: "not_found"},
+    )
     both = await release(stack, "--json")
     assert {p["source"]: p["answer"] for p in both.facts["predictions"]} == {
         first: "still_fails",
@@ -173,21 +179,24 @@ async def test_an_older_output_does_not_overtake_a_newer_one(stack):
     assert (await release(stack, "--superseded")).code == 0
 
 
-async def test_a_fenced_version_needs_force(stack):
-    """However good the value is; so does a held route."""
-    (source,) = await block(stack, 5.0, version="v2")
-    stack.write_policy(MODEL, TODAY)
-    route = {
+def fence(version):
+    return {
         "model": MODEL,
         "version": "v1",
         "epoch": 7,
         "state": "auto",
-        "reason": "v2 tripped",
+        "reason": f"{version} tripped",
         "actor": "holdfast",
         "since": datetime.now(UTC).isoformat(),
-        "fenced": ["v2"],
+        "fenced": [version],
     }
-    await stack.send([route], role="routes")
+
+
+async def test_a_fenced_version_needs_force(stack):
+    """However good the value is; so does a held route."""
+    (source,) = await block(stack, 5.0, version="v2")
+    stack.write_policy(MODEL, TODAY)
+    await stack.send([fence("v2")], role="routes")
     said = await release(stack)
     assert said.code == 1
     assert "fenced: model_version v2 (fenced at epoch 7)" in said.flat()
@@ -228,6 +237,30 @@ async def test_two_at_once_release_each_prediction_once(stack):
     await stack.settled()
     assert sources(stack) == sorted(sent)
     assert sorted(a["source"] for a in stack.audits(MODEL)) == sorted(sent)
+
+
+async def test_what_happens_while_a_release_goes_on_counts(stack, monkeypatch):
+    """With its first transaction a newer output of the second key is approved, with the next the version is fenced."""
+    await block(stack, *[5.0] * 4, partition=0)
+    stack.write_policy(MODEL, TODAY)
+    monkeypatch.setattr(releasing, "MAX_IN_TRANSACTION", 1)
+    send, sent = releasing.send_all, 0
+
+    async def and_meanwhile(producer, packed):
+        nonlocal sent
+        sent += 1
+        if sent == 1:
+            newer = stack.prediction(MODEL, "v1", "SKU-1", 20.0)
+            model = [("holdfast-model", MODEL.encode())]
+            await stack.send([newer], role="approved", key=b"SKU-1", partition=0, headers=model)
+        else:
+            await stack.send([fence("v1")], role="routes")
+        return await send(producer, packed)
+
+    monkeypatch.setattr(releasing, "send_all", and_meanwhile)
+    answers = await releasing.release(stack.settings, wanted(), actor="alice", reason="a sale")
+    assert [answer.answer for answer in answers] == ["released", "superseded", "released", "still_fails"]
+    assert [finding.check for finding in answers[-1].findings] == ["fenced"]
 
 
 CUT_OFF = """

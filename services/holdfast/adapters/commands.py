@@ -1,14 +1,13 @@
 """Send a command and wait for its outcome; read what the switch has published."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_to_end, reader
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
@@ -166,14 +165,8 @@ async def read_incidents(settings: Settings) -> dict[str, Incident]:
 
 async def _latest(settings: Settings, role: str, parse: Callable[[bytes], T]) -> dict[str, T]:
     counts = await check_topics(settings, [role])
-    latest: dict[str, bytes | None] = {}
-
-    def take(records: Sequence[ConsumerRecord]) -> None:
-        latest.update((record.key.decode(), record.value) for record in records)
-
-    topic = getattr(settings.topics, role)
     try:
-        await read_to_end(settings.kafka, [TopicPartition(topic, number) for number in range(counts[role])], take)
+        latest = await read_latest(settings.kafka, getattr(settings.topics, role), range(counts[role]))
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    return {key: parse(value) for key, value in latest.items() if value is not None}
+    return {key: parse(value) for key, value in latest.items()}

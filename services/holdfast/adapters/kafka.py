@@ -44,6 +44,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
@@ -698,6 +699,19 @@ async def read_to_end(
         return ends
     finally:
         await close(consumer)
+
+
+async def read_latest(
+    kafka: KafkaSettings, topic: str, partitions: Iterable[int], *, complete: bool = False
+) -> dict[str, bytes]:
+    """The last value of each key, without those that were deleted; `complete` as in `read_to_end`."""
+    latest: dict[str, bytes | None] = {}
+
+    def take(records: Sequence[ConsumerRecord]) -> None:
+        latest.update((record.key.decode(), record.value) for record in records)
+
+    await read_to_end(kafka, [TopicPartition(topic, number) for number in partitions], take, complete=complete)
+    return {key: value for key, value in latest.items() if value is not None}
 
 
 async def close(client: AIOKafkaConsumer | AIOKafkaProducer, within: float = 2.0) -> None:
