@@ -56,7 +56,7 @@ from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
 from holdfast.console.reference import operations
 from holdfast.core.duration import Duration
-from holdfast.core.routing import VersionState
+from holdfast.core.routing import HOLDFAST, VersionState
 from holdfast.settings import Settings
 from holdfast_schemas import (
     Action,
@@ -398,11 +398,14 @@ def _whoever_is_here(host: str) -> Principal:
             "token with `holdfast api token create` and name its file in api.tokens_file, or set api.host to 127.0.0.1."
         )
     try:
-        return Principal(getpass.getuser(), Role.ADMIN)
+        name = getpass.getuser()
     except (OSError, KeyError):
+        name = HOLDFAST
+    if name == HOLDFAST:  # The switch takes no command in its own name.
         raise ServiceError(
             "There is no login name that commands could be sent in. Make a token with: holdfast api token create"
-        ) from None
+        )
+    return Principal(name, Role.ADMIN)
 
 
 def _hash(*parts: str) -> str:

@@ -47,6 +47,8 @@ class Rates:
         self._seconds: deque[tuple[int, int, int]] = deque(maxlen=HISTORY + 1)
 
     def add(self, second: int, approved: int, blocked: int) -> None:
+        if self._seconds and self._seconds[-1][0] > second + STEADY:
+            self._seconds.clear()  # The clock was set back: these would count as now until it is there again.
         if self._seconds and self._seconds[-1][0] >= second:
             last = self._seconds.pop()
             second, approved, blocked = last[0], last[1] + approved, last[2] + blocked

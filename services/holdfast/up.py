@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
+from holdfast.adapters.ready import is_ready
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused, run
 
@@ -56,13 +56,7 @@ class _Service:
         return self._guardian.poll()
 
     def ready(self) -> bool:
-        host, port = self._health
-        shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104  compared, not bound
-        try:
-            with urllib.request.urlopen(f"http://{shown}:{port}/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return is_ready(*self._health)
 
     def stop(self) -> None:
         assert self._guardian.stdin is not None  # noqa: S101  it is a pipe
@@ -96,6 +90,7 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
         servers: dict[str, str] = {}
         settings = load_settings(config)
         load_policies(settings.policies)
+        _health(settings)
         if embedded:
             kafka = stack.enter_context(EmbeddedKafka())
             servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
@@ -118,13 +113,22 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
         raise Refused(f"The {ended.name} ended, so the other services were stopped too; its message is above.")
 
 
-def _start(settings: Settings, config: Path | None) -> list[_Service]:
+def _health(settings: Settings) -> dict[str, tuple[str, int]]:
+    """Where each service says that it is ready. Raises Refused for a port that nobody knows before it is taken."""
     health = {
         "guard": (settings.guard.health_host, settings.guard.health_port),
         "switch": (settings.switch.health_host, settings.switch.health_port),
         "notify": (settings.notify.health_host, settings.notify.health_port),
         "api": (settings.api.host, settings.api.port),
     }
+    if free := [name for name, (_, port) in health.items() if port == 0]:
+        key = "api.port" if free[0] == "api" else f"{free[0]}.health_port"
+        raise Refused(f"{key} is 0, so `up` could not ask the {free[0]} whether it is ready. Set it to a free port.")
+    return health
+
+
+def _start(settings: Settings, config: Path | None) -> list[_Service]:
+    health = _health(settings)
     arguments = ["--config", str(config)] if config else []
     return [_Service(name, health[name], arguments, dict(os.environ)) for name in SERVICES]
 

@@ -169,6 +169,17 @@ def test_a_version_that_does_not_serve_earns_nothing():
     assert model.state.versions["v2"].state == "candidate"
 
 
+def test_good_is_earned_although_the_clock_went_back():
+    """A version that was promoted by a clock an hour ahead serves its time from when that was set right."""
+    model = Model()
+    model.command("promote", "v1")
+    model.now -= timedelta(hours=1)
+    model.tally("v1")
+    model.now += POLICY.good_after
+    model.tally("v1")
+    assert model.state.versions["v1"].state == "good"
+
+
 def test_good_is_not_earned_while_too_much_fails():
     """A version whose failures come from too few entities to trip is not good either."""
     model = Model(POLICY.model_copy(update={"min_entities": 30}))

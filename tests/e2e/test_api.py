@@ -420,7 +420,7 @@ async def test_without_tokens_only_this_machine_is_served(
                 {"Sec-Fetch-Site": "cross-site", "Origin": served.url},
             ):
                 problem(await client.post(f"{url}/commands/hold", json=body, headers=site), 403, "other-site")
-            for host in ("evil.example", f"evil.example:{api.port}", "localhost.evil.example", ""):
+            for host in ("evil.example", f"evil.example:{api.port}", "localhost.evil.example", "", "["):
                 problem(await client.get(f"{url}/routes", headers={"Host": host}), 421, "other-host")
             for host in ("localhost", f"localhost:{api.port}", "[::1]:80"):
                 assert (await client.get(f"{url}/routes", headers={"Host": host})).status_code == 200

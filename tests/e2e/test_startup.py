@@ -32,7 +32,7 @@ async def stack(kafka, redis_server, tmp_path_factory):
 
 async def fails_to_start(stack, service, settings, environment):
     """What it said, once it has ended with 1."""
-    merged = {service: {"health_port": 0}}
+    merged = {service: {"port" if service == "api" else "health_port": 0}}
     for section, values in settings.items():
         merged[section] = {**merged.get(section, {}), **values} if isinstance(values, dict) else values
     config = stack.write_config(f"{service}-refused", merged)
@@ -132,6 +132,12 @@ CASES = {
         },
         {},
         r"without TLS.*SASL_SSL",
+    ),
+    "an API in whose name nothing can be sent": (
+        "api",
+        {},
+        {"LOGNAME": "holdfast"},
+        r"^There is no login name that commands could be sent in\. Make a token with: holdfast api token create$",
     ),
     "a port that is taken": (
         "guard",

@@ -81,7 +81,8 @@ class Up:
 @pytest.fixture
 def up(tmp_path):
     """On embedded servers, once everything is ready; the facts that it told are in `facts`."""
-    up = Up(tmp_path, "--embedded", "--json")
+    # A proxy, as many environments have one, does not reach the services of this machine.
+    up = Up(tmp_path, "--embedded", "--json", http_proxy="http://127.0.0.1:1")
     try:
         line = up.process.stdout.readline()
         assert line, up.log()
@@ -177,10 +178,20 @@ def test_on_servers_that_are_there(kafka, redis_server, tmp_path, unique):
         up.process.stdout.close()
 
 
-def test_without_a_broker_it_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"HOLDFAST_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+            "No Kafka broker answers at 127.0.0.1:1. Start it, or set",
+        ),
+        ({"HOLDFAST_SWITCH__HEALTH_PORT": "0"}, "switch.health_port is 0, so `up` could not ask"),
+    ],
+)
+def test_what_it_cannot_run_on_is_said(tmp_path, environment, said):
     """Nothing is started."""
-    up = Up(tmp_path, HOLDFAST_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
+    up = Up(tmp_path, **environment)
     assert up.process.wait(GENEROUS) == 1
-    assert up.log().startswith("No Kafka broker answers at 127.0.0.1:1. Start it, or set")
+    assert up.log().startswith(said)
     assert up.nothing_is_left()
     up.process.stdout.close()

@@ -169,7 +169,7 @@ class Edge:
     def _refusal(self, scope: Scope) -> ProblemError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self._hosts is not None and URL(f"http://{host}").hostname not in self._hosts:
+        if self._hosts is not None and _name_of(host) not in self._hosts:
             return ProblemError(
                 421,
                 "other-host",
@@ -197,6 +197,14 @@ async def _discard_body(receive: Receive) -> None:
         if message["type"] != "http.request" or not message.get("more_body", False):
             return
         left -= len(message["body"])
+
+
+def _name_of(host: str) -> str | None:
+    """The host without its port; None where that is no host."""
+    try:
+        return URL(f"http://{host}").hostname
+    except ValueError:
+        return None
 
 
 def _from_here(headers: Headers, host: str) -> bool:

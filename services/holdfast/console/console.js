@@ -200,7 +200,7 @@ document.addEventListener("click", (event) => {
 
 const dialog = $("command");
 let asked = null;
-let sending = null; // the request and its key: sent again, it is carried out once
+let sending = null; // the request and its key: sent again while its fate is not known, it is carried out once
 
 function ask(button) {
   asked = { ...button.dataset };
@@ -245,6 +245,7 @@ async function send() {
       body: content,
     });
     const told = await answer.json();
+    if (answer.status < 500) sending = null;
     if (answer.ok) {
       dialog.close();
       toast(`Done: ${told.detail}.`);

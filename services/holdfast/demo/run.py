@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import tomllib
-import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from aiokafka.structs import ConsumerRecord
 from holdfast.adapters.commands import send_command
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, free_port
 from holdfast.adapters.kafka import create_topics, reader
+from holdfast.adapters.ready import is_ready
 from holdfast.client import RouteReader
 from holdfast.demo.model import Stone, load_stones, outputs
 from holdfast.settings import Settings, load_settings
@@ -190,7 +190,7 @@ class _Service:
 
     async def ready(self) -> None:
         """Raises DemoFailed when the process ends before it is ready."""
-        while not await asyncio.to_thread(self._answers):
+        while not await asyncio.to_thread(is_ready, "127.0.0.1", self._port):
             self.must_run()
             await asyncio.sleep(0.05)
 
@@ -199,13 +199,6 @@ class _Service:
         if self._process.poll() is not None:
             lines = self._log.read_text().strip().splitlines() or ["it said nothing"]
             raise DemoFailed(f"The {self.name} ended: {lines[-1]}")
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
