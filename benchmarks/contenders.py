@@ -16,7 +16,7 @@ import psutil
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from holdfast.adapters.kafka import create_topic
+from holdfast.adapters.kafka import create_all
 
 HERE = Path(__file__).parent
 PARTITIONS = 4
@@ -153,8 +153,7 @@ async def admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 async def create(bootstrap: str, *topics: str) -> None:
     async with admin(bootstrap) as client:
-        for topic in topics:
-            await create_topic(client, NewTopic(topic, PARTITIONS, 1))
+        await create_all(client, [NewTopic(topic, PARTITIONS, 1) for topic in topics])
 
 
 async def remove(bootstrap: str, *topics: str) -> None:

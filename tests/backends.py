@@ -296,7 +296,7 @@ class _RealTopics:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
         try:
-            await kafka_adapter.create_topic(admin, NewTopic(name, partitions, 1, topic_configs=dict(settings or {})))
+            await kafka_adapter.create_all(admin, [NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))])
         finally:
             await admin.close()
 

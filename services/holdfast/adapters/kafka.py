@@ -826,7 +826,7 @@ async def check_topics(settings: Settings, roles: Iterable[str]) -> dict[str, in
 async def create_topics(settings: Settings) -> dict[str, str]:
     """Create what is missing, with the settings of the table. Returns `created` or `exists` by topic name."""
     admin = AIOKafkaAdminClient(request_timeout_ms=30_000, **settings.kafka.client_options())
-    result: dict[str, str] = {}
+    names = {role: getattr(settings.topics, role) for role in TOPICS}
     try:
         await admin.start()
         sizes = {
@@ -837,35 +837,45 @@ async def create_topics(settings: Settings) -> dict[str, str]:
         if settings.topics.predictions in existing:
             described = await admin.describe_topics([settings.topics.predictions])
             sizes["predictions"] = len(described[0]["partitions"])
-        for role, topic in TOPICS.items():
-            name = getattr(settings.topics, role)
-            if name in existing:
-                result[name] = "exists"
-                continue
-            size = sizes[topic.partitions] if isinstance(topic.partitions, str) else topic.partitions
-            new = NewTopic(name, size, settings.topic_settings.replication_factor, topic_configs=topic.settings)
-            try:
-                await create_topic(admin, new)
-                result[name] = "created"
-            except TopicAlreadyExistsError:
-                result[name] = "exists"
+        made = await create_all(
+            admin,
+            [
+                NewTopic(
+                    names[role],
+                    sizes[topic.partitions] if isinstance(topic.partitions, str) else topic.partitions,
+                    settings.topic_settings.replication_factor,
+                    topic_configs=topic.settings,
+                )
+                for role, topic in TOPICS.items()
+                if names[role] not in existing
+            ],
+        )
     except (KafkaError, OSError) as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await admin.close()
+    return {name: made.get(name, "exists") for name in names.values()}
+
+
+async def create_all(admin: AIOKafkaAdminClient, new: Sequence[NewTopic]) -> dict[str, str]:
+    """Create topics, and wait until their leaders are known. Returns `created` or `exists` by name.
+
+    Raises the broker's error of the first one that it refused.
+    """
+    if not new:
+        return {}
+    result: dict[str, str] = {}
+    for name, code, *message in (await admin.create_topics(list(new))).topic_errors:
+        if code not in (0, TopicAlreadyExistsError.errno):
+            raise for_code(code)(*message)
+        result[name] = "exists" if code else "created"
+    deadline = time.monotonic() + LEADER_WITHIN
+    while without := [topic for topic in await admin.describe_topics(list(result)) if _has_no_leader(topic)]:
+        if time.monotonic() > deadline:
+            raise for_code(without[0]["error_code"] or LeaderNotAvailableError.errno)(without[0]["topic"])
+        await asyncio.sleep(0.05)
     return result
 
 
-async def create_topic(admin: AIOKafkaAdminClient, new: NewTopic) -> None:
-    """Create one topic, and wait until its leader is known. Raises the broker's error."""
-    response = await admin.create_topics([new])
-    for error in response.topic_errors:
-        if error[1]:
-            raise for_code(error[1])(*error[2:])
-    deadline = time.monotonic() + LEADER_WITHIN
-    while (found := (await admin.describe_topics([new.name]))[0])["error_code"] or any(
-        partition["error_code"] for partition in found["partitions"]
-    ):
-        if time.monotonic() > deadline:
-            raise for_code(found["error_code"] or LeaderNotAvailableError.errno)(new.name)
-        await asyncio.sleep(0.05)
+def _has_no_leader(topic: Mapping[str, Any]) -> bool:
+    return bool(topic["error_code"] or any(partition["error_code"] for partition in topic["partitions"]))
