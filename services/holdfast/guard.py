@@ -7,7 +7,7 @@ each model version → commit. What was approved enters the memory only after th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,11 +17,10 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
+from holdfast.adapters.batches import Headers, Out, Outs
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
-    Headers,
     KafkaUnavailable,
-    Out,
     ReopenLane,
     TransactionalLoop,
     Write,
@@ -254,7 +253,7 @@ class GuardWork:
 
     def _put_aside(self, record: Record, reason: str) -> Out:
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
-        return record.timestamp, record.key, writable(record.value), _with(record, ours)
+        return record.timestamp, record.key, writable(record.value), _with(record.headers, ours)
 
     def _source(self, record: Record) -> bytes:
         return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()
@@ -302,19 +301,25 @@ class GuardWork:
         metrics.PROGRESS.remove("guard", str(self._partition))
 
 
-def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Iterator[Out]:
-    return (
-        (record.timestamp, record.key, record.value, _with(record, ours) if record.headers else ours)
-        for record, ours in zip(records, headers, strict=True)
-        if ours is not None
+def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Outs:
+    """The records that have headers here, with them."""
+    if not all(headers):
+        records = [record for record, ours in zip(records, headers, strict=True) if ours is not None]
+    ours = [one for one in headers if one is not None]
+    theirs = [record.headers for record in records]
+    return Outs(
+        [record.timestamp for record in records],
+        [record.key for record in records],
+        [record.value for record in records],
+        [*map(_with, theirs, ours)] if any(theirs) else ours,
     )
 
 
-def _with(record: Record, ours: Headers) -> Headers:
-    if not record.headers:
+def _with(theirs: Sequence[tuple[str, bytes]], ours: Headers) -> Headers:
+    if not theirs:
         return ours
     # A producer that sends our names must not be able to speak for us.
-    return [*(header for header in record.headers if header[0] not in _OURS), *ours]
+    return [*(header for header in theirs if header[0] not in _OURS), *ours]
 
 
 def _policies_refused() -> None:

@@ -20,12 +20,11 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
+from holdfast.adapters.batches import Headers, Out
 from holdfast.adapters.kafka import (
     MAX_BATCH_BYTES,
     MAX_REQUEST_BYTES,
-    Headers,
     KafkaUnavailable,
-    Out,
     Write,
     check_topics,
     pack,

@@ -17,8 +17,8 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
+from holdfast.adapters.batches import Out
 from holdfast.adapters.kafka import (
-    Out,
     TopicsMismatch,
     TransactionalLoop,
     Write,

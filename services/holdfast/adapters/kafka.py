@@ -18,9 +18,8 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -40,12 +39,12 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer import sender
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import ConsumerRecord
 
+from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.core.errors import HoldfastError, describe
@@ -58,7 +57,6 @@ replace_readers()
 sender.BACKOFF_OVERRIDE = 0.002
 log = structlog.get_logger("holdfast.kafka")
 
-Headers = list[tuple[str, bytes]]
 MAX_BATCH_BYTES = 900_000
 """Under the 1 MiB that brokers accept by default."""
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
@@ -83,14 +81,10 @@ class TopicsMismatch(KafkaUnavailable):
     """The topics' partitions do not go together; only a person can mend it."""
 
 
-Out = tuple[int | None, bytes | None, bytes | None, Headers]
-"""One record to write: timestamp (ms since the epoch; None: now), key, value, headers."""
-
-
 class Write(NamedTuple):
     topic: str
     partition: int
-    records: Iterable[Out]
+    records: Sequence[Out] | Outs
 
 
 class Packed(NamedTuple):
@@ -98,7 +92,7 @@ class Packed(NamedTuple):
 
     topic: str
     partition: int
-    batch: BatchBuilder
+    batch: RecordBatch
 
 
 class Work(Protocol):
@@ -363,39 +357,23 @@ async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition
 
 def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
     """Put all records into batches; those of one partition stay in their order, and go out together."""
-    by_partition: dict[tuple[str, int], list[Iterable[Out]]] = {}
+    by_partition: dict[tuple[str, int], list[Sequence[Out] | Outs]] = {}
     for write in writes:
         by_partition.setdefault((write.topic, write.partition), []).append(write.records)
+    transactions = producer._txn_manager
+    transactional = transactions is not None and transactions.transactional_id is not None
     # A partition takes one batch at a time: those with few records must not wait for the others.
     groups = sorted(
         (
-            list(_batches(producer, Write(topic, partition, chain.from_iterable(records))))
-            for (topic, partition), records in by_partition.items()
+            [
+                Packed(*place, batch)
+                for batch in batches_of(Outs.of(records), max_bytes=MAX_BATCH_BYTES, transactional=transactional)
+            ]
+            for place, records in by_partition.items()
         ),
         key=len,
     )
     return [packed for group in groups for packed in group]
-
-
-def _batches(producer: AIOKafkaProducer, write: Write) -> Iterator[Packed]:
-    batch, count = producer.create_batch(), 0
-    # The builder's own: that of the batch is a second Python call for each record.
-    append = batch._builder.append
-    for timestamp, key, value, headers in write.records:
-        if append(count, timestamp, key, value, headers) is None:
-            yield _closed(write, batch, count)
-            batch, count = producer.create_batch(), 0
-            append = batch._builder.append
-            append(count, timestamp, key, value, headers)
-        count += 1
-    if count:
-        yield _closed(write, batch, count)
-
-
-def _closed(write: Write, batch: BatchBuilder, count: int) -> Packed:
-    batch._relative_offset = count
-    batch.close()
-    return Packed(write.topic, write.partition, batch)
 
 
 async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict[TopicPartition, int]:

@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+from crc32c import crc32c
 
 from holdfast.core.record import Record
 
 _PREFIX = struct.Struct(">qi")
 """The base offset of a batch, and how many bytes follow."""
+_VERSION_AT, _SUMMED_WITH_CRC32C, _SUMMED_FROM = 16, 2, 21
+"""Where the version of a batch stands, the first one that is summed up so, and the byte from which on."""
 
 
 class StoredBatch(NamedTuple):
@@ -76,6 +79,12 @@ class _Batch:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
+
+    def validate_crc(self) -> bool:
+        if self._raw[_VERSION_AT] < _SUMMED_WITH_CRC32C:
+            return bool(self._batch.validate_crc())
+        # With the processor's instruction: aiokafka's own takes ten times as long.
+        return bool(crc32c(self._raw[_SUMMED_FROM:]) == self._batch.crc)
 
     def __iter__(self) -> Iterator[Any]:
         if self._whole:
