@@ -43,6 +43,8 @@ NEIGHBOURS = {
     "beside a malformed one": [FINE, b"{", FINE],
     "beside an escape": [FINE, raw(entity_id="é")],
     "beside many": [FINE] * 999,
+    "beside its like": None,
+    "beside one with as many keys": [with_member('"most":1,"more":2')],
     "beside long ones": [FINE, with_member(f'"more":"{"x" * 150_000}"'), FINE],
 }
 
@@ -110,6 +112,12 @@ def put(number):
         (with_member('"more":[{"x":1,"x":1}]'), "malformed"),
         (with_member('"a_long_feature_1":1,"a_long_feature_1":1'), "malformed"),
         (with_member('"a_long_feature_1":1,"a_long_feature_2":1'), "approved"),
+        (with_member('"a_long_feature_1":1,"b_long_feature_1":1'), "approved"),
+        *((with_member(f'"{key}":1,"{key}":1'), "malformed") for key in ("", "a", "7letter", "8letters", "9_letters")),
+        (with_member('"9_letters":1,"9-letters":1,"8letters":1,"letters":1,"etters":1'), "approved"),
+        (with_member('"more":":","most":":"'), "approved"),
+        (with_member('"more":":","more":":"'), "malformed"),
+        (with_member('"more" : 1 , "most" : " :"'), "approved"),
         (with_member('"features":{"value":1,"model":"x"}'), "approved"),
         (with_member('"more":[{"x":1},{"x":1}]'), "approved"),
         (with_member('"more":"\\"value\\":1"'), "approved"),
@@ -155,7 +163,7 @@ def put(number):
 )
 def test_an_event_gets_the_same_answer_whatever_its_neighbours_are(event, expected, neighbours):
     """Traps: NaN passes every test, 1e999 is infinity, "1.5" passes a lax parser, the second of two keys wins."""
-    assert verdict(event, neighbours) == expected
+    assert verdict(event, [event] * 5 if neighbours is None else neighbours) == expected
 
 
 @pytest.mark.parametrize(

@@ -266,18 +266,13 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
 
     `joined` are lines of such `lengths`, valid JSON objects without escapes, so that quotes open and close in turn.
     """
-    text = joined + bytes(8)
+    # Eight bytes around, so that a word can be read before and behind every place.
+    text = bytes(8) + joined + bytes(8)
     letters = np.frombuffer(text, dtype=np.uint8)
-    quotes = np.flatnonzero(letters == ord('"'))
-    opens, closes = quotes[0::2] + 1, quotes[1::2]
-    after = closes + 1
-    while (white := (following := letters[after]) <= ord(" ")).any():
-        after = after + white
-    keys = np.flatnonzero(following == ord(":"))
-    starts = np.zeros(len(lengths) + 1, dtype=np.intp)
-    np.cumsum(np.array(lengths) + 1, out=starts[1:])
-    rows = _repeating(text, opens[keys], closes[keys], starts)
-    huge = _exponents(letters, quotes)
+    starts = np.full(len(lengths) + 1, 8, dtype=np.intp)
+    starts[1:] += np.cumsum(np.array(lengths) + 1)
+    rows = _NOWHERE if _all_have_the_keys_of_the_first(text, letters, starts) else _repeating(text, letters, starts)
+    huge = _exponents(letters)
     if max(lengths) > _MAX_DIGITS:
         # A run of more digits covers one of these blocks whole.
         blocks = letters[: len(letters) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
@@ -288,37 +283,59 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
     return sorted(set(rows.tolist()))
 
 
-def _exponents(letters: NDArray[np.uint8], quotes: NDArray[np.intp]) -> NDArray[np.intp]:
+def _all_have_the_keys_of_the_first(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> bool:
+    """Whether all records plainly have as many keys as the first, in its order, and no two of them alike.
+
+    A key is told by its last eight bytes, which of a shorter one begin with the quote before it.
+    """
+    quotes, following = letters[:-1] == ord('"'), letters[1:]
+    if (quotes & (following <= ord(" "))).any():
+        return False  # A colon may stand behind the blank.
+    # A text that begins with a colon passes for a key, and so differs from the first record or is one more key there.
+    closes = np.flatnonzero(quotes & (following == ord(":")))
+    count = len(starts) - 1
+    each, odd = divmod(len(closes), count)
+    if odd or not each or (closes[::each] < starts[:-1]).any() or (closes[each - 1 :: each] >= starts[1:]).any():
+        return False
+    sizes = [min(8, close - text.rindex(b'"', 0, close)) for close in closes[:each].tolist()]
+    masks = np.array([_LAST_BYTES[size] for size in sizes], dtype=np.uint64)
+    keys = _words(text)[closes - 8].reshape(count, each) & masks
+    return bool((keys == keys[0]).all()) and len(set(keys[0].tolist())) == each
+
+
+def _words(text: bytes) -> NDArray[np.uint64]:
+    """The eight bytes from each place on, the first one lowest."""
+    return np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
+
+
+def _exponents(letters: NDArray[np.uint8]) -> NDArray[np.intp]:
     """The places of exponents without a minus, outside of texts."""
     after_digit = ((letters[1:] | 0x20) == ord("e")) & (letters[:-1] - ord("0") < 10)
     if not after_digit.any():
         return _NOWHERE
     places = np.flatnonzero(after_digit) + 1
     places = places[letters[places + 1] != ord("-")]
-    outside: NDArray[np.intp] = places[np.searchsorted(quotes, places) % 2 == 0]
+    outside: NDArray[np.intp] = places[np.searchsorted(_quotes(letters), places) % 2 == 0]
     return outside
 
 
-def _repeating(
-    text: bytes, opens: NDArray[np.intp], closes: NDArray[np.intp], starts: NDArray[np.intp]
-) -> NDArray[np.intp]:
+def _quotes(letters: NDArray[np.uint8]) -> NDArray[np.intp]:
+    return np.flatnonzero(letters == ord('"'))
+
+
+def _repeating(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> NDArray[np.intp]:
     """The rows in which a key stands twice; keys are told by their length and their first and last eight bytes."""
-    words = np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
+    quotes, words = _quotes(letters), _words(text)
+    opens, closes = quotes[0::2] + 1, quotes[1::2]
+    after = closes + 1
+    while (white := (following := letters[after]) <= ord(" ")).any():
+        after = after + white
+    keys = np.flatnonzero(following == ord(":"))
+    opens, closes = opens[keys], closes[keys]
     lengths = closes - opens
     signs = words[opens] & _FIRST_BYTES.take(lengths, mode="clip")
     signs ^= lengths.view(np.uint64) * _ODDER
-    # As many keys in each record, as the records of one model usually have.
-    count, each = len(starts) - 1, len(opens) // (len(starts) - 1)
-    even = bool(
-        count * each == len(opens)
-        and (opens[::each] >= starts[:-1]).all()
-        and (opens[each - 1 :: each] < starts[1:]).all()
-    )
-    if even and _first_tells(signs.reshape(count, each)):
-        return _NOWHERE
-    signs ^= np.where(lengths > 8, words[np.maximum(closes - 8, 0)], 0) * _ODD
-    if even and _first_tells(signs.reshape(count, each)):
-        return _NOWHERE
+    signs ^= np.where(lengths > 8, words[closes - 8], 0) * _ODD
     rows = np.searchsorted(starts, opens, side="right") - 1
     order = np.lexsort((signs, rows))
     rows, signs = rows[order], signs[order]
@@ -326,16 +343,12 @@ def _repeating(
     return repeated
 
 
-def _first_tells(signs: NDArray[np.uint64]) -> bool:
-    """Whether all rows are alike, and nothing stands twice in the first."""
-    return bool((signs == signs[0]).all()) and len(set(signs[0].tolist())) == signs.shape[1]
-
-
 _PIECE, _PIECE_BYTES = 500, 200_000
 """At most so many records, and about so many bytes."""
 _NOWHERE = np.zeros(0, dtype=np.intp)
 _BLOCK = 128
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
+_LAST_BYTES = [((1 << 8 * size) - 1) << 8 * (8 - size) for size in range(9)]
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
