@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -23,6 +24,8 @@ from holdfast.settings import Settings
 
 log = structlog.get_logger("holdfast.service")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of mallopt(3)."""
 OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi", "/asyncapi.json")
 """What every service answers at."""
 
@@ -70,6 +73,17 @@ def _bind(host: str, port: int) -> socket.socket:
             f"Port {port} on {host} cannot be used: {error.strerror}. Set another port, or 0 for any."
         ) from None
     return listener
+
+
+def _keep_memory() -> None:
+    """Let the C library keep what a batch has freed for the next one: asking for pages anew is a twentieth of the work.
+
+    Only glibc has this; elsewhere nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 1024 * 1024)
 
 
 async def run_service(
@@ -146,6 +160,7 @@ async def run_service(
         # Batches make many short-lived objects and no cycles: looking for those after every 700 costs a tenth.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
+        _keep_memory()
         log.info("started", service=name, port=listener.getsockname()[1])
         working = asyncio.ensure_future(run())
         await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)
