@@ -100,7 +100,9 @@ class Worker(ServerProcess):
 
     def lines(self) -> list[dict[str, Any]]:
         """Its structured log so far. Raises ValueError for a line that is no JSON, such as a traceback's."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.strip()]
+        # What it is writing just now, or was when it was frozen, has no end yet.
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.strip()]
 
     def told(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """The log lines of this event that have these fields."""
