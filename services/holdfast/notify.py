@@ -62,7 +62,7 @@ class Incidents:
         """The latest readable state of each incident. A record that cannot be read is put aside."""
         latest: dict[str, Incident] = {}
         done: set[bytes] = set()
-        # Backwards: while its counts rise an incident is written every second, and only the last one matters.
+        # Backwards: while its counts rise an incident is written again and again, and only the last one matters.
         for record in reversed(records):
             if record.key in done:
                 continue

@@ -371,6 +371,7 @@ class _Run:
             return Released(one.source, Answer.STILL_FAILS, findings)
         # At-least-once delivery may have blocked it twice.
         self.done.add(one.source)
+        by.newest[one.record.key] = max(one.record.timestamp, by.newest.get(one.record.key, 0))
         return Released(one.source, Answer.WOULD_BE_RELEASED, findings)
 
     def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], route: Route | None) -> list[Write]:

@@ -1,9 +1,13 @@
 """Record batches as they are written and read: what aiokafka's own builder makes and checks, byte by byte."""
 
+import asyncio
 from itertools import pairwise
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer import fetcher
+from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import example, given
@@ -66,6 +70,20 @@ def test_a_batch_that_is_sent_again_is_the_same():
     first = built(batch)
     batch._set_producer_state(9, 9, 9)
     assert batch._build() == first
+
+
+async def test_a_producer_takes_it_for_one_of_its_own():
+    """Also one whose transaction is ended while the batch waits for its turn."""
+    accumulator, place = MessageAccumulator(ClusterMetadata(), 1000, 0, 60), TopicPartition("approved", 0)
+    (batch,) = batches_of(Outs.of([[(NOW, b"k", b"v", [])]]), max_bytes=1000, transactional=True)
+    told = await accumulator.add_batch(batch, place, 1)
+    flushing = asyncio.ensure_future(accumulator.flush_for_commit())
+    await asyncio.sleep(0)
+    (waiting,) = accumulator._batches[place]
+    assert waiting.record_count == 1
+    waiting.done(base_offset=5)
+    assert (await told).offset == 5
+    await asyncio.wait_for(flushing, 10)
 
 
 def test_records_of_several_writes_are_one_after_the_other():

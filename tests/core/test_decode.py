@@ -116,6 +116,7 @@ def put(number):
         *((with_member(f'"{key}":1,"{key}":1'), "malformed") for key in ("", "a", "7letter", "8letters", "9_letters")),
         (with_member('"9_letters":1,"9-letters":1,"8letters":1,"letters":1,"etters":1'), "approved"),
         (with_member('"more":":","most":":"'), "approved"),
+        *((b'{"' + key + b'":1,' + FINE[1:], "approved") for key in (b":", b":a", b"a:", b":more_letters")),
         (with_member('"more":":","more":":"'), "malformed"),
         (with_member('"more" : 1 , "most" : " :"'), "approved"),
         (with_member('"features":{"value":1,"model":"x"}'), "approved"),

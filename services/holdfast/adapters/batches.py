@@ -67,6 +67,9 @@ class RecordBatch:
     def record_count(self) -> int:
         return self._count
 
+    def close(self) -> None:
+        """It is: nothing is added."""
+
     def closed(self) -> bool:
         return True
 

@@ -245,7 +245,7 @@ async function send() {
       body: content,
     });
     const told = await answer.json();
-    if (answer.status < 500) sending = null;
+    if (answer.ok || answer.status === 409) sending = null;
     if (answer.ok) {
       dialog.close();
       toast(`Done: ${told.detail}.`);

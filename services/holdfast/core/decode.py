@@ -297,7 +297,7 @@ def _all_have_the_keys_of_the_first(text: bytes, letters: NDArray[np.uint8], sta
     each, odd = divmod(len(closes), count)
     if odd or not each or (closes[::each] < starts[:-1]).any() or (closes[each - 1 :: each] >= starts[1:]).any():
         return False
-    sizes = [min(8, close - text.rindex(b'"', 0, close)) for close in closes[:each].tolist()]
+    sizes = [min(8, close - text.rfind(b'"', 0, close)) for close in closes[:each].tolist()]
     masks = np.array([_LAST_BYTES[size] for size in sizes], dtype=np.uint64)
     keys = _words(text)[closes - 8].reshape(count, each) & masks
     return bool((keys == keys[0]).all()) and len(set(keys[0].tolist())) == each

@@ -328,9 +328,7 @@ class _Turn:
             return
         window = version.window.add(tally, self.now, self.policy)
         approved = version.approved + (tally.approved if name == self.active else 0)
-        # After a clock that went ahead was set right, it starts its time anew instead of waiting for that hour.
-        since = min(version.active_since, self.now) if version.active_since is not None else None
-        self._set_version(name, window=window, approved=approved, active_since=since, last_seen=self.now)
+        self._set_version(name, window=window, approved=approved, last_seen=self.now)
         self._forget_silent_candidates(keep=name)
         self._forget_old_samples(keep=name)
         if (cause := window.trips(self.policy)) is not None:
