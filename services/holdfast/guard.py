@@ -6,7 +6,6 @@ each model version → commit. What was approved enters the memory only after th
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -274,8 +273,7 @@ class GuardWork:
             passed = int(judgement.approved.sum())
             metrics.PREDICTIONS.labels(model, Verdict.APPROVED.value).inc(passed)
             metrics.PREDICTIONS.labels(model, Verdict.BLOCKED.value).inc(count - passed)
-            counts = Counter((one.check, one.enforced) for found in judgement.findings.values() for one in found)
-            for (check, enforced), number in counts.items():
+            for (check, enforced), number in judgement.counts.items():
                 metrics.FINDINGS.labels(model, check, str(enforced).lower()).inc(number)
             for check, mask in judgement.unknown.items():
                 metrics.UNKNOWN.labels(model, check).inc(int(mask.sum()))

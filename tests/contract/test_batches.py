@@ -48,6 +48,7 @@ def built(batch):
 
 @given(RECORDS, st.booleans(), st.sampled_from([400, 10_000, 900_000]))
 @example([(NOW + i * 3, b"SKU", b"{}" * (i % 50), SHARED) for i in range(9000)], True, 900_000)
+@example([(NOW, b"k", b"v", [*SHARED, (f"n{i % 2}", [None, b"x" * i][i % 3 > 0])]) for i in range(200)], True, 900_000)
 def test_every_byte_is_as_aiokafka_would_write_it(records, transactional, max_bytes):
     """In batches within the limit, each as long as it may be, in order; a larger record goes alone."""
     batches = list(batches_of(Outs.of([records]), max_bytes=max_bytes, transactional=transactional))

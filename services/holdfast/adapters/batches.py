@@ -8,7 +8,8 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, repeat
 
 import numpy as np
 from crc32c import crc32c
@@ -134,20 +135,37 @@ def _sizes(column: Sequence[bytes | None]) -> Numbers:
 
 
 def _tails(headers: Sequence[Headers]) -> Sequence[bytes]:
-    """What stands behind the value of each record: most share one list of headers."""
+    """What stands behind the value of each record: most share one list of headers, or all but the last of them."""
     if headers.count(headers[0]) == len(headers):
-        return (_encoded(headers[0]),) * len(headers)
-    known = {id(one): one for one in headers}
-    encoded = {number: _encoded(one) for number, one in known.items()}
-    return tuple(map(encoded.__getitem__, map(id, headers)))
+        return (_tail(headers[0]),) * len(headers)
+    if len(set(map(len, headers))) > 1:
+        known = {id(one): _tail(one) for one in {id(one): one for one in headers}.values()}
+        return [known[id(one)] for one in headers]
+    pieces: list[Iterable[bytes]] = [repeat(_VARINTS[len(headers[0])])]
+    for column in zip(*headers, strict=True):
+        if column.count(column[0]) == len(column):
+            pieces.append(repeat(_tail([column[0]])[1:]))
+            continue
+        names, values = zip(*column, strict=True)
+        pieces += (
+            map(_named, names),
+            map(_VARINTS.__getitem__, _sizes(values).tolist()),
+            values if None not in values else [value or b"" for value in values],
+        )
+    return [*map(b"".join, zip(*pieces, strict=False))]
 
 
-def _encoded(headers: Headers) -> bytes:
+def _tail(headers: Headers) -> bytes:
     pieces = [_VARINTS[len(headers)]]
     for name, value in headers:
-        raw = name.encode()
-        pieces += (_VARINTS[len(raw)], raw, _VARINTS[-1 if value is None else len(value)], value or b"")
+        pieces += (_named(name), _VARINTS[-1 if value is None else len(value)], value or b"")
     return b"".join(pieces)
+
+
+@lru_cache(1000)
+def _named(name: str) -> bytes:
+    raw = name.encode()
+    return _VARINTS[len(raw)] + raw
 
 
 def _heads(deltas: Numbers, key_sizes: Numbers, value_sizes: Numbers, bodies: Numbers) -> list[bytes]:

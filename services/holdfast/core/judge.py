@@ -59,12 +59,15 @@ class Found(msgspec.Struct, omit_defaults=True, gc=False):
 class Judgement:
     """(n,) `approved`, and what was found on the rows that failed anything.
 
+    `counts` are the findings by check and whether it is enforced.
+
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
     `last`, the rows by field, and `recent` are what the memory shall learn once the verdicts stand.
     """
 
     approved: Mask
     findings: dict[int, list[Found]] = field(default_factory=dict)
+    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)
     failed: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
@@ -173,6 +176,7 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
     found = Found(check, Severity.ERROR, True, jsonable(field_name), jsonable(seen), jsonable(limit))
     result.findings.setdefault(row, []).append(found)
+    result.counts[check, True] += 1
 
 
 def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:
@@ -185,6 +189,7 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
         return
     name, severity, unit, findings = check.name, check.severity, check.unit, result.findings
     rows = np.flatnonzero(failed).tolist()
+    result.counts[name, enforced] += len(rows)
     for row, (field_name, seen, limit) in zip(rows, outcome.explain(rows), strict=True):
         found = Found(name, severity, enforced, field_name, jsonable(seen), jsonable(limit), unit)
         if row in findings:
@@ -409,13 +414,13 @@ def _finite_float(text: str) -> float:
 
 def jsonable(value: Any) -> Any:
     """`value` with what JSON cannot hold given as text, and long texts cut: findings must fit into a header."""
+    # First what most are: there are some for each finding.
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {
-            key: item if type(item) is float and -math.inf < item < math.inf else jsonable(item)
-            for key, item in value.items()
-        }
+        return {key: jsonable(item) for key, item in value.items()}
     if value is None or isinstance(value, int):
         # Beyond 64 bits few programs read a number as it was written.
         return value if value is None or -(2**63) <= value < 2**64 else str(value)
