@@ -41,6 +41,8 @@ from holdfast_schemas import Header, Route, Verdict, utc_now
 log = structlog.get_logger("holdfast.guard")
 
 _OURS = tuple(Header)
+_FINDINGS, _SOURCE = Header.FINDINGS.value, Header.SOURCE.value
+_TO_LINES = msgspec.json.Encoder().encode_lines
 ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes")
 NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
@@ -230,13 +232,14 @@ class GuardWork:
             for position, version in zip(batch.positions, versions, strict=True):
                 approved[position] = ours[version]
         passes = judgement.approved
-        for row, findings in judgement.findings.items():
-            position = batch.positions[row]
-            found = (Header.FINDINGS.value, msgspec.json.encode(findings))
+        # All findings in one go: a line for each row.
+        lines = _TO_LINES([*judgement.findings.values()]).splitlines()
+        for row, line in zip(judgement.findings, lines, strict=True):
+            position, found = batch.positions[row], (_FINDINGS, line)
             if passes[row]:
                 approved[position] = [*ours[versions[row]], found]
             else:
-                source = (Header.SOURCE.value, self._source(records[position]))
+                source = (_SOURCE, self._source(records[position]))
                 approved[position], blocked[position] = None, [*theirs[versions[row]], found, source]
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
         if len(judgement.findings) < len(passes) - int(passes.sum()):

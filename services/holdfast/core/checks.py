@@ -32,6 +32,9 @@ Unknown = Literal["pass", "fail"]
 Number = Annotated[float, Field(strict=True)]
 """As TOML writes numbers: `"1.5"` and `true` are none."""
 
+MAX_TEXT = 500
+"""Characters of one text in a finding."""
+
 # One thread: batches are small, and the other cores belong to the other partitions.
 numexpr.set_num_threads(1)
 
@@ -173,8 +176,8 @@ _NOBODY = Entities()
 
 
 Rows = list[int]
-Explanation = tuple[str | None, Any, Any]
-"""(field, seen, limit)"""
+Explanations = tuple[Iterable[str | None], Iterable[Any], Iterable[Any]]
+"""Three columns, as JSON can hold them: field, seen, limit. What is the same in all rows may be repeated without end."""
 
 
 @dataclass(slots=True)
@@ -183,7 +186,7 @@ class Outcome:
 
     failed: Mask
     unknown: Mask | None
-    explain: Callable[[Rows], Iterable[Explanation]]
+    explain: Callable[[Rows], Explanations]
 
 
 class Check(BaseModel):
@@ -324,14 +327,16 @@ class RangeCheck(_OneField):
         lows, highs = np.broadcast_to(low, seen.shape), np.broadcast_to(high, seen.shape)
         return Outcome(failed, np.isnan(seen), lambda rows: self._explain(seen[rows], lows[rows], highs[rows]))
 
-    def _explain(self, seen: Numbers, lows: Numbers, highs: Numbers) -> Iterator[Explanation]:
-        for value, low, high in zip(_plain(seen), _plain(lows), _plain(highs), strict=True):
-            limit = {}
-            if low is not None:
-                limit["min"] = low
-            if high is not None:
-                limit["max"] = high
-            yield self.field, value, limit or "a row in the table"
+    def _explain(self, seen: Numbers, lows: Numbers, highs: Numbers) -> Explanations:
+        bounds = [*zip(_plain(lows), _plain(highs), strict=True)]
+        limits = {pair: _limit(*pair) for pair in set(bounds)}
+        return repeat(self.field), _plain(seen), map(limits.__getitem__, bounds)
+
+
+def _limit(low: Any, high: Any) -> dict[str, Any] | str:
+    """None: open on that side."""
+    sides = {name: side for name, side in (("min", low), ("max", high)) if side is not None}
+    return sides or "a row in the table"
 
 
 def _merged(check: RangeCheck, bounds: Bounds, where: str) -> None:
@@ -379,14 +384,14 @@ class MaxChangeCheck(_OneField):
             return np.ones(len(failed), dtype=np.bool_)
         return ~(failed | unknown) if self.unknown == "fail" else ~failed
 
-    def limit(self, reference: float | None) -> dict[str, float] | str:
+    def limit(self, reference: float | None) -> dict[str, Any] | str:
         if reference is None:
             return "a last approved value to compare with"
-        sides = {"last": reference}
+        sides = {"last": jsonable(reference)}
         if self.down is not None:
-            sides["min" if reference > 0 else "max"] = reference * self.down
+            sides["min" if reference > 0 else "max"] = jsonable(reference * self.down)
         if self.up is not None:
-            sides["max" if reference > 0 else "min"] = reference * self.up
+            sides["max" if reference > 0 else "min"] = jsonable(reference * self.up)
         return sides
 
 
@@ -436,9 +441,9 @@ def judge_changes(
     return outcomes, {name: kept & ~np.isnan(column) for name, column in values.items()}
 
 
-def _explain_changes(check: MaxChangeCheck, values: Numbers, references: Numbers, rows: Rows) -> Iterator[Explanation]:
-    for value, reference in zip(_plain(values[rows]), _plain(references[rows]), strict=True):
-        yield check.field, value, check.limit(reference)
+def _explain_changes(check: MaxChangeCheck, values: Numbers, references: Numbers, rows: Rows) -> Explanations:
+    known = (None if reference != reference else reference for reference in references[rows].tolist())
+    return repeat(check.field), _plain(values[rows]), map(check.limit, known)
 
 
 class ExpressionCheck(Check):
@@ -458,20 +463,19 @@ class ExpressionCheck(Check):
         return self._names
 
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
-        names, expression = self._names, self.expression
+        names, limit = self._names, jsonable(self.expression)
         inputs = [columns.numbers(name) for name in names]
         passed: Mask = np.asarray(self._compiled(*inputs), dtype=np.bool_)
         unknown = np.isnan(inputs[0])
         for column in inputs[1:]:
             unknown |= np.isnan(column)
-        return Outcome(
-            ~passed,
-            unknown,
-            lambda rows: (
-                (names[0] if len(names) == 1 else None, dict(zip(names, seen, strict=True)), expression)
-                for seen in zip(*(_plain(column[rows]) for column in inputs), strict=True)
-            ),
-        )
+        field = names[0] if len(names) == 1 else None
+
+        def explain(rows: Rows) -> Explanations:
+            seen = zip(*(_plain(column[rows]) for column in inputs), strict=True)
+            return repeat(field), [dict(zip(names, one, strict=True)) for one in seen], repeat(limit)
+
+        return Outcome(~passed, unknown, explain)
 
 
 _LONGEST_EXPRESSION = 2000
@@ -630,7 +634,7 @@ class OneOfCheck(Check):
         return Outcome(
             _mask(failed, len(seen)),
             unknown,
-            lambda rows: ((self.field, _flat(seen[i]), list(self.values)) for i in rows),
+            lambda rows: (repeat(self.field), [jsonable(_flat(seen[i])) for i in rows], repeat(jsonable(self.values))),
         )
 
 
@@ -664,7 +668,9 @@ class FreshnessCheck(Check):
         else:
             failed = _mask([i for i, at in enumerate(seen) if at is not None and not oldest <= at <= newest], len(seen))
         return Outcome(
-            failed, unknown, lambda rows: (("predicted_at", _age(seen[i], now), self._limit()) for i in rows)
+            failed,
+            unknown,
+            lambda rows: (repeat("predicted_at"), [_age(seen[i], now) for i in rows], repeat(self._limit())),
         )
 
     def _limit(self) -> dict[str, str]:
@@ -717,7 +723,9 @@ class SimplexCheck(Check):
             _mask(failed, len(vectors)),
             _mask(unknown, len(vectors)) if unknown else None,
             lambda rows: (
-                (self.field, _seen_vector(vectors[i]), {"sum": 1, "tolerance": self.tolerance}) for i in rows
+                repeat(self.field),
+                [_seen_vector(vectors[i]) for i in rows],
+                repeat({"sum": 1, "tolerance": self.tolerance}),
             ),
         )
 
@@ -731,7 +739,7 @@ def _vector(value: Any) -> list[float] | None:
 def _seen_vector(parts: list[float] | None) -> dict[str, Any] | None:
     if not parts:
         return None
-    return {"sum": sum(parts), "min": min(parts), "max": max(parts), "length": len(parts)}
+    return {"sum": jsonable(sum(parts)), **jsonable({"min": min(parts), "max": max(parts)}), "length": len(parts)}
 
 
 class OutlierCheck(_OneField):
@@ -776,10 +784,7 @@ class OutlierCheck(_OneField):
         return Outcome(
             failed,
             unknown,
-            lambda rows: (
-                (self.field, value, self._limit(centre[i], spread[i]))
-                for value, i in zip(_plain(seen[rows]), rows, strict=True)
-            ),
+            lambda rows: (repeat(self.field), _plain(seen[rows]), map(self._limit, centre[rows], spread[rows])),
         )
 
     def _reference(self, values: Sequence[float]) -> tuple[float, float]:
@@ -793,13 +798,13 @@ class OutlierCheck(_OneField):
         spread = float(np.median(np.abs(tail - centre)))
         return centre, spread if spread > 0 else math.nan
 
-    def _limit(self, centre: float, spread: float) -> dict[str, float] | str:
+    def _limit(self, centre: np.float64, spread: np.float64) -> dict[str, Any] | str:
         if math.isnan(centre) or math.isnan(spread):
             return "enough recent approved values"
-        reach = self.max_score * spread / 0.6745
-        ends = (centre - reach, centre + reach)
-        low, high = (math.exp(end) for end in ends) if self.log else ends
-        return {"min": low, "max": high}
+        with np.errstate(over="ignore"):
+            reach = self.max_score * spread / 0.6745
+            low, high = np.exp((centre - reach, centre + reach)) if self.log else (centre - reach, centre + reach)
+        return {"min": jsonable(low), "max": jsonable(high)}
 
 
 class RequiredCheck(Check):
@@ -826,7 +831,9 @@ class RequiredCheck(Check):
             failed,
             None,
             lambda rows: (
-                (next(n for n, c in given.items() if c[i] is None or c[i] == ""), None, "a value") for i in rows
+                (next(n for n, c in given.items() if c[i] is None or c[i] == "") for i in rows),
+                [None] * len(rows),
+                repeat("a value"),
             ),
         )
 
@@ -859,9 +866,12 @@ def _later_values(entities: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], N
         yield order[places], order[places - 1]
 
 
-def _plain(numbers: Numbers) -> list[float | None]:
-    plain: list[float | None] = numbers.tolist()
-    return [None if number != number else number for number in plain] if np.isnan(numbers).any() else plain
+def _plain(numbers: Numbers) -> list[Any]:
+    """As JSON can hold them; None for NaN."""
+    plain: list[Any] = numbers.tolist()
+    if np.isfinite(numbers).all():
+        return plain
+    return [None if number != number else jsonable(number) for number in plain]
 
 
 def _none(size: int) -> Mask:
@@ -872,3 +882,21 @@ def _mask(positions: Sequence[int], size: int) -> Mask:
     mask = _none(size)
     mask[list(positions)] = True
     return mask
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with what JSON cannot hold given as text, and long texts cut: findings must fit into a header."""
+    # First what most are: there are some for each finding.
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if value is None or isinstance(value, int):
+        # Beyond 64 bits few programs read a number as it was written.
+        return value if value is None or -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    text = str(value)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

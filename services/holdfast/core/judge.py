@@ -7,12 +7,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from holdfast.core.checks import Check, Entities, Mask, MaxChangeCheck, Memory, Outcome, OutlierCheck, judge_changes
+from holdfast.core.checks import (
+    Check,
+    Entities,
+    Mask,
+    MaxChangeCheck,
+    Memory,
+    Outcome,
+    OutlierCheck,
+    jsonable,
+    judge_changes,
+)
 from holdfast.core.decode import Columns, Decoded, NonFinite
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.core.record import Record
@@ -22,8 +33,6 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
-MAX_TEXT = 500
-"""Characters of one text in a finding."""
 MAX_SEGMENTS = 2000
 """Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
 
@@ -190,12 +199,12 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
     name, severity, unit, findings = check.name, check.severity, check.unit, result.findings
     rows = np.flatnonzero(failed).tolist()
     result.counts[name, enforced] += len(rows)
-    for row, (field_name, seen, limit) in zip(rows, outcome.explain(rows), strict=True):
-        found = Found(name, severity, enforced, field_name, jsonable(seen), jsonable(limit), unit)
+    found = map(Found, repeat(name), repeat(severity), repeat(enforced), *outcome.explain(rows), repeat(unit))
+    for row, one in zip(rows, found, strict=True):
         if row in findings:
-            findings[row].append(found)
+            findings[row].append(one)
         else:
-            findings[row] = [found]
+            findings[row] = [one]
     if enforced:
         result.approved &= ~failed
         result.failed |= failed & countable
@@ -343,12 +352,10 @@ def _tally(
     numbers = np.arange(len(batch.columns)) if isinstance(rows, slice) else np.array(rows, dtype=np.intp)
     approved = int(np.count_nonzero(judgement.approved[rows]))
     blocked_rows = numbers[~judgement.approved[rows]].tolist()
-    blocked_by, shadow_by = Counter[str](), Counter[str]()
-    found = judgement.findings
-    # A batch may hold as many versions as predictions: each looks at its own rows only.
-    for findings in found.values() if isinstance(rows, slice) else (found[row] for row in rows if row in found):
-        for finding in findings:
-            (blocked_by if finding.enforced else shadow_by)[finding.check] += 1
+    found, counts = judgement.findings, judgement.counts
+    if not isinstance(rows, slice):
+        # A batch may hold as many versions as predictions: each looks at its own rows only.
+        counts = Counter((one.check, one.enforced) for row in rows if row in found for one in found[row])
     entities: dict[str, None] = {}
     if judgement.failed[rows].any():
         ids = batch.columns.values("entity_id")
@@ -372,8 +379,8 @@ def _tally(
         blocked=len(blocked_rows),
         failed=int(np.count_nonzero(judgement.failed[rows])),
         critical=int(np.count_nonzero(judgement.critical[rows])),
-        blocked_by_check=dict(blocked_by),
-        shadow_by_check=dict(shadow_by),
+        blocked_by_check={check: count for (check, enforced), count in counts.items() if enforced},
+        shadow_by_check={check: count for (check, enforced), count in counts.items() if not enforced},
         unknown_by_check={
             name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
         },
@@ -410,21 +417,3 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
-
-
-def jsonable(value: Any) -> Any:
-    """`value` with what JSON cannot hold given as text, and long texts cut: findings must fit into a header."""
-    # First what most are: there are some for each finding.
-    if type(value) is float and -math.inf < value < math.inf:
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    if value is None or isinstance(value, int):
-        # Beyond 64 bits few programs read a number as it was written.
-        return value if value is None or -(2**63) <= value < 2**64 else str(value)
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    text = str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
