@@ -177,7 +177,7 @@ _NOBODY = Entities()
 
 Rows = list[int]
 Explanations = tuple[Iterable[str | None], Iterable[Any], Iterable[Any]]
-"""Three columns, as JSON can hold them: field, seen, limit. What is the same in all rows may be repeated without end."""
+"""Columns, as JSON can hold them: field, seen, limit. What is the same in all rows may be repeated without end."""
 
 
 @dataclass(slots=True)

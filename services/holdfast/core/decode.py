@@ -153,7 +153,7 @@ class Shape:
         suspects: list[int] = []
         rows: list[Any] = []
         try:
-            rows = [decode(raw) for raw in raws]  # type: ignore[arg-type]
+            rows = [*map(decode, raws)]  # type: ignore[arg-type]
         except _REFUSALS:
             for position, raw in enumerate(raws):
                 try:
