@@ -37,9 +37,15 @@ PARTS = {
 }
 
 
+def _part(name: str) -> str:
+    if name not in (*PARTS, "report"):
+        raise argparse.ArgumentTypeError(f"there is no part {name!r}; there are {', '.join(PARTS)}, and report")
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, "report"], metavar="part", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--add", action="store_true", help="keep the runs that are stored, and add to them")
     args = parser.parse_args()
