@@ -307,8 +307,7 @@ class _Run:
         kafka, topics = self.settings.kafka, self.settings.topics
         tp = TopicPartition(topics.approved, partition)
         if known is None:
-            tail, since = self.settings.guard.restore_records, self.wanted.since
-            ends = await read_to_end(kafka, [tp], take, since=since, tail=tail, complete=True)
+            ends = await read_to_end(kafka, [tp], take, since=self.wanted.since, complete=True)
         else:
             ends = await read_to_end(kafka, [tp], take, start=known.newest_end, complete=True)
         memory, memory_end = await restore_memory(

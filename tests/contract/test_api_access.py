@@ -1,7 +1,9 @@
 """Who is let into the API, before anything is served."""
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +40,21 @@ def test_a_tokens_line_lets_it_in_and_its_text_is_kept_nowhere() -> None:
     with pytest.raises(SettingsError, match=r"api\.tokens, line 1, is no token's line\.") as refused:
         Tokens(ApiSettings(tokens=[made["token"]]))
     assert made["token"] not in str(refused.value)
+
+
+def test_a_token_that_was_taken_out_ends_although_the_file_could_not_be_read_at_first(tmp_path: Path) -> None:
+    """As when there are too many open files."""
+    lines = [f"{name} admin sha256:{hashlib.sha256(name.encode()).hexdigest()}\n" for name in ("ann", "eve")]
+    file = tmp_path / "tokens"
+    file.write_text("".join(lines))
+    tokens = Tokens(ApiSettings(tokens_file=file))
+    assert tokens.find("eve") == Principal("eve", Role.ADMIN)
+    file.write_text(lines[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", _too_many_open_files)
+        assert tokens.find("ann") == Principal("ann", Role.ADMIN)
+    assert tokens.find("eve") is None
+
+
+def _too_many_open_files(*_: object, **__: object) -> str:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

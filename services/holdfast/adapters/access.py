@@ -88,6 +88,7 @@ class Tokens:
         self._fixed = _parse(settings.tokens, "api.tokens")
         self._file = settings.tokens_file
         self._stamp: tuple[int, int] | None = None
+        self._refused: tuple[int, int] | None = None
         self._from_file: list[tuple[str, Principal]] = []
         if self._file is not None:
             self._stamp = _stamp(self._file)
@@ -110,15 +111,18 @@ class Tokens:
     def _refresh(self) -> None:
         if self._file is None:
             return
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
         try:
-            stamp = _stamp(self._file)
-            if stamp == self._stamp:
-                return
-            self._stamp = stamp
             self._from_file = _read(self._file)
+            # Only now: a file that could not be read must be tried again, for a token may have been taken out.
+            self._stamp = stamp
             log.info("tokens read", file=str(self._file), count=len(self._from_file))
         except SettingsError as error:
-            log.error("changed tokens refused, the old ones stay", error=str(error))
+            if stamp != self._refused:
+                log.error("changed tokens refused, the old ones stay", error=str(error))
+            self._refused = stamp
 
 
 def _stamp(path: Path) -> tuple[int, int]:
