@@ -430,4 +430,5 @@ async def serve(settings: Settings) -> None:
         run=guard.run,
         stop=guard.stop,
         ready=guard.not_ready,
+        keep_memory=True,
     )

@@ -97,11 +97,12 @@ async def run_service(
     stop: Callable[[], Awaitable[None]],
     ready: Callable[[], str | None],
     site: Callable[[ASGIApp], ASGIApp] | None = None,
+    keep_memory: bool = False,
 ) -> None:
     """Run until SIGTERM, SIGINT or an error of `run`, which is raised.
 
     `ready()` says why the service is not ready, or None when it is. `site` is given the application that answers at
-    `OWN_PATHS`, and returns the one that answers everything.
+    `OWN_PATHS`, and returns the one that answers everything. `keep_memory`: what one batch frees is kept for the next.
     """
     listener = _bind(host, port)
     READY.labels(name).set_function(lambda: float(ready() is None))
@@ -160,7 +161,8 @@ async def run_service(
         # Batches make many short-lived objects and no cycles: looking for those after every 700 costs a tenth.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
-        _keep_memory()
+        if keep_memory:
+            _keep_memory()
         log.info("started", service=name, port=listener.getsockname()[1])
         working = asyncio.ensure_future(run())
         await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)

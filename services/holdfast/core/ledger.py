@@ -42,6 +42,7 @@ MISSING_LIMIT = 100_000
 """Predictions without a verdict that are waited for; beyond it the oldest are given up as lost."""
 RECENT = 20_000
 """Approved records remembered to tell a repetition from a forgery."""
+IDENTITY_BYTES = 16
 NO_POLICY = "none"
 _FINDINGS = msgspec.json.Decoder(list[Found])
 
@@ -186,7 +187,7 @@ class Frontier:
 
 def identity(record: Record) -> bytes:
     """What a prediction and its approved record have in common."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=IDENTITY_BYTES)
     key = record.key
     digest.update(f"{record.timestamp} {-1 if key is None else len(key)} {record.value is None} ".encode())
     digest.update(key or b"")
@@ -236,7 +237,8 @@ class Ledger:
         # The approved offset of the first match.
         self._first_match = sys.maxsize
         self._last_of_key: dict[Stream, OrderedDict[int, int]] = {stream: OrderedDict() for stream in VERDICTS}
-        self._recent: OrderedDict[bytes, None] = OrderedDict()
+        # A ring in one piece: as objects of their own they would hold a burst's memory in pieces.
+        self._recent, self._recent_at = bytearray(RECENT * IDENTITY_BYTES), 0
         self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
         self._groups: dict[str, _Group] = {}
         self._memory = Memory()
@@ -422,9 +424,8 @@ class Ledger:
             if self._last_approved < 0:
                 self._first_match = record.offset
             self._last_approved = max(self._last_approved, prediction.offset)
-            self._recent[digest] = None
-            if len(self._recent) > RECENT:
-                self._recent.popitem(last=False)
+            self._recent[self._recent_at : self._recent_at + IDENTITY_BYTES] = digest
+            self._recent_at = (self._recent_at + IDENTITY_BYTES) % len(self._recent)
             self._assign(prediction, stream, record, headers)
             return True
         begun = self._next > self._start or self.target(Stream.PREDICTIONS) <= self._start
@@ -466,6 +467,7 @@ class Ledger:
 
     def _give_up_strays(self, stream: Stream, stale: float) -> None:
         left: list[_Early] = []
+        recent = self._recent_identities() if any(early.read_at < stale for early in self._early[stream]) else set()
         for early in self._early[stream]:
             record = early.record
             if early.read_at >= stale:
@@ -475,7 +477,7 @@ class Ledger:
             if stream is Stream.APPROVED and self._is_older(record):
                 self._remember_unmatched(early.headers, record)
                 continue
-            repeated = early.identity in self._recent
+            repeated = early.identity in recent
             if repeated and not self._rules.exactly_once:
                 continue
             model = _text(early.headers, Header.MODEL)
@@ -483,6 +485,10 @@ class Ledger:
             kind = Kind.REPEATED if repeated else Kind.UNCHECKED
             self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
         self._early[stream] = left
+
+    def _recent_identities(self) -> set[bytes]:
+        ring = bytes(self._recent)
+        return {ring[at : at + IDENTITY_BYTES] for at in range(0, len(ring), IDENTITY_BYTES)}
 
     # Settling: in the order of the predictions, once nothing more can be said about one.
 
@@ -658,8 +664,9 @@ class Ledger:
         )
 
     def _note(self, model: str, entity: str, approved_offset: int) -> None:
-        self._known.pop((model, entity), None)
+        # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
         self._known[model, entity] = approved_offset
+        self._known.move_to_end((model, entity))
 
     def _forget_the_oldest(self) -> None:
         while len(self._known) > self._rules.max_entities:
