@@ -14,6 +14,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
+from holdfast.adapters.kafka import KeyOrder
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
 from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route
@@ -80,6 +81,7 @@ class Board:
             topics.audit: self._take_audit,
             topics.control: self._take_control,
         }
+        self._orders: dict[str, KeyOrder] = {}
         self.routes: dict[str, Route] = {}
         self.states: dict[str, ModelState] = {}
         self.incidents: dict[str, Incident] = {}
@@ -122,7 +124,8 @@ class Board:
 
     def _latest(self, records: Sequence[ConsumerRecord], take: Callable[[str, bytes | None], None]) -> None:
         """Give `take` only the last record of each key: years of updates are read at the start."""
-        for record in {record.key: record for record in records}.values():
+        order = self._orders.setdefault(records[0].topic, KeyOrder())
+        for record in {record.key: record for record in records if not order.is_outdated(record)}.values():
             _tolerantly(record, lambda record: take((record.key or b"").decode(), record.value))
 
     def _take_route(self, model: str, value: bytes | None) -> None:

@@ -20,6 +20,7 @@ from holdfast.adapters.batches import Headers, Out, Outs
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     KafkaUnavailable,
+    KeyOrder,
     ReopenLane,
     TransactionalLoop,
     Write,
@@ -58,12 +59,11 @@ class RouteFollower(Follower):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.kafka, self.take, behind_transactions=True)
         self.routes: dict[str, Route] = {}
-        # The partition and time of each key's last record.
-        self._latest: dict[bytes, tuple[int, int]] = {}
+        self._order = KeyOrder()
 
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
-            if record.key is not None and self._is_outdated(record):
+            if self._order.is_outdated(record):
                 continue
             if record.value is not None:
                 try:
@@ -80,14 +80,6 @@ class RouteFollower(Follower):
             elif record.key is not None:
                 self.routes.pop(record.key.decode(), None)
                 metrics.ROUTE_EPOCH.remove("guard", record.key.decode())
-
-    def _is_outdated(self, record: ConsumerRecord) -> bool:
-        """Whether a later one of its key stands in another partition, as in a topic that has grown."""
-        partition, at = self._latest.get(record.key, (record.partition, record.timestamp))
-        if partition != record.partition and at > record.timestamp:
-            return True
-        self._latest[record.key] = record.partition, record.timestamp
-        return False
 
 
 @dataclass(slots=True)

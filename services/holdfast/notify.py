@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from holdfast.adapters import metrics
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError, AlertsRefused, alert
 from holdfast.adapters.follow import Follower
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partitions_of
+from holdfast.adapters.kafka import KafkaUnavailable, KeyOrder, check_topics, partitions_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.service import ServiceError, run_service
 from holdfast.core.errors import describe
@@ -58,10 +58,14 @@ class Incidents:
         self.by_id: dict[str, Incident] = {}
         self._put_aside: set[tuple[int, int]] = set()
 
-    def decode(self, records: Sequence[ConsumerRecord]) -> dict[str, Incident]:
-        """The latest readable state of each incident. A record that cannot be read is put aside."""
+    def decode(self, records: Sequence[ConsumerRecord], order: KeyOrder) -> dict[str, Incident]:
+        """The latest readable state of each incident. A record that cannot be read is put aside.
+
+        The records are of one partition; `order` leaves out what is older than a record of another one.
+        """
         latest: dict[str, Incident] = {}
         done: set[bytes] = set()
+        records = [record for record in records if not order.is_outdated(record)]
         # Backwards: while its counts rise an incident is written again and again, and only the last one matters.
         for record in reversed(records):
             if record.key in done:
@@ -296,10 +300,10 @@ class Notify:
 
     async def _follow(self) -> None:
         """Read everything, then go on reading. Raises what ended it, and KafkaUnavailable when Kafka is away."""
-        pending: dict[str, Incident] = {}
+        pending, order = dict[str, Incident](), KeyOrder()
 
         def take(records: Sequence[ConsumerRecord]) -> None:
-            pending.update(self.incidents.decode(records))
+            pending.update(self.incidents.decode(records, order))
             # Of the history only the end counts: what was open in between must not be told.
             if follower.caught_up.is_set():
                 self._take(pending)
@@ -318,7 +322,7 @@ class Notify:
                 self._kafka_trouble = None
             while not following.done():
                 checking.cancel()
-                checking = asyncio.create_task(self._check(follower, partitions))
+                checking = asyncio.create_task(self._check(follower))
                 await asyncio.wait([following, checking], return_when=asyncio.FIRST_COMPLETED)
                 if checking.done():
                     checking.result()
@@ -329,10 +333,10 @@ class Notify:
             following.cancel()
             await asyncio.wait([following], timeout=2.0)
 
-    async def _check(self, follower: Follower, partitions: int) -> None:
+    async def _check(self, follower: Follower) -> None:
         """Raises KafkaUnavailable when Kafka is away, or gives this process not all that it has.
 
-        A consumer whose broker is away only reads nothing, and one of a topic that grew reads not all of it.
+        A consumer whose broker is away only reads nothing.
         """
         try:
             await asyncio.wait_for(follower.catch_up(), CAUGHT_UP_WITHIN)
@@ -340,8 +344,6 @@ class Notify:
             raise KafkaUnavailable(
                 "Kafka answers, but the incidents are not read to their end. They are read anew from the start."
             ) from None
-        if await partitions_of(self.settings.kafka, self.settings.topics.incidents) != partitions:
-            raise KafkaUnavailable("The topic of incidents has other partitions now. It is read anew from the start.")
 
     def _take(self, latest: Mapping[str, Incident]) -> None:
         if self.incidents.take(latest):

@@ -12,10 +12,20 @@ from aiokafka.structs import ConsumerRecord
 
 import backends
 from holdfast.adapters.follow import PROBE_EVERY, Follower
-from holdfast.adapters.kafka import Write, pack
+from holdfast.adapters.kafka import KeyOrder, Write, pack, read_latest
+from holdfast.board import Board
 from holdfast.guard import RouteFollower
-from holdfast.settings import KafkaSettings, Settings
-from holdfast_schemas import Route, RouteState, utc_now
+from holdfast.notify import Incidents
+from holdfast.settings import KafkaSettings, Settings, TopicNames
+from holdfast_schemas import (
+    Incident,
+    IncidentAction,
+    IncidentSeverity,
+    IncidentStatus,
+    Route,
+    RouteState,
+    utc_now,
+)
 
 pytestmark = pytest.mark.real_kafka
 GENEROUS = 60.0
@@ -87,6 +97,80 @@ def test_the_latest_route_counts_also_in_a_topic_that_has_grown() -> None:
     gone = SimpleNamespace(partition=0, timestamp=1500, key=b"m", value=None)
     follower.take([gone])  # type: ignore[list-item]
     assert "m" in follower.routes
+
+
+async def test_a_partition_that_a_topic_is_given_while_it_is_followed_is_followed_too(
+    kafka: backends.Kafka, unique: str
+) -> None:
+    """A switch that started later writes fences there."""
+    topic = f"{unique}.routes"
+    await kafka.create_topic(topic, 1)
+    taken: list[bytes | None] = []
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap)
+    follower = Follower(settings, lambda records: taken.extend(record.value for record in records))
+    task = asyncio.create_task(follower.follow({topic: 1}))
+    async with producer(kafka) as made:
+        await made.send_and_wait(topic, b"before", partition=0)
+        await follower.caught_up.wait()
+        await kafka.grow_topic(topic, 3)
+        await made.send_and_wait(topic, b"old", partition=0)
+        await until(lambda: b"old" in taken)
+    # Its producer did not know them yet.
+    async with producer(kafka) as made:
+        await made.send_and_wait(topic, b"fence", partition=2)
+        await until(lambda: b"fence" in taken)
+        await made.send_and_wait(topic, b"another", partition=0)
+        await follower.catch_up()
+    assert taken == [b"before", b"old", b"fence", b"another"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_last_value_of_a_key_counts_also_in_a_topic_that_has_grown(
+    kafka: backends.Kafka, unique: str
+) -> None:
+    topic = f"{unique}.routes"
+    await kafka.create_topic(topic, 2)
+    async with producer(kafka) as made:
+        await made.send_and_wait(topic, b"new", key=b"moved", partition=0, timestamp_ms=2000)
+        await made.send_and_wait(topic, b"old", key=b"moved", partition=1, timestamp_ms=1000)
+        await made.send_and_wait(topic, b"first", key=b"stays", partition=1, timestamp_ms=3000)
+        await made.send_and_wait(topic, b"second", key=b"stays", partition=1, timestamp_ms=2000)
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap)
+    for partitions in ((0, 1), (1, 0)):
+        assert await read_latest(settings, topic, partitions) == {"moved": b"new", "stays": b"second"}
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+def test_an_incident_that_is_over_stays_so_in_a_topic_that_has_grown(old_first: bool) -> None:
+    opened = Incident(
+        incident_id="i",
+        dedup_key="holdfast/m/v",
+        status=IncidentStatus.TRIGGERED,
+        severity=IncidentSeverity.ERROR,
+        model="m",
+        bad_version="v",
+        action=IncidentAction.FENCED,
+        opened_at=utc_now(),
+        seen=1,
+        blocked=1,
+        blocked_by_check={},
+        policy="",
+        runbook_url="",
+    )
+    resolved = opened.model_copy(update={"status": IncidentStatus.RESOLVED, "resolved_at": utc_now()})
+    topics = TopicNames()
+    old, new = (
+        SimpleNamespace(
+            topic=topics.incidents, partition=partition, offset=0, timestamp=at, key=b"i", value=incident.to_json()
+        )
+        for partition, at, incident in ((1, 1000, opened), (0, 2000, resolved))
+    )
+    board, pages, order = Board(topics, keep_incidents=9, keep_audit=9), Incidents(), KeyOrder()
+    for record in (old, new) if old_first else (new, old):
+        board.take([record])  # type: ignore[list-item]
+        pages.take(pages.decode([record], order))  # type: ignore[list-item]
+    assert board.incidents == pages.by_id == {"i": resolved}
 
 
 async def test_records_of_one_partition_go_out_together(kafka: backends.Kafka) -> None:

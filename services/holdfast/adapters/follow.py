@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
@@ -12,9 +13,13 @@ from aiokafka.structs import ConsumerRecord
 from holdfast.adapters.kafka import close, end_offsets, read_to_end, reader
 from holdfast.settings import KafkaSettings
 
+log = structlog.get_logger("holdfast.follow")
+
 PROBE_EVERY = 1.0
 """Seconds between questions to a broker that has nothing to tell."""
 PROBE_WITHIN = 2.0
+METADATA_EVERY = 5.0
+"""Seconds within which partitions are found that a topic was given meanwhile."""
 
 
 class Follower:
@@ -54,8 +59,8 @@ class Follower:
     async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
         """Runs until cancelled. Raises what reading raised, and what `take` raised.
 
-        `partitions` is the number of them by topic; `tails` bounds how many offsets of each partition of a topic
-        are read of what is there, from its end.
+        `partitions` is the number of them by topic; those that a topic is given later are read from their first
+        record. `tails` bounds how many offsets of each partition of a topic are read of what is there, from its end.
         """
         tails = tails or {}
         ends: dict[TopicPartition, int] = {}
@@ -63,7 +68,9 @@ class Follower:
             tps = [TopicPartition(topic, number) for number in range(count)]
             ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
         self._heard_at = time.monotonic()
-        consumer = self._consumer = reader(self._kafka, fetch_max_wait_ms=100)
+        consumer = self._consumer = reader(
+            self._kafka, fetch_max_wait_ms=100, metadata_max_age_ms=int(METADATA_EVERY * 1000)
+        )
         prober = reader(self._kafka, isolation_level="read_uncommitted") if self._behind_transactions else consumer
         try:
             for client in {consumer, prober}:
@@ -73,6 +80,14 @@ class Follower:
                 consumer.seek(tp, end)
             self.caught_up.set()
             while True:
+                for tp in _added(consumer, partitions, ends):
+                    log.info("a topic has grown, its new partition is followed", topic=tp.topic, partition=tp.partition)
+                    ends[tp] = 0
+                if len(ends) > len(consumer.assignment()):
+                    positions = {tp: await consumer.position(tp) for tp in consumer.assignment()}
+                    consumer.assign(list(ends))
+                    for tp in ends:
+                        consumer.seek(tp, positions.get(tp, 0))
                 batches = await consumer.getmany(timeout_ms=1000)
                 for records in batches.values():
                     self._take(records)
@@ -88,3 +103,11 @@ class Follower:
         finally:
             for client in {consumer, prober}:
                 await close(client)
+
+
+def _added(
+    consumer: AIOKafkaConsumer, topics: Iterable[str], known: Collection[TopicPartition]
+) -> list[TopicPartition]:
+    """The partitions of these topics that the cluster has by now and that are not known yet."""
+    there = (TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic) or ())
+    return [tp for tp in there if tp not in known]

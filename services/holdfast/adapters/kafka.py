@@ -679,14 +679,35 @@ async def read_to_end(
         await close(consumer)
 
 
+class KeyOrder:
+    """The order of each key's records: in a partition that of the offsets, and between two, as a topic that has grown
+    may have them, that of the times.
+    """
+
+    def __init__(self) -> None:
+        # The partition and time of each key's last record.
+        self._latest: dict[bytes, tuple[int, int]] = {}
+
+    def is_outdated(self, record: ConsumerRecord) -> bool:
+        """Whether a later one of its key has been asked about before, in another partition."""
+        if record.key is None:
+            return False
+        partition, at = self._latest.get(record.key, (record.partition, record.timestamp))
+        if partition != record.partition and at > record.timestamp:
+            return True
+        self._latest[record.key] = record.partition, record.timestamp
+        return False
+
+
 async def read_latest(
     kafka: KafkaSettings, topic: str, partitions: Iterable[int], *, complete: bool = False
 ) -> dict[str, bytes]:
     """The last value of each key, without those that were deleted; `complete` as in `read_to_end`."""
     latest: dict[str, bytes | None] = {}
+    order = KeyOrder()
 
     def take(records: Sequence[ConsumerRecord]) -> None:
-        latest.update((record.key.decode(), record.value) for record in records)
+        latest.update((record.key.decode(), record.value) for record in records if not order.is_outdated(record))
 
     await read_to_end(kafka, [TopicPartition(topic, number) for number in partitions], take, complete=complete)
     return {key: value for key, value in latest.items() if value is not None}
