@@ -84,7 +84,7 @@ class Command(Contract):
     model: Name
     action: Action
     version: Name | None = None
-    incident_id: str | None = None
+    incident_id: NonEmpty | None = None
     """For `acknowledge` and `resolve`; without it the open incident of `version` is meant."""
     actor: Said
     reason: Said

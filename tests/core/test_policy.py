@@ -89,6 +89,8 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
         ('model = "p"\n[breaker]\nmax_blocked_ratio = 1.0', "breaker.max_blocked_ratio", "less than 1"),
         ('model = "p"\n[[checks]]\nname = """two\nlines"""', "checks[two lines]", "a check needs `kind`"),
         ('model = "p"\n"two\\nlines" = 1', "two lines", "there is no such key"),
+        # No tally names more, so it could never be reached.
+        ('model = "p"\n[breaker]\nmin_entities = 33', "breaker.min_entities", "less than or equal to 32"),
         ('model = "p"\n[breaker]\nmin_seen = 0', "breaker.min_seen", "greater than or equal to 1"),
     ],
 )

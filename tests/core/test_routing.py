@@ -381,6 +381,14 @@ def test_versions_without_end_hold_the_route():
     model.tally(again.bad_version, 1, critical=1, failed=1)
     assert (standing(model.state), model.incidents[-1].incident_id) == (Standing.HELD, again.incident_id)
     assert model.command("resolve", incident_id=again.incident_id).outcome is Outcome.APPLIED
+    # Fenced by a person, it has one open incident, not two.
+    model.command("resume")
+    model.tally(again.bad_version, 1, critical=1, failed=1)
+    held = model.incidents[-1]
+    fenced = model.command("fence", again.bad_version)
+    latest = {incident.incident_id: incident for incident in model.incidents}
+    assert (latest[held.incident_id].status, latest[held.incident_id].resolved_by) == (IncidentStatus.RESOLVED, "ann")
+    assert (latest[fenced.incident_id].status, latest[fenced.incident_id].action) == ("triggered", "fenced")
     # One that has served is fenced all the same, also while the route is held.
     model.tally("v0", 1, critical=1, failed=1)
     assert "v0" in model.routes[-1].fenced
@@ -551,6 +559,20 @@ def test_a_hold_that_ends_without_a_version_left_stays_held():
     assert model.command("promote", "v2").outcome is Outcome.APPLIED
 
 
+@pytest.mark.parametrize("by", ["its end", "a resume"])
+def test_a_hold_on_a_model_that_never_had_a_version_leaves_it_without_one(by):
+    """Its predictions were judged without a route before, and are again."""
+    model = Model()
+    model.tally("v1", 1)
+    model.command("hold", expires_at=model.now + timedelta(minutes=5))
+    model.command("fence", "v2")
+    assert model.shows() == (None, "held")
+    if by == "a resume":
+        assert model.command("resume").outcome is Outcome.APPLIED
+    model.tick(minutes=5)
+    assert (standing(model.state), model.route.fenced) == (Standing.UNROUTED, ("v2",))
+
+
 @pytest.mark.parametrize("holds", [1, 2])
 def test_a_hold_over_the_breakers_hold_leaves_it_held_at_its_end(holds):
     """Nobody decided that a version may serve: the breaker held because there were too many switches."""
@@ -579,6 +601,17 @@ def test_an_unfence_that_was_granted_for_a_while_ends_by_itself():
     model.command("promote", "v2")
     model.tick(minutes=5)
     assert (model.shows(), model.route.fenced) == (("v1", "auto"), ("v2",))
+
+
+@pytest.mark.parametrize(("longer", "after", "fenced"), [(30, 29, ()), (30, 30, ("v2",)), (2, 2, ("v2",)), (None, 600, ())])
+def test_an_unfence_for_a_while_can_be_made_longer_or_shorter_or_for_good(longer, after, fenced):
+    model = Model().earn_good("v1")
+    model.command("fence", "v2")
+    model.command("unfence", "v2", expires_at=model.now + timedelta(minutes=5))
+    end = None if longer is None else model.now + timedelta(minutes=longer)
+    assert model.command("unfence", "v2", expires_at=end).outcome is Outcome.APPLIED
+    model.tick(minutes=after)
+    assert model.route.fenced == fenced
 
 
 def test_an_unfenced_version_is_a_candidate_with_a_clean_window():

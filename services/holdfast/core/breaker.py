@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.core.duration import Duration, format_duration
 from holdfast_schemas import Contract, Sample, Tally, UtcTime
+from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 BUCKETS = 10
 """A window of 30 s forgets in steps of 3 s."""
@@ -30,8 +31,8 @@ class BreakerPolicy(BaseModel):
     window: Duration = timedelta(seconds=30)
     min_seen: Annotated[int, Field(ge=1)] = 50
     """Fewer predictions in the window: too few to tell."""
-    min_entities: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Distinct entities among the failures."""
+    min_entities: Annotated[int, Field(ge=1, le=MAX_TALLY_ENTITIES)] = 5
+    """Distinct entities among the failures; no more than one tally names."""
     min_partitions: Annotated[int, Field(ge=1)] = 2
     """Distinct partitions among the failures, or all that were seen where those are fewer."""
     max_blocked_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -90,6 +91,13 @@ class Window(Contract):
             buckets.append(Bucket(start=now))
         room = MAX_SAMPLES - sum(len(bucket.samples) for bucket in buckets)
         buckets[-1] = buckets[-1].add(tally, room=room, min_entities=policy.min_entities)
+        # An entity counts once, and the newest are forgotten last: older buckets need not name more than is missing.
+        named = buckets[-1].entities
+        for place in range(len(buckets) - 2, -1, -1):
+            older = frozenset(sorted(buckets[place].entities - named)[: policy.min_entities - len(named)])
+            named |= older
+            if older != buckets[place].entities:
+                buckets[place] = buckets[place].model_copy(update={"entities": older})
         return self.model_copy(update={"buckets": tuple(buckets)})
 
     def at(self, now: datetime, policy: BreakerPolicy) -> Self:

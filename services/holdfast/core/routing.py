@@ -407,6 +407,8 @@ class _Turn:
             if actor == HOLDFAST:
                 self._set(switches=(*self.state.switches, self.now))
             action, detail = IncidentAction.SWITCHED, f"{name} is fenced; the route moved to {target}"
+        # One may be open of a version that was not fenced: it had held the route.
+        self._resolve_incident(name, actor)
         self._open_incident(name, action, incident_id, severity=severity, policy=policy, window=window)
         return detail
 
@@ -579,8 +581,8 @@ class _Turn:
             reason = "the hold has come to its end, and the breaker had held the route before"
             detail = "the route stays held; promote a version"
             self._move(None, RouteState.HELD, reason=reason, actor=HOLDFAST)
-        elif (target := self._resume_target()) is not None:
-            reason, detail = "the hold has come to its end", f"{target} serves again"
+        elif (target := self._resume_target()) is not None or self.state.resume_to is None:
+            reason, detail = "the hold has come to its end", _serves_again(target)
             self._move(target, RouteState.AUTO, reason=reason, actor=HOLDFAST)
         else:
             reason = "the hold has come to its end, but no version may serve"
@@ -617,7 +619,7 @@ class _Turn:
             reason=command.reason,
             detail=detail,
             command_id=command.command_id,
-            incident_id=(incident or next(iter(self._incidents), None)) if outcome is Outcome.APPLIED else None,
+            incident_id=next(reversed(self._incidents), incident) if outcome is Outcome.APPLIED else None,
         )
         commands = {**self.state.commands, command.command_id: self._audits[-1]}
         for oldest in list(commands)[:-REMEMBERED_COMMANDS]:
@@ -696,10 +698,13 @@ class _Turn:
         return f"the route is held: every output is blocked{_until(command.expires_at)}"
 
     def _resume(self, command: Command) -> str:
-        name = self._wanted(command, otherwise=self._resume_target())
-        self._refuse_fenced(name)
+        name = command.version or self._resume_target()
+        if name is not None:
+            self._refuse_fenced(name)
+        elif self.state.resume_to is not None:
+            raise _RefusedError("resume needs a version; name it")
         self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
-        return f"{name} serves again"
+        return _serves_again(name)
 
     def _fence_command(self, command: Command) -> str:
         name = self._wanted(command)
@@ -720,7 +725,10 @@ class _Turn:
     def _unfence(self, command: Command) -> str:
         name = self._wanted(command)
         if self.version(name).state is not VersionState.FENCED:
-            raise _RefusedError(f"{name} is not fenced; there is nothing to lift")
+            if self.version(name).fence_at is None:
+                raise _RefusedError(f"{name} is not fenced; there is nothing to lift")
+            self._set_version(name, fence_at=command.expires_at)
+            return f"{name} stays without a fence{_until(command.expires_at)}"
         self._set_version(name, state=VersionState.CANDIDATE, window=Window(), fence_at=command.expires_at)
         self._resolve_incident(name, command.actor)
         self._republish(reason=command.reason, actor=command.actor)
@@ -767,6 +775,10 @@ _HANDLERS: dict[Action, Callable[[_Turn, Command], str]] = {
     Action.ACKNOWLEDGE: _Turn._acknowledge,
     Action.RESOLVE: _Turn._resolve,
 }
+
+
+def _serves_again(name: str | None) -> str:
+    return f"{name} serves again" if name is not None else "the model is without a version, as it was before"
 
 
 def _until(end: datetime | None) -> str:
