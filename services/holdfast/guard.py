@@ -247,7 +247,8 @@ class GuardWork:
 
     def _put_aside(self, record: Record, reason: str) -> Out:
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
-        return record.timestamp, record.key, writable(record.value), _with(record.headers, ours)
+        key, value, theirs = writable(record)
+        return record.timestamp, key, value, _with(theirs, ours)
 
     def _source(self, record: Record) -> bytes:
         return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()

@@ -221,7 +221,8 @@ class SwitchWork:
         log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
         ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
-        return record.timestamp, record.key, writable(record.value), [*record.headers, *ours]
+        key, value, theirs = writable(record)
+        return record.timestamp, key, value, [*theirs, *ours]
 
     async def prepare(self) -> None:
         """Nobody else changes what it knows."""

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaProducer
 from redis.asyncio import Redis
 
 from e2e.stack import POLICY, Stack, headers
@@ -231,6 +232,18 @@ async def test_what_is_no_command_is_put_aside(stack):
         await stack.send([value], role="control", key=key)
     await stack.until(lambda: [r.value for r in stack.seen["malformed"]] == [value for value, _ in bad])
     assert all(headers(r)["holdfast-error"] and headers(r)["holdfast-source"] for r in stack.seen["malformed"])
+    assert (await stack.command("odd", "hold"))["outcome"] == "applied"
+
+
+@pytest.mark.parametrize(("key", "header"), [(b"k" * 4_000_000, b""), (b"odd", b"h" * 4_000_000)])
+async def test_of_a_command_that_no_topic_takes_with_a_reason_the_beginning_is_put_aside(stack, key, header):
+    before = len(stack.seen["malformed"])
+    producer = AIOKafkaProducer(bootstrap_servers=stack.kafka.bootstrap, max_request_size=16_000_000)
+    async with producer:
+        await producer.send_and_wait(stack.topic("control"), b"{" * 190_000, key=key, headers=[("h", header)])
+    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is put aside")
+    out = stack.seen["malformed"][-1]
+    assert (len(out.key), len(out.value), len(headers(out)["holdfast-error"]) > 0) == (min(len(key), 2**18), 190_000, True)
     assert (await stack.command("odd", "hold"))["outcome"] == "applied"
 
 

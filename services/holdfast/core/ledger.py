@@ -32,8 +32,8 @@ import numpy as np
 from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.judge import Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.policy import Policy, PolicySet, Remembered
-from holdfast.core.record import Record, writable
-from holdfast_schemas import Header, Route, RouteState, Tally, Verdict
+from holdfast.core.record import MAX_KEY_BYTES, Record
+from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 4000
 """Records of one stream held while the others catch up."""
@@ -188,10 +188,11 @@ class Frontier:
 def identity(record: Record) -> bytes:
     """What a prediction and its approved record have in common."""
     digest = hashlib.blake2b(digest_size=IDENTITY_BYTES)
-    key = record.key
-    digest.update(f"{record.timestamp} {-1 if key is None else len(key)} {record.value is None} ".encode())
-    digest.update(key or b"")
-    digest.update(writable(record.value) or b"")
+    # As far as every topic takes them.
+    key, value = (record.key or b"")[:MAX_KEY_BYTES], (record.value or b"")[:MAX_VALUE_BYTES]
+    digest.update(f"{record.timestamp} {-1 if record.key is None else len(key)} {record.value is None} ".encode())
+    digest.update(key)
+    digest.update(value)
     return digest.digest()
 
 

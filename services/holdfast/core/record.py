@@ -21,6 +21,14 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
-def writable(value: bytes | None) -> bytes | None:
-    """What is written of a value that is put aside: the beginning of one that no topic takes whole."""
-    return value and value[:MAX_VALUE_BYTES]
+MAX_KEY_BYTES = MAX_HEADERS_BYTES = 256 * 1024
+
+
+def writable(record: Record) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+    """Key, value and headers of a record that is put aside, as far as every topic takes them.
+
+    Of a key or value that is too long the beginning, and of headers that are too long none.
+    """
+    size = sum(len(name) + len(value or b"") for name, value in record.headers)
+    headers = list(record.headers) if size <= MAX_HEADERS_BYTES else []
+    return record.key and record.key[:MAX_KEY_BYTES], record.value and record.value[:MAX_VALUE_BYTES], headers
