@@ -116,6 +116,11 @@ class Mirror:
             up, error = True, None
         except RedisUnavailable as failure:
             up, error = False, str(failure)
+        except Exception as failure:
+            # What Redis answers must not end the switch.
+            up, error = False, describe(failure)
+        if not up:
+            self._fresh |= fresh
         if up != self.up:
             if up:
                 log.info("routes are mirrored to Redis")

@@ -117,8 +117,19 @@ def test_what_was_done_names_the_alert(action: IncidentAction, routed_to: str | 
     [
         ({}, NOW, NOW + LASTS),
         ({"opened_at": NOW - timedelta(days=3)}, NOW - timedelta(days=3), NOW + LASTS),
-        # A switch whose clock is ahead, or went back: Alertmanager refuses an end before the start.
-        ({"opened_at": NOW + timedelta(hours=1)}, NOW + timedelta(hours=1), NOW + timedelta(hours=1) + LASTS),
+        # A switch whose clock is ahead, or went back: what ends in the future fires on, and Alertmanager refuses an
+        # end before the start.
+        ({"opened_at": NOW + timedelta(hours=1)}, NOW, NOW + LASTS),
+        (
+            {
+                "status": IncidentStatus.RESOLVED,
+                "opened_at": NOW + timedelta(hours=1),
+                "resolved_at": NOW + timedelta(hours=2),
+            },
+            NOW,
+            NOW,
+        ),
+        ({"status": IncidentStatus.RESOLVED, "resolved_at": NOW + timedelta(hours=1)}, NOW, NOW),
         ({"status": IncidentStatus.RESOLVED, "resolved_at": NOW}, NOW, NOW),
         ({"status": IncidentStatus.RESOLVED, "resolved_at": NOW - timedelta(hours=1)}, NOW, NOW),
         ({"status": IncidentStatus.RESOLVED}, NOW, NOW),

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from backends import RedisServer
+from holdfast.adapters.metrics import REDIS_REPAIRS
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
+from holdfast.settings import Settings
+from holdfast.switch import Mirror
 from holdfast_schemas import Route, RouteState, redis_route_key, redis_state_key
 
 ROUTE_KEY = "holdfast:{pricing}:route"
@@ -246,6 +249,59 @@ async def test_a_stopped_server_is_an_error_and_its_return_is_noticed(
     await mirror.ping()
     await mirror.publish_all([a_route(2)])
     assert await mirror.publish(a_route(2)) is PublishOutcome.UNCHANGED
+
+
+def quick(url: str) -> Settings:
+    return Settings.model_validate({"redis": {"url": url, "reassert_every": "1s"}})
+
+
+async def test_what_redis_missed_is_no_repair_once_it_is_back(redis: Redis, redis_server: RedisServer) -> None:
+    """Repairs are what somebody else has lost or damaged."""
+    before = REDIS_REPAIRS._value.get()
+    redis_server.kill()
+    mirror = Mirror(quick(redis_server.url))
+    running = asyncio.create_task(mirror.run())
+    try:
+        mirror.show(a_route(5, "v5"))
+        async with asyncio.timeout(GENEROUS):
+            while mirror.up is not False:
+                await asyncio.sleep(0.01)
+            redis_server.start()
+            while not mirror.up:
+                await asyncio.sleep(0.01)
+        assert await redis.get(ROUTE_KEY) == "v5"
+        assert REDIS_REPAIRS._value.get() == before
+        redis_server.flush()
+        async with asyncio.timeout(GENEROUS):
+            while await redis.get(ROUTE_KEY) != "v5":
+                await asyncio.sleep(0.01)
+            while REDIS_REPAIRS._value.get() != before + 1:
+                await asyncio.sleep(0.01)
+    finally:
+        if not redis_server.running:
+            redis_server.start()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_answer_that_nobody_expects_does_not_end_the_mirror() -> None:
+    """The switch goes on without Redis, whatever stands at its address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(b":77\r\n")
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        mirror = Mirror(quick(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        running = asyncio.create_task(mirror.run())
+        mirror.show(a_route(5))
+        async with asyncio.timeout(GENEROUS):
+            while mirror.up is not False:
+                await asyncio.sleep(0.01)
+        done, _ = await asyncio.wait([running], timeout=2.5)
+        assert not done
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_full_server_still_takes_a_switch(mirror: RouteMirror, redis: Redis) -> None:

@@ -121,10 +121,10 @@ class _Login(httpx.Auth):
 
 def alert(incident: Incident, *, console_url: str, now: datetime, lasts: timedelta) -> Alert:
     """The incident as an alert: firing for `lasts` from `now` on, or ended when it was resolved."""
-    if incident.status is IncidentStatus.RESOLVED:
-        ends = max(incident.resolved_at or now, incident.opened_at)
-    else:
-        ends = max(now, incident.opened_at) + lasts
+    # The switch's clock may be ahead: what ends in the future fires until then.
+    starts = min(incident.opened_at, now)
+    over = incident.status is IncidentStatus.RESOLVED
+    ends = max(min(incident.resolved_at or now, now), starts) if over else now + lasts
     link = f"{console_url.rstrip('/')}/?q={quote(incident.incident_id, safe='')}"
     annotations = {
         "summary": _summary(incident),
@@ -149,7 +149,7 @@ def alert(incident: Incident, *, console_url: str, now: datetime, lasts: timedel
             "incident_id": incident.incident_id,
         },
         "annotations": {name: text for name, text in annotations.items() if text},
-        "startsAt": incident.opened_at.isoformat(),
+        "startsAt": starts.isoformat(),
         "endsAt": ends.isoformat(),
         "generatorURL": link,
     }
