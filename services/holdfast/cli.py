@@ -234,7 +234,11 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     found = perform(lambda: run(look()))
 
     def display(console: Console) -> None:
-        marks = {Health.OK: "[green]ok[/]", Health.WARNING: "[yellow]look[/]", Health.FAILED: "[bold red]bad[/]"}
+        marks = {
+            Health.OK: Text("ok", style="green"),
+            Health.WARNING: Text("look", style="yellow"),
+            Health.FAILED: Text("bad", style="bold red"),
+        }
         table = Table.grid(padding=(0, 2))
         for one in found:
             text = Text(one.finding + (f". {one.advice}" if one.advice else ""))

@@ -33,6 +33,7 @@ from holdfast.terminal import (
     run,
     show,
     show_line,
+    warn,
 )
 from holdfast_schemas import (
     Action,
@@ -297,6 +298,8 @@ async def _wait_for(settings: Settings, promoted: AuditRecord, at_most: timedelt
             async for change in follow_promotion(settings, promoted):
                 _print_change(change, as_json)
     except TimeoutError:
+        # A reader waits in silence where Kafka is away; this says so.
+        await read_routes(settings)
         raise Refused(
             f"{promoted.version} has not earned good within the time given, and was not fenced either. "
             f"It goes on serving; see whether it gets predictions: holdfast route show {promoted.model}"
@@ -323,7 +326,7 @@ def incidents_list(
 
     def action() -> list[Incident]:
         settings = load_settings(config)
-        incidents = list(run(read_incidents(settings)).values())
+        incidents = list(run(read_incidents(settings, warn)).values())
         if model is not None and all(model != incident.model for incident in incidents):
             _refuse_unknown(model, _known_models(settings, run(read_routes(settings))))
         return [
@@ -377,8 +380,11 @@ def _what_was_done(incident: Incident) -> str:
 
 def _find(settings: Settings, prefix: str) -> Incident:
     """By id, or by an unambiguous beginning of it. Raises Refused."""
-    incidents = run(read_incidents(settings))
-    found = [incident for key, incident in incidents.items() if key.startswith(prefix)]
+    if not prefix:
+        raise Refused("Name the incident by its id, or the beginning of it. See their ids: holdfast incidents list")
+    incidents = run(read_incidents(settings, warn))
+    whole = [incidents[prefix]] if prefix in incidents else []
+    found = whole or [incident for key, incident in incidents.items() if key.startswith(prefix)]
     if len(found) != 1:
         what = "is not known" if not found else f"fits {len(found)} incidents"
         raise Refused(f"The incident {prefix} {what}. See their ids: holdfast incidents list --all")

@@ -6,7 +6,6 @@ released again. The transactional id is the same for everybody, so of two who re
 first is fenced and publishes nothing more.
 """
 
-import json
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, ProducerFenced
 from aiokafka.structs import ConsumerRecord
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from holdfast.adapters.batches import Headers, Out
+from holdfast.adapters.commands import parse_stored
 from holdfast.adapters.kafka import (
     MAX_BATCH_BYTES,
     MAX_REQUEST_BYTES,
@@ -37,7 +38,8 @@ from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import load_policies
 from holdfast.core.checks import Memory
-from holdfast.core.judge import decode_by_model, judge
+from holdfast.core.duration import format_duration
+from holdfast.core.judge import decode_by_model, judge, strict_json
 from holdfast.core.policy import PolicySet
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
@@ -51,6 +53,17 @@ CLOCK_MARGIN = timedelta(hours=1)
 """How far ahead a producer's clock may be; Kafka refuses records beyond that by default."""
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
 _OURS = frozenset(header.value for header in Header)
+
+
+class _Decision(msgspec.Struct):
+    """What is read of an audit record."""
+
+    action: str
+    outcome: str
+    source: str | None = None
+
+
+_AUDIT = msgspec.json.Decoder(_Decision)
 
 
 class Answer(StrEnum):
@@ -101,7 +114,8 @@ class Blocked:
     @classmethod
     def of(cls, record: ConsumerRecord) -> "Blocked":
         """Raises ValueError for a record that no guard wrote."""
-        headers = dict(record.headers)
+        # Kafka knows headers without a value.
+        headers = {name: value or b"" for name, value in record.headers}
         return cls(
             headers.get(Header.SOURCE.value, b"").decode(),
             datetime.fromtimestamp(record.timestamp / 1000, utc_now().tzinfo),
@@ -113,10 +127,11 @@ class Blocked:
 
     def facts(self) -> dict[str, Any]:
         """For printing: JSON values."""
+        value = self.record.value or b""
         try:
-            prediction: Any = json.loads(self.record.value)
-        except ValueError:
-            prediction = self.record.value.decode("utf-8", "replace")
+            prediction = strict_json(value)
+        except (ValueError, RecursionError):
+            prediction = value.decode("utf-8", "replace")
         return {
             "source": self.source,
             "at": self.at.isoformat(),
@@ -242,9 +257,17 @@ async def _released_before(settings: Settings, partitions: int) -> set[str]:
     def take(records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             # Cheap first: most audit records are of other things.
-            if b'"release"' in record.value:
-                audit = AuditRecord.model_validate_json(record.value)
-                if audit.action == ACTION and audit.outcome is Outcome.APPLIED and audit.source is not None:
+            if b'"release"' in (record.value or b""):
+                try:
+                    audit = _AUDIT.decode(record.value)
+                except msgspec.MsgspecError:
+                    raise KafkaUnavailable(
+                        f"The record {record.topic}/{record.partition}/{record.offset} speaks of a release and cannot "
+                        "be read, so that something could be released twice. Only Holdfast may write there; release "
+                        f"again once it is older than {format_duration(settings.release.max_age + 2 * CLOCK_MARGIN)}, "
+                        "or remove it."
+                    ) from None
+                if (audit.action, audit.outcome) == (ACTION, Outcome.APPLIED) and audit.source is not None:
                     sources.add(audit.source)
 
     tps = [TopicPartition(settings.topics.audit, number) for number in range(partitions)]
@@ -319,7 +342,7 @@ class _Run:
             memory_end,
             newest,
             ends[tp],
-            {model: Route.model_validate_json(route) for model, route in routes.items()},
+            {model: parse_stored(Route, topics.routes, model, route) for model, route in routes.items()},
         )
 
     async def _release(self, some: Sequence[Blocked], judge: _Judge) -> None:
@@ -349,7 +372,8 @@ class _Run:
         # A time in the future is no proof of youth.
         if not -CLOCK_MARGIN <= now - one.at <= self.settings.release.max_age:
             return Released(one.source, Answer.TOO_OLD)
-        if not self.superseded and by.newest.get(one.record.key, 0) > one.record.timestamp:
+        key = one.record.key
+        if not self.superseded and key is not None and by.newest.get(key, 0) > one.record.timestamp:
             return Released(one.source, Answer.SUPERSEDED)
         groups, malformed = decode_by_model(self.policies, [one.record.value])
         if malformed:
@@ -370,7 +394,8 @@ class _Run:
             return Released(one.source, Answer.STILL_FAILS, findings)
         # At-least-once delivery may have blocked it twice.
         self.done.add(one.source)
-        by.newest[one.record.key] = max(one.record.timestamp, by.newest.get(one.record.key, 0))
+        if key is not None:
+            by.newest[key] = max(one.record.timestamp, by.newest.get(key, 0))
         return Released(one.source, Answer.WOULD_BE_RELEASED, findings)
 
     def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], route: Route | None) -> list[Write]:

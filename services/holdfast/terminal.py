@@ -7,14 +7,15 @@ import logging
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError, describe
@@ -39,10 +40,30 @@ class Refused(HoldfastError):  # noqa: N818  an answer, not a failure of the pro
     """What was asked for was not done; the message says why."""
 
 
+_CONTROLS = dict.fromkeys([*range(10), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+"""But for the line feed."""
+
+
+class Terminal(Console):
+    """Prints texts as they are: what producers and other people wrote cannot colour, move or command it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(segment.text.translate(_CONTROLS), segment.style)
+
+
 def fail(message: str) -> None:
     """Print one sentence and end with exit code 1."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+    Terminal(stderr=True, soft_wrap=True).print(message)
     raise typer.Exit(1)
+
+
+def warn(message: str) -> None:
+    """Say on standard error what is left out of the answer."""
+    Terminal(stderr=True, soft_wrap=True).print(f"Left out: {message}")
 
 
 def perform(action: Callable[[], T]) -> T:
@@ -60,9 +81,13 @@ def perform(action: Callable[[], T]) -> T:
     except typer.Exit:
         raise
     except Exception as error:
-        with tempfile.NamedTemporaryFile("w", prefix="holdfast-", suffix=".log", delete=False) as log:
-            traceback.print_exc(file=log)
-        fail(f"Unexpected failure: {describe(error)}. Please report it, with what is in {log.name}.")
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="holdfast-", suffix=".log", delete=False) as log:
+                traceback.print_exc(file=log)
+            kept = f"with what is in {log.name}"
+        except OSError as full:
+            kept = f"and make room first: where it arose could not be written down ({describe(full)})"
+        fail(f"Unexpected failure: {describe(error)}. Please report it, {kept}.")
         raise
 
 
@@ -79,12 +104,12 @@ def show(as_json: bool, facts: Any, display: Callable[[Console], None]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:
-        display(Console(highlight=False))
+        display(Terminal())
 
 
 def show_line(as_json: bool, facts: Any, text: str) -> None:
     """Print one line at once, also into a pipe: an event of a command that goes on."""
-    sys.stdout.write((json.dumps(facts) if as_json else text) + "\n")
+    sys.stdout.write((json.dumps(facts) if as_json else text.translate(_CONTROLS)) + "\n")
     sys.stdout.flush()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -251,6 +251,12 @@ async def test_a_stopped_server_is_an_error_and_its_return_is_noticed(
     assert await mirror.publish(a_route(2)) is PublishOutcome.UNCHANGED
 
 
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(GENEROUS):
+        while not true():  # noqa: ASYNC110  the mirror has no event for it
+            await asyncio.sleep(0.01)
+
+
 def quick(url: str) -> Settings:
     return Settings.model_validate({"redis": {"url": url, "reassert_every": "1s"}})
 
@@ -263,20 +269,14 @@ async def test_what_redis_missed_is_no_repair_once_it_is_back(redis: Redis, redi
     running = asyncio.create_task(mirror.run())
     try:
         mirror.show(a_route(5, "v5"))
-        async with asyncio.timeout(GENEROUS):
-            while mirror.up is not False:
-                await asyncio.sleep(0.01)
-            redis_server.start()
-            while not mirror.up:
-                await asyncio.sleep(0.01)
+        await until(lambda: mirror.up is False)
+        redis_server.start()
+        await until(lambda: mirror.up is True)
         assert await redis.get(ROUTE_KEY) == "v5"
         assert REDIS_REPAIRS._value.get() == before
         redis_server.flush()
-        async with asyncio.timeout(GENEROUS):
-            while await redis.get(ROUTE_KEY) != "v5":
-                await asyncio.sleep(0.01)
-            while REDIS_REPAIRS._value.get() != before + 1:
-                await asyncio.sleep(0.01)
+        await until(lambda: REDIS_REPAIRS._value.get() == before + 1)
+        assert await redis.get(ROUTE_KEY) == "v5"
     finally:
         if not redis_server.running:
             redis_server.start()
@@ -295,9 +295,7 @@ async def test_an_answer_that_nobody_expects_does_not_end_the_mirror() -> None:
         mirror = Mirror(quick(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
         running = asyncio.create_task(mirror.run())
         mirror.show(a_route(5))
-        async with asyncio.timeout(GENEROUS):
-            while mirror.up is not False:
-                await asyncio.sleep(0.01)
+        await until(lambda: mirror.up is False)
         done, _ = await asyncio.wait([running], timeout=2.5)
         assert not done
         running.cancel()

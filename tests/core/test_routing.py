@@ -603,7 +603,9 @@ def test_an_unfence_that_was_granted_for_a_while_ends_by_itself():
     assert (model.shows(), model.route.fenced) == (("v1", "auto"), ("v2",))
 
 
-@pytest.mark.parametrize(("longer", "after", "fenced"), [(30, 29, ()), (30, 30, ("v2",)), (2, 2, ("v2",)), (None, 600, ())])
+@pytest.mark.parametrize(
+    ("longer", "after", "fenced"), [(30, 29, ()), (30, 30, ("v2",)), (2, 2, ("v2",)), (None, 600, ())]
+)
 def test_an_unfence_for_a_while_can_be_made_longer_or_shorter_or_for_good(longer, after, fenced):
     model = Model().earn_good("v1")
     model.command("fence", "v2")

@@ -227,7 +227,8 @@ async def test_wrong_usage_is_exit_code_2(config, arguments, says):
     [
         (["incidents", "show", "nowhere"], "The incident nowhere is not known. See their ids: holdfast incidents list"),
         (["incidents", "ack", "nowhere", "-r", "x"], "The incident nowhere is not known."),
-        (["incidents", "show", ""], "fits"),
+        (["incidents", "show", ""], "Name the incident by its id, or the beginning of it."),
+        (["incidents", "resolve", "", "-r", "x"], "Name the incident by its id, or the beginning of it."),
         (["blocked", "release", "evidence", "-r", "x", "--check", "none"], "Nothing of evidence that fits was blocked"),
         (["route", "hold", "plain", "-r", "x", "--actor", "holdfast"], "'holdfast' names automatic decisions; say who"),
         (["route", "promote", "plain", "-r", "x", "--from-mlflow", "pricing"], "pricing names no registered version."),

@@ -218,6 +218,32 @@ async def test_a_record_that_is_there_twice_or_is_nobodys(stack):
     assert len(released(stack)) == 1
 
 
+async def test_records_without_a_key_do_not_overtake_one_another(stack):
+    """Nobody can say that they are of the same entity."""
+    await stack.start("guard")
+    now = int(time.time() * 1000)
+    for n in range(3):
+        event = stack.prediction(MODEL, "v1", f"SKU-{n}", 2.0)
+        await stack.send([json.dumps(event).encode()], timestamp_ms=now - 1000 * n, partition=0)
+    await stack.until(lambda: len(stack.seen["blocked"]) == 3)
+    assert {record.key for record in stack.seen["blocked"]} == {None}
+    stack.write_policy(MODEL, TODAY)
+    said = await release(stack, "--json")
+    assert (said.code, said.facts["counts"]) == (0, {"released": 3})
+
+
+async def test_a_release_that_cannot_be_read_keeps_everything_back(stack):
+    """It may be of any of them."""
+    await block(stack, 2.0)
+    stack.write_policy(MODEL, TODAY)
+    await stack.send([b'{"action": "release", "outcome": '], role="audit", key=b"other")
+    said = await release(stack)
+    assert said.code == 1
+    assert f"The record {stack.topic('audit')}/0/0 speaks of a release and cannot be read" in said.flat()
+    await stack.settled()
+    assert released(stack) == []
+
+
 def wanted():
     return releasing.Wanted(MODEL, datetime.fromtimestamp(0, UTC))
 

@@ -6,14 +6,15 @@ from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from pydantic import ValidationError
 
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
-from holdfast_schemas import AuditRecord, Command, Incident, Outcome, Route, utc_now
+from holdfast_schemas import AuditRecord, Command, Contract, Incident, Outcome, Route, utc_now
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Contract)
 OUTCOME_WITHIN = 15.0
 """Seconds to wait for the switch."""
 
@@ -39,9 +40,11 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
             while True:
                 for records in (await answers.getmany(timeout_ms=1000)).values():
                     for record in records:
-                        audit = AuditRecord.model_validate_json(record.value)
-                        if audit.command_id == command.command_id:
-                            return audit
+                        # Others may be by a newer Holdfast, which this one cannot read.
+                        if command.command_id.encode() in (record.value or b""):
+                            audit = parse_stored(AuditRecord, settings.topics.audit, command.model, record.value)
+                            if audit.command_id == command.command_id:
+                                return audit
     except TimeoutError:
         raise KafkaUnavailable(
             f"The command was written, but no switch answered within {OUTCOME_WITHIN:g} s. Start a switch: it will "
@@ -112,7 +115,7 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
             for record in (await states.getmany(tp, timeout_ms=1000)).get(tp, []):
                 if record.key != model.encode() or record.value is None:
                     continue
-                state = ModelState.model_validate_json(record.value)
+                state = parse_stored(ModelState, settings.topics.state, model, record.value)
                 if state.route is None or state.route.epoch < promoted.epoch:
                     continue
                 change = _fate(version, state, state.route)
@@ -150,23 +153,50 @@ def _fate(version: str, state: ModelState, route: Route) -> tuple[str, Outcome, 
 
 async def read_routes(settings: Settings) -> dict[str, Route]:
     """The routes of all models as they are now. Raises KafkaUnavailable."""
-    return await _latest(settings, "routes", Route.model_validate_json)
+    return await _latest(settings, "routes", Route)
 
 
 async def read_states(settings: Settings) -> dict[str, ModelState]:
     """What the switch knows of each model. Raises KafkaUnavailable."""
-    return await _latest(settings, "state", ModelState.model_validate_json)
+    return await _latest(settings, "state", ModelState)
 
 
-async def read_incidents(settings: Settings) -> dict[str, Incident]:
-    """Every incident within the topic's retention, as it is now, by id. Raises KafkaUnavailable."""
-    return await _latest(settings, "incidents", Incident.model_validate_json)
+async def read_incidents(settings: Settings, left_out: Callable[[str], None]) -> dict[str, Incident]:
+    """Every incident within the topic's retention, as it is now, by id. Raises KafkaUnavailable.
+
+    Of one that cannot be read `left_out` is told: people need the rest all the more.
+    """
+    return await _latest(settings, "incidents", Incident, left_out)
 
 
-async def _latest(settings: Settings, role: str, parse: Callable[[bytes], T]) -> dict[str, T]:
+async def _latest(
+    settings: Settings, role: str, kind: type[T], left_out: Callable[[str], None] | None = None
+) -> dict[str, T]:
     counts = await check_topics(settings, [role])
+    topic = getattr(settings.topics, role)
     try:
-        latest = await read_latest(settings.kafka, getattr(settings.topics, role), range(counts[role]))
+        latest = await read_latest(settings.kafka, topic, range(counts[role]))
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    return {key: parse(value) for key, value in latest.items()}
+    found: dict[str, T] = {}
+    for key, value in latest.items():
+        try:
+            found[key] = parse_stored(kind, topic, key, value)
+        except KafkaUnavailable as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+    return found
+
+
+def parse_stored(kind: type[T], topic: str, key: str, value: bytes) -> T:
+    """What Holdfast has written. Raises KafkaUnavailable where that cannot be read."""
+    try:
+        return kind.model_validate_json(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "value"
+        raise KafkaUnavailable(
+            f"The record of {key!r} in {topic} cannot be read: {where}: {first['msg']}. Only Holdfast may write there; "
+            "if a newer one did, use that version here too."
+        ) from None

@@ -402,10 +402,15 @@ def _readable(raw: bytes | None) -> Any:
     raw = raw or b""
     if len(raw) <= MAX_SAMPLE_BYTES and raw.count(b"[") + raw.count(b"{") < 100:
         try:
-            return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite_float)
+            return strict_json(raw)
         except (ValueError, RecursionError):
             pass
     return raw[:MAX_SAMPLE_BYTES].decode("utf-8", "replace")
+
+
+def strict_json(raw: bytes) -> Any:
+    """What JSON can hold, and so can be printed as JSON again. Raises ValueError and RecursionError."""
+    return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _refuse_constant(name: str) -> Any:
