@@ -51,6 +51,7 @@ from holdfast.adapters.http import (
 )
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.policies import known_models
 from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
 from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
@@ -298,9 +299,13 @@ class Api:
         audit = self.board.outcomes.get(command_id)
         if audit is None:
             self._count_against_limit(who)
-            audit = await self._send(
-                Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
-            )
+            command = Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
+            self._refuse_unknown(command.model)
+            if key is not None:
+                self._keys[command_id.rpartition("-")[0]] = command_id
+                if len(self._keys) > REMEMBERED_KEYS:
+                    del self._keys[next(iter(self._keys))]
+            audit = await self._send(command)
         if audit.outcome is Outcome.REFUSED:
             outcome = audit.model_dump(mode="json", exclude_none=True)
             raise ProblemError(409, "refused", "The command was refused", f"Refused: {audit.detail}.", outcome=outcome)
@@ -320,10 +325,18 @@ class Api:
                 "The Idempotency-Key came with another request before",
                 "Nothing was done. Choose a new key for a new command.",
             )
-        self._keys[named] = command_id
-        if len(self._keys) > REMEMBERED_KEYS:
-            del self._keys[next(iter(self._keys))]
         return command_id
+
+    def _refuse_unknown(self, model: str) -> None:
+        """Raises ProblemError (404)."""
+        if model in self.board.models or model in known_models(self.settings.policies, ()):
+            return
+        raise ProblemError(
+            404,
+            "no-such-model",
+            "No such model",
+            f"There is no model {model} with a route or a policy here. Check the name, or write its policy.",
+        )
 
     def _count_against_limit(self, who: Principal) -> None:
         if self._limiter.hit(self._limit, who.name):
@@ -358,7 +371,13 @@ class Api:
                 written = True
                 return await self.board.outcome(command.command_id)
         except KafkaUnavailable as error:
-            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
+            raise ProblemError(
+                503,
+                "kafka-unavailable",
+                "Kafka cannot be used",
+                f"{error} The command may have been written before: see the audit for {command.command_id}.",
+                command_id=command.command_id,
+            ) from None
         except TimeoutError:
             what = (
                 f"The command was written, but no switch answered within {seconds:g} s. It will be carried out as soon "
@@ -598,8 +617,7 @@ def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
         operation_id=action.value,
         summary=summary,
         response_model=AuditRecord,
-        responses=problem_responses(400, 401, 403, 409, 413, 421, 422, 429, 503, 504)
-        | ({} if body is not AskIncident else problem_responses(404)),
+        responses=problem_responses(400, 401, 403, 404, 409, 413, 421, 422, 429, 503, 504),
         tags=["command"],
     )(command)
 
@@ -681,6 +699,8 @@ async def login_page(request: Request, next: str = "/") -> Response:  # noqa: A0
 async def login(request: Request) -> Response:
     """Takes the form's token into the cookie."""
     api: Api = request.app.state.api
+    if api.local is not None:
+        return RedirectResponse("/", 303)
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token, wanted = form.get("token", [""])[0].strip(), form.get("next", ["/"])[0]
     if api.who(token) is None:
@@ -741,7 +761,7 @@ def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
         app.router.routes += [Endpoint(path, service) for path in OWN_PATHS]
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     app.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
-    return Edge(app, None if api.local is None else LOOPBACK_NAMES)
+    return Edge(app, None if api.local is None else LOOPBACK_NAMES | {api.settings.api.host})
 
 
 async def serve(settings: Settings) -> None:

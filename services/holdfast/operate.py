@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, read_states, send_command
-from holdfast.adapters.policies import load_policies
-from holdfast.core.policy import PolicyError
+from holdfast.adapters.policies import known_models
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
@@ -63,14 +62,6 @@ ModelArgument = Annotated[str, typer.Argument(help="The model.", metavar="MODEL"
 # What is
 
 
-def _known_models(settings: Settings, routed: Iterable[str]) -> set[str]:
-    """Every model with a route or a policy."""
-    try:
-        return {*routed, *load_policies(settings.policies).policies}
-    except PolicyError:  # A person's machine need not have the policies.
-        return set(routed)
-
-
 def _refuse_unknown(model: str, known: Collection[str]) -> None:
     if model not in known:
         there_are = ", ".join(sorted(known)) or "none yet"
@@ -94,7 +85,7 @@ def route_show(
         settings = load_settings(config)
         routes = run(read_routes(settings))
         if model is not None and model not in routes:
-            _refuse_unknown(model, _known_models(settings, routes))
+            _refuse_unknown(model, known_models(settings.policies, routes))
             raise Refused(f"{model} has no route yet. Give it one: holdfast route promote {model} VERSION --reason …")
         shown = [routes[model]] if model is not None else [route for _, route in sorted(routes.items())]
         chosen = any(route.state is not RouteState.AUTO for route in shown)
@@ -186,8 +177,7 @@ def _send(
     )
 
     async def send() -> AuditRecord:
-        # A model that is mistyped would get a route of its own.
-        _refuse_unknown(model, _known_models(settings, await read_routes(settings)))
+        _refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
         return await send_command(settings, command)
 
     return run(send())
@@ -328,7 +318,7 @@ def incidents_list(
         settings = load_settings(config)
         incidents = list(run(read_incidents(settings, warn)).values())
         if model is not None and all(model != incident.model for incident in incidents):
-            _refuse_unknown(model, _known_models(settings, run(read_routes(settings))))
+            _refuse_unknown(model, known_models(settings.policies, run(read_routes(settings))))
         return [
             incident
             for incident in sorted(incidents, key=lambda incident: incident.opened_at, reverse=True)
@@ -514,7 +504,7 @@ def _wanted(
 
 async def _nothing_blocked(settings: Settings, model: str) -> str:
     """A sentence for a model of which nothing was found. Raises Refused where the model is not known at all."""
-    _refuse_unknown(model, _known_models(settings, await read_routes(settings)))
+    _refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
     return f"Nothing of {model} that fits was blocked in that time."
 
 

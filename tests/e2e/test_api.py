@@ -14,10 +14,12 @@ import pytest
 import pytest_asyncio
 import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
-from stack import Stack, Worker
+from stack import POLICY, Stack, Worker
 
 from backends import Kafka, RedisServer
 from holdfast.adapters.access import MAY_SEND, Role, create_token
+from holdfast.api import Api, make_app
+from holdfast.settings import Settings
 from holdfast_schemas import Action
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -89,6 +91,7 @@ async def site(
 @pytest.fixture
 def served(site: Served, unique: str) -> Served:
     """The same, and a model of the test's own."""
+    site.stack.write_policy(unique, POLICY)
     return Served(site.stack, site.api, site.tokens, unique)
 
 
@@ -240,13 +243,26 @@ async def test_the_same_key_is_carried_out_once(served: Served) -> None:
     assert {a["audit_id"] for a in holds} == {first.json()["audit_id"]}
 
 
+async def test_a_command_that_was_not_sent_leaves_its_key_unused(served: Served) -> None:
+    """A mistyped model or incident is refused, makes no route, and can be put right with the same key."""
+    key = uuid.uuid4().hex
+    document = problem(await served.post("hold", key=key, model=f"{served.model}x"), 404, "no-such-model")
+    assert f"{served.model}x" in document["detail"]
+    async with served("admin") as client:
+        body = {"incident_id": "nowhere", "reason": "r"}
+        answer = await client.post("/commands/resolve", json=body, headers={"Idempotency-Key": key})
+    problem(answer, 404, "no-such-incident")
+    assert (await served.post("hold", key=key)).status_code == 200
+    assert served.stack.routes(f"{served.model}x") == []
+
+
 async def test_without_a_switch_the_answer_says_what_will_become_of_it(
     kafka: Kafka, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """504; the command is carried out when a switch starts, and the same key then answers its outcome."""
     token, line = create_token("ann", Role.ADMIN)
     settings = {"api": {"tokens": [line], "outcome_within": "500ms"}}
-    async with Stack(kafka, redis_server.url, {}, folder=tmp_path, settings=settings) as stack:
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=settings) as stack:
         (api,) = await stack.start("api")
         served = Served(stack, api, {"admin": token, "viewer": token})
         document = problem(await served.post("hold", key="k"), 504, "no-outcome")
@@ -262,7 +278,7 @@ async def test_commands_are_limited_for_each_token(kafka: Kafka, redis_server: R
     """429 with Retry-After; reading goes on, and so do others' commands."""
     (ann, ann_line), (bob, bob_line) = create_token("ann", Role.ADMIN), create_token("bob", Role.ADMIN)
     settings = {"api": {"tokens": [ann_line, bob_line], "commands_per_minute": 2}}
-    async with Stack(kafka, redis_server.url, {}, folder=tmp_path, settings=settings) as stack:
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=settings) as stack:
         api, _ = await stack.start("api", "switch")
         served = Served(stack, api, {"ann": ann, "bob": bob, "viewer": ann})
         for _ in range(2):
@@ -404,7 +420,7 @@ async def test_without_tokens_only_this_machine_is_served(
     kafka: Kafka, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """It says so; the actor is the login name; other hosts' names and other sites' pages are refused."""
-    async with Stack(kafka, redis_server.url, {}, folder=tmp_path) as stack:
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
         api, _ = await stack.start("api", "switch")
         (told,) = api.told("no tokens are configured: this machine only is served, and everybody on it may command")
         served = Served(stack, api, {})
@@ -424,4 +440,18 @@ async def test_without_tokens_only_this_machine_is_served(
                 problem(await client.get(f"{url}/routes", headers={"Host": host}), 421, "other-host")
             for host in ("localhost", f"localhost:{api.port}", "[::1]:80"):
                 assert (await client.get(f"{url}/routes", headers={"Host": host})).status_code == 200
+            # There is no token to log in with.
+            form = "token=%C3%A9&next=%2F"
+            headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": served.url}
+            answer = await client.post(f"{served.url}/login", content=form, headers=headers)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/")
+            assert "set-cookie" not in answer.headers
         assert len(stack.audits(served.model)) == 3
+
+
+@pytest.mark.parametrize(("name", "status"), [("127.0.0.2:80", 503), ("localhost", 503), ("127.0.0.3", 421)])
+async def test_the_loopback_address_that_is_configured_is_served(name: str, status: int) -> None:
+    """503: the topics are not read yet."""
+    app = make_app(Api(Settings.model_validate({"api": {"host": "127.0.0.2"}})))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        assert (await client.get(f"http://{name}/api/v1/routes")).status_code == status

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,14 @@ def load_policies(folder: Path) -> PolicySet:
     if not folder.is_dir():
         raise PolicyError(f"{folder}: there is no such folder; set `policies` to where the policy files are")
     return PolicySet.of([load_policy(path) for path in sorted(folder.glob("*.toml"))])
+
+
+def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
+    """Every model with a route or a policy: another one's name is mistyped, and would get a route of its own."""
+    try:
+        return {*routed, *load_policies(folder).policies}
+    except PolicyError:  # A person's machine need not have the policies.
+        return set(routed)
 
 
 class PolicyStore:
