@@ -2,10 +2,14 @@
 
 import ipaddress
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from pydantic import SecretStr
 from redis.connection import parse_url
+
+T = TypeVar("T")
 
 REDIS_URL = (
     "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
@@ -51,6 +55,28 @@ def tls_context(
                 f"{_reason(error)}; give PEM files that belong together, and the key's password if it has one"
             ) from None
     return context
+
+
+class _Secret(str):
+    """A text that can be noted on."""
+
+
+def renewable(value: T, make: Callable[[], T]) -> T:
+    """`value`, with a note of how it is made anew."""
+    noted: Any = _Secret(value) if isinstance(value, str) else value
+    vars(noted)["renew"] = make
+    return cast(T, noted)
+
+
+def renewed(value: T, failed: Callable[[ValueError], None]) -> T:
+    """A renewable value made anew, any other as it is; where that fails, as it was made last, and `failed` is told."""
+    if (make := getattr(value, "renew", None)) is None:
+        return value
+    try:
+        vars(value)["latest"] = make()
+    except ValueError as error:
+        failed(error)
+    return cast(T, getattr(value, "latest", value))
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import tomllib
 from datetime import timedelta
 from functools import cached_property
@@ -28,7 +29,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
-from holdfast.login import check_redis_url, is_loopback, secret, tls_context
+from holdfast.login import check_redis_url, is_loopback, renewable, secret, tls_context
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 
@@ -136,27 +137,32 @@ class KafkaSettings(_Section):
             tls=lambda: tls_context(self.oauth_ca_file),
         )
 
+    def _tls_context(self) -> ssl.SSLContext:
+        key_password = secret("ssl_key_password_file", self.ssl_key_password, self.ssl_key_password_file)
+        return tls_context(self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file, key_password)
+
+    def _password(self) -> str:
+        return secret("sasl_password_file", self.sasl_password, self.sasl_password_file) or ""
+
     def client_options(self) -> dict[str, Any]:
-        """What every aiokafka client is opened with. Raises SettingsError for files that cannot be used."""
+        """What every aiokafka client is opened with; what is of files is renewed with each new connection.
+
+        Raises SettingsError for files that cannot be used.
+        """
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
             "security_protocol": self.security_protocol,
         }
         try:
             if self.security_protocol.endswith("SSL"):
-                key_password = secret("ssl_key_password_file", self.ssl_key_password, self.ssl_key_password_file)
-                options["ssl_context"] = tls_context(
-                    self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file, key_password
-                )
+                options["ssl_context"] = renewable(self._tls_context(), self._tls_context)
             if self.sasl_mechanism is not None:
                 options["sasl_mechanism"] = self.sasl_mechanism
             if self.sasl_mechanism == "OAUTHBEARER":
                 options["sasl_oauth_token_provider"] = self.token_provider
             elif self.sasl_mechanism is not None:
                 options["sasl_plain_username"] = self.sasl_username
-                options["sasl_plain_password"] = secret(
-                    "sasl_password_file", self.sasl_password, self.sasl_password_file
-                )
+                options["sasl_plain_password"] = renewable(self._password(), self._password)
         except ValueError as error:
             raise SettingsError(f"Kafka's login cannot be used: {error}.") from None
         return options

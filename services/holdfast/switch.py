@@ -34,7 +34,7 @@ from holdfast.core.errors import describe
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, writable
 from holdfast.core.routing import Decision, ModelState, Tick, decide
-from holdfast.settings import Settings
+from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
     Action,
     AuditRecord,
@@ -61,7 +61,9 @@ class Mirror:
     """Writes routes to Redis as they change, and all of them again on a timer; an outage only delays it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = RouteMirror(settings.redis.connection_url())
+        self._settings = settings.redis
+        self._url = settings.redis.connection_url()
+        self._redis = RouteMirror(self._url)
         self._every = settings.redis.reassert_every.total_seconds()
         self._routes: dict[str, Route] = {}
         self._changed = asyncio.Event()
@@ -121,6 +123,7 @@ class Mirror:
             up, error = False, describe(failure)
         if not up:
             self._fresh |= fresh
+            await self._log_in_anew()
         if up != self.up:
             if up:
                 log.info("routes are mirrored to Redis")
@@ -128,6 +131,14 @@ class Mirror:
                 log.error("routes are not mirrored to Redis; guards go on obeying Kafka", error=error)
         self.up = up
         metrics.REDIS_UP.labels("switch").set(float(up))
+
+    async def _log_in_anew(self) -> None:
+        """If the secrets' files have changed."""
+        with contextlib.suppress(SettingsError):  # It may be half written.
+            url = self._settings.connection_url()
+            if url != self._url:
+                await self._redis.close()
+                self._url, self._redis = url, RouteMirror(url)
 
 
 class SwitchWork:

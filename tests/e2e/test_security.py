@@ -473,6 +473,48 @@ async def test_a_client_certificate_is_a_login(site: Site) -> None:
     await producer.stop()
 
 
+@pytest.mark.parametrize("login", ["password", "certificate"])
+async def test_a_living_client_logs_in_with_what_the_file_holds_by_then(site: Site, tmp_path: Path, login: str) -> None:
+    """A secret that was rotated is taken up at the next connection; one that cannot be read leaves the old one."""
+    given: dict[str, Any]
+    if login == "password":
+        right, wrong, file = password("producer"), "hunter2-old", tmp_path / "rotated"
+        given = site.login("producer", sasl_password=None, sasl_password_file=file)
+    else:
+        pairs = site.certificates.issue("holdfast-producer"), Certificates(tmp_path).issue("stranger")
+        right, wrong = ("".join(path.read_text() for path in pair) for pair in pairs)
+        file = tmp_path / "rotated"
+        given = {"bootstrap_servers": site.kafka.mtls, "security_protocol": "SSL", "ssl_ca_file": site.certificates.ca}
+        given["ssl_cert_file"] = file
+    file.write_text(wrong)
+    producer = AIOKafkaProducer(**KafkaSettings(**given).client_options())
+    file.write_text(right)
+    await producer.start()
+    file.write_text("")
+    for connection in list(producer.client._conns.values()):
+        connection.close()
+    await producer.client.fetch_all_metadata()
+    await producer.stop()
+    file.write_text(wrong)
+    producer = AIOKafkaProducer(**KafkaSettings(**given).client_options())
+    with pytest.raises(KafkaError):
+        await producer.start()
+    await producer.stop()
+
+
+async def test_a_switch_takes_up_a_new_password_of_redis(site: Site, stack: Stack, tmp_path: Path) -> None:
+    """Without a restart."""
+    file = tmp_path / "password"
+    file.write_text("hunter2-old")
+    login = {key: value for key, value in site.redis_login("holdfast-switch").items() if key != "password"}
+    settings = {"kafka": site.login("switch"), "redis": {**login, "password_file": str(file)}}
+    (switch,) = await stack.start("switch", settings=settings)
+    await stack.until(lambda: switch.told("routes are not mirrored to Redis; guards go on obeying Kafka"), "it says so")
+    file.write_text(password("holdfast-switch"))
+    await stack.until(lambda: switch.told("routes are mirrored to Redis"), "it is let in")
+    switch.stop()
+
+
 async def test_a_switch_without_its_redis_says_so_without_the_password(site: Site, stack: Stack) -> None:
     """The login is refused, in its log; it switches on, since guards obey Kafka."""
     login = {**site.redis_login("holdfast-switch"), "password": "hunter2-wrong"}

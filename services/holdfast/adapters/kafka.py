@@ -45,7 +45,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
-from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.kafka_login import explain, renew_logins
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.record import Record
@@ -53,6 +53,7 @@ from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
 
 replace_readers()
+renew_logins()
 # How long a transaction waits that follows closely on another; the library's 20 ms are more than the markers take.
 sender.BACKOFF_OVERRIDE = 0.002
 log = structlog.get_logger("holdfast.kafka")

@@ -4,7 +4,9 @@ import asyncio
 import ssl
 from typing import Any
 
-from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator, collect_hosts
+import structlog
+from aiokafka import client
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator, collect_hosts, create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -19,11 +21,28 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
+from holdfast.login import renewed
 from holdfast.oauth import TokenUnavailable
 from holdfast.settings import KafkaSettings
 
+log = structlog.get_logger("holdfast.kafka")
+
 ATTEMPT_WITHIN = 5.0
 """Seconds for one attempt to connect and log in."""
+
+
+def renew_logins() -> None:
+    """Have aiokafka's clients log in with what the files of secrets and certificates hold at each new connection."""
+    client.create_conn = _connect
+
+
+async def _connect(*address: Any, **options: Any) -> AIOKafkaConnection:
+    for name in ("ssl_context", "sasl_plain_password"):
+        # A file may be half written; if the old one is not taken any more, the broker says so.
+        options[name] = renewed(
+            options.get(name), lambda error: log.warning("the login is used as it was", error=str(error))
+        )
+    return await create_conn(*address, **options)
 
 
 async def explain(kafka: KafkaSettings, error: Exception) -> str:
