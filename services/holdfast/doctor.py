@@ -261,7 +261,8 @@ async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                 "redis",
                 Health.FAILED,
                 f"holds a newer route than Kafka for {', '.join(newer)}: the topics were made anew, or are not its own",
-                "If Kafka is right, delete the keys holdfast:{MODEL}:route and holdfast:{MODEL}:state; they come back.",
+                "If Kafka is right, delete the keys holdfast:{MODEL}:route and holdfast:{MODEL}:state; they come back. "
+                "Then restart the serving code: a reader never goes back to a lower epoch.",
             )
         if older:
             advice = "A running switch asserts them again within a second or so; see its log."
