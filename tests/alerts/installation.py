@@ -123,6 +123,9 @@ async def install(kafka: backends.Kafka, redis_url: str, folder: Path) -> AsyncI
                 found = Installation(stack, by_name, prometheus, alertmanager, redis_url)
                 await asyncio.gather(*(_prepare(found, *one) for one in models.items()))
                 trickle = asyncio.create_task(_trickle(stack))
+                # Beside them itself and Alertmanager.
+                scraped = lambda: len(prometheus.query("up == 1")) == len(workers) + 2  # noqa: E731
+                await stack.until(scraped, "Prometheus has looked at every service")
                 yield found
                 trickle.cancel()
 
