@@ -440,6 +440,9 @@ async def test_without_tokens_only_this_machine_is_served(
                 problem(await client.get(f"{url}/routes", headers={"Host": host}), 421, "other-host")
             for host in ("localhost", f"localhost:{api.port}", "[::1]:80"):
                 assert (await client.get(f"{url}/routes", headers={"Host": host})).status_code == 200
+            # A proxy on this machine may name it whatever the client asked for.
+            for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
+                problem(await client.get(f"{url}/routes", headers={header: "192.0.2.1"}), 403, "came-by-a-proxy")
             # There is no token to log in with.
             form = "token=%C3%A9&next=%2F"
             headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": served.url}

@@ -163,6 +163,8 @@ def mlflow_server():
         client.set_registered_model_alias("registered", "champion", "2")
         client.set_registered_model_alias("registered", "challenger", "3")
         client.set_model_version_tag("registered", "3", "holdfast.version", "2026.11.24-rc1")
+        client.create_model_version("registered", source="s3://models/registered")
+        client.set_model_version_tag("registered", "4", "holdfast.version", "the new one")
         yield server
 
 
@@ -186,6 +188,9 @@ async def test_the_version_comes_from_an_mlflow_registry(stack, mlflow_server):
         said = await promote(uri)
         assert (said.code, said.out) == (1, "")
         assert f"The MLflow registry at {mlflow_server.url} has no {uri}: " in said.flat()
+    misnamed = await promote("models:/registered/4")
+    assert misnamed.code == 1
+    assert "has the tag holdfast.version='the new one', which is no version. Set it to what" in misnamed.flat()
     away = await promote("models:/registered@champion", MLFLOW_TRACKING_URI="http://ci:hunter2@127.0.0.1:1")
     assert away.code == 1
     assert away.err.startswith("The MLflow registry at http://127.0.0.1:1 does not answer. Start it, or set")

@@ -19,6 +19,8 @@ PROBLEM_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 65_536
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
 _SECURITY_HEADERS = {
     # Everything a page needs comes from here, and nothing is inline: what a prediction says can never run.
     "Content-Security-Policy": (
@@ -176,6 +178,14 @@ class Edge:
                 "Not served under this name",
                 "Without tokens the API answers on this machine only, as localhost or 127.0.0.1. Use one of these "
                 "names, or configure tokens with `holdfast api token create`.",
+            )
+        if self._hosts is not None and any(name in headers for name in _OF_PROXIES):
+            return ProblemError(
+                403,
+                "came-by-a-proxy",
+                "Came through a proxy",
+                "Without tokens everybody who reaches the API may command, so it answers nobody behind a proxy. Make "
+                "tokens with `holdfast api token create`, and name their file in api.tokens_file.",
             )
         if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
             return _TOO_LONG

@@ -4,6 +4,7 @@ import os
 import re
 
 from holdfast.adapters.service import ServiceError
+from holdfast_schemas._base import NAME_PATTERN
 
 VERSION_TAG = "holdfast.version"
 """A tag of the registered version that holds the name its predictions carry; without it they carry its number."""
@@ -41,4 +42,10 @@ def registered_version(uri: str) -> str:
         raise ServiceError(
             f"The MLflow registry at {registry} does not answer. Start it, or set MLFLOW_TRACKING_URI."
         ) from None
-    return str(found.tags.get(VERSION_TAG, found.version))
+    version = str(found.tags.get(VERSION_TAG, found.version))
+    if re.fullmatch(NAME_PATTERN, version) is None:
+        raise ServiceError(
+            f"{uri} has the tag {VERSION_TAG}={version!r}, which is no version. Set it to what the predictions carry: "
+            "up to 200 letters, digits and . _ : @ + / - with a letter or digit first."
+        )
+    return version
