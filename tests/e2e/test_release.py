@@ -179,6 +179,20 @@ async def test_an_older_output_does_not_overtake_a_newer_one(stack):
     assert (await release(stack, "--superseded")).code == 0
 
 
+async def test_a_newer_output_is_found_however_many_came_since(kafka, redis_server, tmp_path):
+    """As far back as the blocked one, not only as far as a guard remembers."""
+    settings = {"guard": {"restore_records": 1}}
+    async with Stack(kafka, redis_server.url, {MODEL: POLICY}, folder=tmp_path, settings=settings) as stack:
+        await stack.start("guard")
+        now = int(time.time() * 1000)
+        await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 2.0)], timestamp_ms=now - 5000, partition=0)
+        await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 20.0)], partition=0)
+        await stack.send([stack.prediction(MODEL, "v1", f"SKU-{n}", 20.0) for n in range(2, 30)], partition=0)
+        await stack.until(lambda: stack.seen["blocked"] and len(stack.seen["approved"]) == 29)
+        stack.write_policy(MODEL, TODAY)
+        assert "1 superseded." in (await release(stack)).out
+
+
 def fence(version):
     return {
         "model": MODEL,
