@@ -20,11 +20,13 @@ from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
+from holdfast.core.routing import MAX_FENCED
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import TOPICS, Route, Topic, utc_now
 
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""
+MANY_FENCED = MAX_FENCED * 3 // 4
 MAX_LAG = 10_000
 """Records that a group may be behind before it is worth a look."""
 
@@ -135,6 +137,15 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
             )
         else:
             yield Diagnosis("routes", Health.OK, f"{_count(routes, 'model')} with a route, none of them held")
+        for model, route in sorted(routes.items()):
+            if len(route.fenced) > MANY_FENCED:
+                yield Diagnosis(
+                    "routes",
+                    Health.WARNING,
+                    f"{len(route.fenced)} versions of {model} are fenced; at {MAX_FENCED} that never served the next "
+                    "bad one holds the model",
+                    f"Unfence those that nobody sends any more: holdfast route unfence {model} VERSION --reason …",
+                )
 
 
 def _count(things: Collection[object], noun: str) -> str:

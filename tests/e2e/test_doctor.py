@@ -1,5 +1,6 @@
 """`holdfast doctor`: each thing that can be wrong is found, with what to do about it."""
 
+import asyncio
 import contextlib
 import email.utils
 import threading
@@ -133,6 +134,14 @@ async def test_a_guard_that_is_behind(stack):
     await stack.send([stack.prediction("pricing", "v1", f"SKU-{n}", 20.0) for n in range(10_001)])
     _, areas = await ask(stack)
     found(areas, "guard", "warning", "10,001 records of", "run more of them, up to 2")
+
+
+async def test_a_model_that_has_many_fenced_versions(stack):
+    """Before there are so many that the model is held."""
+    await stack.start("switch")
+    await asyncio.gather(*(stack.command("pricing", "fence", f"v{number}") for number in range(301)))
+    _, areas = await ask(stack)
+    found(areas, "routes", "warning", "301 versions of pricing are fenced; at 400", "holdfast route unfence pricing")
 
 
 async def test_redis_behind_and_ahead_of_kafka(stack):
