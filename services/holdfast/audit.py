@@ -40,7 +40,9 @@ MARGIN = timedelta(minutes=10)
 """How much earlier verdicts are read than predictions: producers' timestamps need not be in order."""
 EXAMPLES = 20
 """Violations of a kind that are logged in a minute, and kept for printing."""
-AT_ONCE = 2000
+AT_ONCE = 1000
+FETCH_BYTES = 512 * 1024
+"""Of one partition at a time: after an outage of the guards much waits in all of them."""
 RETENTION = timedelta(milliseconds=min(TOPICS[role].retention_ms for role in (*VERDICTS, "predictions", "control")))
 """What is younger is in every topic."""
 UNCLAIMED = 1000
@@ -138,7 +140,9 @@ class Auditor:
         self._surveyor = AIOKafkaConsumer(
             group_id=self._settings.guard.group, enable_auto_commit=False, **kafka.client_options()
         )
-        self._reader = reader(kafka, auto_offset_reset="none", metadata_max_age_ms=30_000)
+        self._reader = reader(
+            kafka, auto_offset_reset="none", metadata_max_age_ms=30_000, max_partition_fetch_bytes=FETCH_BYTES
+        )
         try:
             await self._surveyor.start()
             await self._reader.start()

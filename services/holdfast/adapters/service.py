@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import structlog
 import uvicorn
@@ -26,6 +27,8 @@ log = structlog.get_logger("holdfast.service")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
+TRIM_EVERY = 60.0
+"""Seconds."""
 OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi", "/asyncapi.json")
 """What every service answers at."""
 
@@ -84,6 +87,15 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, 128 * 1024 * 1024)
+
+
+async def _give_memory_back() -> None:
+    """Return what the C library holds and nobody uses to the system: after a burst it stands in pieces."""
+    with contextlib.suppress(OSError, AttributeError):
+        trim = ctypes.CDLL(None).malloc_trim
+        while True:
+            await asyncio.sleep(TRIM_EVERY)
+            trim(0)
 
 
 async def run_service(
@@ -148,6 +160,7 @@ async def run_service(
         loop.add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve([listener]), name="http")
     ended = asyncio.create_task(stopping.wait())
+    beside: set[asyncio.Task[Any]] = {ended}
     try:
         # Not FastStream's own start: it would open a broker connection beside the transactional loop's.
         starting = asyncio.ensure_future(start())
@@ -163,6 +176,8 @@ async def run_service(
         gc.set_threshold(50_000, 20, 50)
         if keep_memory:
             _keep_memory()
+        else:
+            beside.add(asyncio.create_task(_give_memory_back()))
         log.info("started", service=name, port=listener.getsockname()[1])
         working = asyncio.ensure_future(run())
         await asyncio.wait([working, ended, serving], return_when=asyncio.FIRST_COMPLETED)
@@ -172,6 +187,7 @@ async def run_service(
             await working
     finally:
         server.should_exit = True
-        ended.cancel()
+        for task in beside:
+            task.cancel()
         await asyncio.wait([serving], timeout=2)
         log.info("stopped", service=name)

@@ -35,8 +35,8 @@ from holdfast.core.policy import Policy, PolicySet, Remembered
 from holdfast.core.record import MAX_KEY_BYTES, Record
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
-LIMIT = 4000
-"""Records of one stream held while the others catch up."""
+LIMIT = 1000
+"""Records of one stream held while the others catch up; what the checker needs at its peak follows from it."""
 LIMIT_BYTES = 16 * 1024 * 1024
 MISSING_LIMIT = 100_000
 """Predictions without a verdict that are waited for; beyond it the oldest are given up as lost."""
