@@ -76,6 +76,8 @@ class Topic:
 
 _BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
 """Fences and tallies are compared in time by `holdfast audit`: one clock for both, not those of the services."""
+_PRODUCERS_TIME = {"message.timestamp.type": "CreateTime"}
+"""A verdict has its prediction's time, whatever the broker's default is."""
 _COMPACTED = {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(HOUR_MS)}
 
 TOPICS: dict[str, Topic] = {
@@ -101,6 +103,7 @@ TOPICS: dict[str, Topic] = {
             (Party.CONSUMER, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
             "What passed, byte for byte; read it with isolation level read_committed.",
             ApprovedHeaders,
+            extra=_PRODUCERS_TIME,
         ),
         Topic(
             "blocked",
@@ -111,6 +114,7 @@ TOPICS: dict[str, Topic] = {
             (Party.OPERATOR, Party.AUDITOR),
             "What did not pass, byte for byte, with the findings in the headers.",
             BlockedHeaders,
+            extra=_PRODUCERS_TIME,
         ),
         Topic(
             "malformed",
@@ -121,6 +125,7 @@ TOPICS: dict[str, Topic] = {
             (Party.OPERATOR, Party.AUDITOR),
             "What could not be decoded, as it came, with the reason in the headers.",
             MalformedHeaders,
+            extra=_PRODUCERS_TIME,
         ),
         Topic(
             "control",

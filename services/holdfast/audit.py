@@ -362,8 +362,9 @@ class Auditor:
                         self._take_tally(event, record.timestamp)
         elif tp.topic == topics.routes:
             for record in records:
-                if record.value is not None:
-                    self._routes.add(Route.model_validate_json(record.value), record.timestamp)
+                route = Route.model_validate_json(record.value) if record.value is not None else None
+                model = route.model if route is not None else (record.key or b"").decode("utf-8", "replace")
+                self._routes.add(model, route, record.timestamp)
         else:
             stream = next(stream for stream, name in self._streams.items() if name == tp.topic)
             self._ledgers[tp.partition].add(stream, records, time.monotonic())

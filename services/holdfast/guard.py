@@ -35,7 +35,7 @@ from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
-from holdfast.core.record import Record, writable
+from holdfast.core.record import MAX_HEADERS_BYTES, MAX_KEY_BYTES, Record, headers_size, writable
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Route, Verdict, utc_now
 
@@ -160,11 +160,14 @@ class GuardWork:
         oversized: dict[int, int] = {}
         if max(map(len, filter(None, raws)), default=0) > limit:
             oversized = {i: len(raw) for i, raw in enumerate(raws) if raw is not None and len(raw) > limit}
-        for position in oversized:
+        reasons = {
+            position: f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
+            for position, size in oversized.items()
+        } | _too_long_beside(records)
+        for position in reasons:
             raws[position] = None
         groups, malformed = decode_by_model(policies, raws)
-        for position, size in oversized.items():
-            malformed[position] = f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
+        malformed |= reasons
         self._malformed = len(malformed)
         source = Source(topics.predictions, self._partition, records, self._settings.worker)
         # By position; None: not there.
@@ -293,6 +296,21 @@ class GuardWork:
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
+
+
+def _too_long_beside(records: Sequence[Record]) -> dict[int, str]:
+    """By position, why a record is not written as it came: no topic takes it with our headers."""
+    reasons: dict[int, str] = {}
+    if max(map(len, filter(None, [record.key for record in records])), default=0) > MAX_KEY_BYTES:
+        reasons |= {
+            position: f"the key has {len(record.key)} bytes, over the limit of {MAX_KEY_BYTES}"
+            for position, record in enumerate(records)
+            if record.key is not None and len(record.key) > MAX_KEY_BYTES
+        }
+    for position, record in enumerate(records):
+        if record.headers and (size := headers_size(record)) > MAX_HEADERS_BYTES:
+            reasons[position] = f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}"
+    return reasons
 
 
 def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Outs:

@@ -41,6 +41,7 @@ from holdfast.core.checks import Memory
 from holdfast.core.duration import format_duration
 from holdfast.core.judge import decode_by_model, judge, strict_json
 from holdfast.core.policy import PolicySet
+from holdfast.core.record import time_of
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
 
@@ -118,7 +119,7 @@ class Blocked:
         headers = {name: value or b"" for name, value in record.headers}
         return cls(
             headers.get(Header.SOURCE.value, b"").decode(),
-            datetime.fromtimestamp(record.timestamp / 1000, utc_now().tzinfo),
+            time_of(record.timestamp),
             headers.get(Header.MODEL.value, b"").decode(),
             headers.get(Header.MODEL_VERSION.value, b"").decode(),
             _FINDINGS.validate_json(headers.get(Header.FINDINGS.value, b"[]")),

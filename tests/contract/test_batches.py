@@ -13,7 +13,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.adapters.batches import Outs, batches_of
+from holdfast.adapters.batches import Outs, _known_name, batches_of
 from holdfast.adapters.kafka import replace_readers
 
 NOW = 1_764_000_000_000
@@ -121,3 +121,11 @@ def test_batches_of_old_producers_have_another_checksum():
     assert read(bytes(raw)).validate_crc()
     raw[-1] ^= 1
     assert not read(bytes(raw)).validate_crc()
+
+
+def test_long_names_of_headers_are_not_remembered():
+    """A thousand of a megabyte each would be a gigabyte."""
+    before = _known_name.cache_info().currsize
+    outs = Outs([1], [b"k"], [b"v"], [[("n" * 101, b"x"), ("m" * 100_000, b"y")]])
+    assert sum(batch.record_count() for batch in batches_of(outs, max_bytes=900_000, transactional=False)) == 1
+    assert _known_name.cache_info().currsize == before

@@ -8,6 +8,7 @@ from core.alike import NOW, Real, failures, policy_of, raw, route_of
 from holdfast.core.checks import Memory
 from holdfast.core.judge import MAX_SEGMENTS, decode_by_model, judge
 from holdfast.core.policy import PolicySet
+from holdfast.core.record import time_of
 
 FLOOR = 'model = "pricing"\nmode = "{mode}"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'
 LOW, HIGH = raw(value=1), raw(value=11)
@@ -239,3 +240,12 @@ def test_a_finding_on_a_number_beyond_64_bits_can_be_written():
     for code, approved in ((1, True), (10**30, False), (-(2**63) - 1, False), (2**64, False)):
         answer = Real(policy).judge([raw(features={"code": code})])[0]
         assert answer[0] == approved
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "year"),
+    [(1_764_000_000_000, 2025), (-1, 1969), (1_764_000_000_000_000, 9999), (2**63 - 1, 9999), (-(2**63), 1)],
+)
+def test_a_records_time_is_the_nearest_that_a_datetime_holds(timestamp, year):
+    """Producers write microseconds, or nothing; that must not keep a verdict from its tally."""
+    assert time_of(timestamp).year == year

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.written import Rec, write_verdicts
+from holdfast.core import ledger
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity
@@ -60,7 +61,7 @@ class History:
         """The kinds found, each as often as it was; everything arrives in pieces of `chunk` records."""
         routes = RouteHistory()
         for route, at in self.routes:
-            routes.add(route, at)
+            routes.add(route.model, route, at)
         policies = {policy.id: PolicySet.of([policy]) for policy in (POLICY, WITHOUT_JUMP)}
         self.ledger = Ledger(
             0,
@@ -535,3 +536,40 @@ def test_any_right_history_is_right_and_any_record_taken_out_of_it_is_missed(
     del made.out[stream][data.draw(st.integers(0, len(made.out[stream]) - 1))]
     made.renumber()
     assert Kind.LOST in made.violations(chunk=chunk), made.details
+
+
+def test_a_start_in_the_middle_of_much_traffic_finds_the_first_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much was approved before, it is not waited for: predictions would pile up, and then count as lost."""
+    for name, value in (("LIMIT", 20), ("FIRST_AMONG", 10), ("MISSING_LIMIT", 100)):
+        monkeypatch.setattr(ledger, name, value)
+    made = history([prediction(n, f"E{n % 7}", 100.0 if n % 5 else 5.0) for n in range(2000)], batch=50)
+    assert made.violations(start=1000, chunk=20) == [], made.details
+    assert made.ledger.checked > 900
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_tallies_and_routes_of_a_topic_that_has_grown_come_in_any_order(newest_first: bool) -> None:
+    predictions = [prediction(n, f"E{n % 3}", 100.0) for n in range(40)]
+    made = history(predictions)
+    made.tallies.sort(key=lambda entry: entry[0].first_offset, reverse=newest_first)
+    fenced, free = (
+        Route(model="pricing", epoch=n, state=RouteState.AUTO, reason="r", actor="a", since=NOW, fenced=fenced)
+        for n, fenced in ((1, ("v1",)), (2, ()))
+    )
+    made.routes = [(fenced, NOW_MS - 900 * SECOND), (free, NOW_MS - 600 * SECOND)]
+    if newest_first:
+        made.routes.reverse()
+    assert made.violations() == [], made.details
+    made.routes = [(free, NOW_MS - 900 * SECOND), (fenced, NOW_MS - 600 * SECOND)]
+    if newest_first:
+        made.routes.reverse()
+    assert set(made.violations()) == {Kind.AFTER_FENCE}
+
+
+def test_a_route_that_was_removed_forbids_nothing() -> None:
+    routes = RouteHistory()
+    held = Route(model="pricing", epoch=1, state=RouteState.HELD, reason="r", actor="a", since=NOW)
+    routes.add("pricing", held, NOW_MS)
+    assert routes.forbidden_since("pricing", "v1", NOW_MS + 1) == NOW_MS
+    routes.add("pricing", None, NOW_MS + 10)
+    assert routes.forbidden_since("pricing", "v1", NOW_MS + 20) is None

@@ -187,6 +187,25 @@ async def test_of_a_value_that_no_topic_takes_the_beginning_is_put_aside(stack):
     await verdict(stack, stack.prediction("pricing", "v42", "SKU-1", 129.0), "approved", partition=1)
 
 
+@pytest.mark.parametrize(
+    ("key", "beside", "reason"),
+    [
+        (b"k" * 300_000, [], b"the key has 300000 bytes, over the limit of 262144"),
+        (b"k", [("h", b"x" * 299_999)], b"the headers have 300000 bytes, over the limit of 262144"),
+        (b"k", [("n" * 300_000, b"")], b"the headers have 300000 bytes, over the limit of 262144"),
+    ],
+)
+async def test_what_is_too_long_beside_the_value_is_put_aside(stack, key, beside, reason):
+    """With headers of ours it may fit nowhere, and must not stop its partition."""
+    before = len(stack.seen["malformed"])
+    event = json.dumps(stack.prediction("pricing", "v42", "SKU-1", 129.0)).encode()
+    await stack.send([event], key=key, headers=beside, partition=1)
+    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is put aside")
+    out = stack.seen["malformed"][-1]
+    assert (out.value, out.key, headers(out)["holdfast-error"]) == (event, key[: 256 * 1024], reason)
+    await verdict(stack, stack.prediction("pricing", "v42", "SKU-1", 129.0), "approved", partition=1)
+
+
 async def test_a_version_for_each_prediction_stops_nothing(stack):
     """A producer may put its request's id into that field."""
     events = [stack.prediction("pricing", f"request-{i}", f"SKU-{i}", 100.0 + i % 50) for i in range(4000)]

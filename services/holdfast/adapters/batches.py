@@ -50,6 +50,8 @@ _MAGIC, _TRANSACTIONAL = 2, 0x10
 _SMALL_NUMBERS = 40
 """Bytes that the numbers of one record take at most, and its attributes."""
 
+LONG_NAME = 100
+"""Characters of a header's name, beyond which it is not remembered."""
 _WIDEST = 10
 """Bytes of a varint of 64 bits."""
 
@@ -162,10 +164,17 @@ def _tail(headers: Headers) -> bytes:
     return b"".join(pieces)
 
 
-@lru_cache(1000)
 def _named(name: str) -> bytes:
+    # Names as long as a producer likes would fill the memory.
+    return _known_name(name) if len(name) <= LONG_NAME else _name(name)
+
+
+def _name(name: str) -> bytes:
     raw = name.encode()
     return _VARINTS[len(raw)] + raw
+
+
+_known_name = lru_cache(1000)(_name)
 
 
 def _heads(deltas: Numbers, key_sizes: Numbers, value_sizes: Numbers, bodies: Numbers) -> list[bytes]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import repeat
 from typing import Any
 
@@ -26,7 +26,7 @@ from holdfast.core.checks import (
 )
 from holdfast.core.decode import Columns, Decoded, NonFinite
 from holdfast.core.policy import Policy, PolicySet
-from holdfast.core.record import Record
+from holdfast.core.record import Record, time_of
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
@@ -385,7 +385,7 @@ def _tally(
             name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
         },
         entities=tuple(entities),
-        first_blocked_at=None if first_blocked is None else datetime.fromtimestamp(first_blocked / 1000, UTC),
+        first_blocked_at=None if first_blocked is None else time_of(first_blocked),
         samples=tuple(
             Sample(
                 source=source.of(position),

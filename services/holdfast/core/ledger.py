@@ -17,6 +17,7 @@ records are counted only: they are approved in a person's name, and teach the me
 Memory is bounded by `LIMIT` records a stream, and by what the checks themselves remember.
 """
 
+import bisect
 import hashlib
 import itertools
 import sys
@@ -40,9 +41,14 @@ LIMIT = 1000
 LIMIT_BYTES = 16 * 1024 * 1024
 MISSING_LIMIT = 100_000
 """Predictions without a verdict that are waited for; beyond it the oldest are given up as lost."""
+FIRST_AMONG = 500
+"""Of so many predictions without another verdict one is approved, or all are lost: an approved record that is none of
+theirs, before the first that is, came before them."""
 RECENT = 20_000
 """Approved records remembered to tell a repetition from a forgery."""
 IDENTITY_BYTES = 16
+ROUTES_KEPT = 1000
+"""Of a model, the latest."""
 NO_POLICY = "none"
 _FINDINGS = msgspec.json.Decoder(list[Found])
 
@@ -114,10 +120,13 @@ class RouteHistory:
     """Which version was forbidden when, as `holdfast.routes` tells it."""
 
     def __init__(self) -> None:
-        self._records: dict[str, deque[tuple[int, Route]]] = {}
+        self._records: dict[str, list[tuple[int, Route | None]]] = {}
 
-    def add(self, route: Route, at_ms: int) -> None:
-        self._records.setdefault(route.model, deque(maxlen=1000)).append((at_ms, route))
+    def add(self, model: str, route: Route | None, at_ms: int) -> None:
+        """`route` None: it was removed. In any order of time: a topic that has grown is read in none."""
+        records = self._records.setdefault(model, [])
+        bisect.insort(records, (at_ms, route), key=lambda record: record[0])
+        del records[:-ROUTES_KEPT]
 
     def forbidden_since(self, model: str, version: str, at_ms: int) -> int | None:
         """From when on `version` was fenced or `model` held without a break up to `at_ms`; None if it was neither."""
@@ -125,7 +134,7 @@ class RouteHistory:
         for written_ms, route in self._records.get(model, ()):
             if written_ms > at_ms:
                 break
-            forbidden = route.state is RouteState.HELD or version in route.fenced
+            forbidden = route is not None and (route.state is RouteState.HELD or version in route.fenced)
             since = (written_ms if since is None else since) if forbidden else None
         return since
 
@@ -249,6 +258,8 @@ class Ledger:
         self._unread: dict[str, int] = {}
         # By model, what the last policy remembered.
         self._fields: dict[str, frozenset[Remembered]] = {}
+        # By model, what was approved before the start and is not in the memory yet: policy and records.
+        self._to_learn: dict[str, tuple[str, list[Record]]] = {}
         self._found: list[Violation] = []
 
     # What it is given.
@@ -291,14 +302,19 @@ class Ledger:
         if tally.last_offset < self._start:
             return
         queue = self._tallies.setdefault((tally.model, tally.model_version), deque())
-        if queue and tally.first_offset <= queue[-1].tally.last_offset:
+        # Mostly the last one; a control topic that has grown has them in two partitions, which are read in no order.
+        place = bisect.bisect(queue, tally.first_offset, key=lambda known: known.tally.first_offset)
+        before, after = place > 0 and queue[place - 1], place < len(queue) and queue[place]
+        if (before and tally.first_offset <= before.tally.last_offset) or (
+            after and after.tally.first_offset <= tally.last_offset
+        ):
             if self._rules.exactly_once:
                 self._report(
                     Kind.TALLY, tally.first_offset, tally.model, f"a second tally from {tally.worker} covers it"
                 )
             return
         small = tally.model_copy(update={"samples": (), "entities": ()})
-        queue.append(_OpenTally(small, written_ms))
+        queue.insert(place, _OpenTally(small, written_ms))
 
     def wants(self, stream: Stream, position: int) -> bool:
         """Whether records of `stream` from `position` on are needed now."""
@@ -382,6 +398,7 @@ class Ledger:
             else:
                 self._early_bytes -= _size(early.record)
         self._early[stream] = left
+        self._learn_older()
 
     def _match_named(self, stream: Stream, early: _Early) -> bool:
         """Give a blocked or malformed record to the prediction that it names, which has been read."""
@@ -430,8 +447,9 @@ class Ledger:
             self._assign(prediction, stream, record, headers)
             return True
         begun = self._next > self._start or self.target(Stream.PREDICTIONS) <= self._start
-        if self._is_older(record) and begun and record.offset < (self._older or 0) - self._rules.ahead:
-            self._remember_unmatched(headers, record)
+        long_before = begun and record.offset < (self._older or 0) - self._rules.ahead
+        if self._is_older(record) and (long_before or len(self._waiting) >= FIRST_AMONG):
+            self._remember_older(headers, record)
             return True
         return False
 
@@ -445,11 +463,12 @@ class Ledger:
         for early in self._early[Stream.APPROVED]:
             if early.record.offset < self._first_match:
                 self._early_bytes -= _size(early.record)
-                self._remember_unmatched(early.headers, early.record)
+                self._remember_older(early.headers, early.record)
             else:
                 left.append(early)
         self._early[Stream.APPROVED] = left
         self._older = None
+        self._learn_older()
 
     def _assign(self, prediction: _Prediction, stream: Stream, record: Record, headers: Mapping[str, bytes]) -> None:
         if not self._waiting[prediction.identity]:
@@ -476,7 +495,7 @@ class Ledger:
                 continue
             self._early_bytes -= _size(record)
             if stream is Stream.APPROVED and self._is_older(record):
-                self._remember_unmatched(early.headers, record)
+                self._remember_older(early.headers, record)
                 continue
             repeated = early.identity in recent
             if repeated and not self._rules.exactly_once:
@@ -486,6 +505,7 @@ class Ledger:
             kind = Kind.REPEATED if repeated else Kind.UNCHECKED
             self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
         self._early[stream] = left
+        self._learn_older()
 
     def _recent_identities(self) -> set[bytes]:
         ring = bytes(self._recent)
@@ -675,17 +695,32 @@ class Ledger:
         for entities in self._memory.entities.values():
             entities.forget(self._rules.max_entities)
 
-    def _remember_unmatched(self, headers: Mapping[str, bytes], record: Record) -> None:
-        """Approved before the start: what the memory then held."""
-        model = _text(headers, Header.MODEL)
-        policies = self._policy(_text(headers, Header.POLICY))
-        if policies is None or model not in policies.policies:
-            self._unread[model] = record.offset
-            return
-        for name, batch in decode_by_model(policies, [record.value])[0]:
-            if name == model and policies.policies[model].remembered_fields():
-                remember(self._memory, batch.columns, policies.policies[model])
-                self._note(model, batch.columns.values("entity_id")[0], record.offset)
+    def _remember_older(self, headers: Mapping[str, bytes], record: Record) -> None:
+        """Approved before the start: what the memory then held. It is learnt with the next `_learn_older`."""
+        model, policy_id = _text(headers, Header.MODEL), _text(headers, Header.POLICY)
+        known, records = self._to_learn.setdefault(model, (policy_id, []))
+        if known != policy_id:
+            self._learn_older()
+            self._to_learn[model] = policy_id, records = policy_id, []
+        records.append(record)
+
+    def _learn_older(self) -> None:
+        to_learn, self._to_learn = self._to_learn, {}
+        for model, (policy_id, records) in to_learn.items():
+            policies = self._policy(policy_id)
+            policy = policies.policies.get(model) if policies is not None else None
+            if policies is None or policy is None:
+                self._unread[model] = records[-1].offset
+                continue
+            if not policy.remembered_fields():
+                continue
+            for name, batch in decode_by_model(policies, [record.value for record in records])[0]:
+                if name == model:
+                    remember(self._memory, batch.columns, policy)
+                    entities = batch.columns.values("entity_id")
+                    for entity, position in zip(entities, batch.positions, strict=True):
+                        self._note(model, entity, records[position].offset)
+            self._forget_the_oldest()
 
     def _report(self, kind: Kind, offset: int | None, model: str, detail: str) -> None:
         self._found.append(Violation(kind, self.partition, offset, model, detail))
@@ -712,7 +747,10 @@ def _failed_checks(policy: Policy, judgement: Judgement, row: int, *, certain: b
 
 
 def _size(record: Record | None) -> int:
-    return len(record.value or b"") if record is not None else 0
+    if record is None:
+        return 0
+    beside = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + beside
 
 
 def _text(headers: Mapping[str, bytes], header: Header) -> str:

@@ -1,6 +1,7 @@
 """A Kafka record, however it was read."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 from holdfast_schemas import MAX_VALUE_BYTES
@@ -22,6 +23,18 @@ class Record(Protocol):
 
 
 MAX_KEY_BYTES = MAX_HEADERS_BYTES = 256 * 1024
+# A day within what datetime holds.
+_FIRST_MS, _LAST_MS = -62_135_510_400_000, 253_402_214_400_000
+
+
+def headers_size(record: Record) -> int:
+    """Bytes."""
+    return sum(len(name) + len(value or b"") for name, value in record.headers)
+
+
+def time_of(timestamp: int) -> datetime:
+    """A record's time; the nearest that a datetime holds, for producers may write any."""
+    return datetime.fromtimestamp(min(max(timestamp, _FIRST_MS), _LAST_MS) / 1000, UTC)
 
 
 def writable(record: Record) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
@@ -29,6 +42,5 @@ def writable(record: Record) -> tuple[bytes | None, bytes | None, list[tuple[str
 
     Of a key or value that is too long the beginning, and of headers that are too long none.
     """
-    size = sum(len(name) + len(value or b"") for name, value in record.headers)
-    headers = list(record.headers) if size <= MAX_HEADERS_BYTES else []
+    headers = list(record.headers) if headers_size(record) <= MAX_HEADERS_BYTES else []
     return record.key and record.key[:MAX_KEY_BYTES], record.value and record.value[:MAX_VALUE_BYTES], headers
