@@ -80,6 +80,27 @@ async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_sil
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_what_one_partition_says_does_not_hide_the_silence_of_another(kafka: backends.Kafka, unique: str) -> None:
+    """Its leader may be away, and a fence may be there."""
+    topic = f"{unique}.routes"
+    await kafka.create_topic(topic, 2)
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap)
+    follower = Follower(settings, lambda records: None, behind_transactions=True)
+    task = asyncio.create_task(follower.follow({topic: 2}))
+    async with producer(kafka, transactional_id=f"{unique}-hangs") as hangs, producer(kafka) as other:
+        await follower.caught_up.wait()
+        await hangs.begin_transaction()
+        await hangs.send_and_wait(topic, b"hidden", partition=1)
+        async with asyncio.timeout(GENEROUS):
+            while follower.silent_for < 4 * PROBE_EVERY:
+                await other.send_and_wait(topic, b"update", partition=0)
+                await asyncio.sleep(0.05)
+        await hangs.abort_transaction()
+        await until(lambda: follower.silent_for < 2 * PROBE_EVERY)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 def test_the_latest_route_counts_also_in_a_topic_that_has_grown() -> None:
     """Within a partition the later record, whatever its epoch; across partitions the younger one."""
 

@@ -38,13 +38,15 @@ class Follower:
     ) -> None:
         self._kafka, self._take, self._behind_transactions = kafka, take, behind_transactions
         self.caught_up = asyncio.Event()
-        self._heard_at = time.monotonic()
+        # By partition: its leader may be away while the others' are not.
+        self._heard_at: dict[TopicPartition, float] = {}
+        self._began_at = time.monotonic()
         self._consumer: AIOKafkaConsumer | None = None
 
     @property
     def silent_for(self) -> float:
-        """Seconds since Kafka last gave a record, or said that there is no other."""
-        return time.monotonic() - self._heard_at
+        """Seconds since Kafka last gave a record, or said that there is no other, in the partition silent longest."""
+        return time.monotonic() - min(self._heard_at.values(), default=self._began_at)
 
     async def catch_up(self) -> None:
         """Wait until everything that is there by now has been taken, not only what was there at the start."""
@@ -54,7 +56,10 @@ class Follower:
         for tp, end in (await end_offsets(self._kafka, list(self._consumer.assignment()))).items():
             while await self._consumer.position(tp) < end:  # noqa: ASYNC110  follow() moves it
                 await asyncio.sleep(0.01)
-        self._heard_at = max(self._heard_at, asked_at)
+            self._heard(tp, asked_at)
+
+    def _heard(self, tp: TopicPartition, at: float) -> None:
+        self._heard_at[tp] = max(at, self._heard_at.get(tp, at))
 
     async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
         """Runs until cancelled. Raises what reading raised, and what `take` raised.
@@ -67,11 +72,12 @@ class Follower:
         for topic, count in partitions.items():
             tps = [TopicPartition(topic, number) for number in range(count)]
             ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
-        self._heard_at = time.monotonic()
+        self._heard_at = dict.fromkeys(ends, time.monotonic())
         consumer = self._consumer = reader(
             self._kafka, fetch_max_wait_ms=100, metadata_max_age_ms=int(METADATA_EVERY * 1000)
         )
         prober = reader(self._kafka, isolation_level="read_uncommitted") if self._behind_transactions else consumer
+        probing: asyncio.Task[None] | None = None
         try:
             for client in {consumer, prober}:
                 await client.start()
@@ -83,26 +89,35 @@ class Follower:
                 for tp in _added(consumer, partitions, ends):
                     log.info("a topic has grown, its new partition is followed", topic=tp.topic, partition=tp.partition)
                     ends[tp] = 0
+                    self._heard(tp, time.monotonic())
                 if len(ends) > len(consumer.assignment()):
                     positions = {tp: await consumer.position(tp) for tp in consumer.assignment()}
                     consumer.assign(list(ends))
                     for tp in ends:
                         consumer.seek(tp, positions.get(tp, 0))
                 batches = await consumer.getmany(timeout_ms=1000)
-                for records in batches.values():
+                for tp, records in batches.items():
                     self._take(records)
-                if batches:
-                    self._heard_at = time.monotonic()
-                elif self.silent_for > PROBE_EVERY:
-                    # A consumer reconnects in silence: that nothing came does not mean that nothing happened.
-                    with contextlib.suppress(KafkaError, TimeoutError):
-                        asked_at = time.monotonic()
-                        told = await asyncio.wait_for(prober.end_offsets(list(ends)), PROBE_WITHIN)
-                        if all([await consumer.position(tp) >= end for tp, end in told.items()]):
-                            self._heard_at = asked_at
+                    self._heard(tp, time.monotonic())
+                # A consumer reconnects in silence: that nothing came does not mean that nothing happened.
+                if self.silent_for > PROBE_EVERY and (probing is None or probing.done()):
+                    probing = asyncio.create_task(self._probe(consumer, prober, list(ends)))
         finally:
+            if probing is not None:
+                probing.cancel()
+                await asyncio.wait([probing])
             for client in {consumer, prober}:
                 await close(client)
+
+    async def _probe(
+        self, consumer: AIOKafkaConsumer, prober: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+    ) -> None:
+        # aiokafka asserts that it knows a broker, and one that has just restarted names none.
+        with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
+            asked_at = time.monotonic()
+            for tp, end in (await asyncio.wait_for(prober.end_offsets(partitions), PROBE_WITHIN)).items():
+                if await consumer.position(tp) >= end:
+                    self._heard(tp, asked_at)
 
 
 def _added(
