@@ -11,8 +11,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
-from backends import private_kafka
+from backends import GENEROUS, private_kafka
 from e2e.stack import JUMP, POLICY, Stack, body, headers
+from holdfast.adapters.policies import PolicyStore
 
 pytestmark = pytest.mark.real_kafka
 
@@ -224,3 +225,47 @@ async def test_a_gzip_bomb_does_not_reach_the_worker(redis_server, tmp_path):
             assert await verdict(stack, 100.0) == ("approved", [])
             assert guard.ready()
             assert len(guard.told("started")) == 1
+
+
+@pytest.mark.parametrize("how", ["a link", "a rename"])
+async def test_a_folder_that_is_replaced_is_read_and_followed_on(tmp_path, how):
+    """As releases are switched; while there is none the policies stay."""
+
+    def release(name, floor):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.toml").write_text(f'model = "p"\n[[checks]]\nname = "a"\nkind = "range"\nmin = {floor}\n')
+        return tmp_path / name
+
+    def switch(target):
+        if how == "a link":
+            (tmp_path / "next").symlink_to(target)
+            (tmp_path / "next").replace(folder)
+        else:
+            folder.rename(tmp_path / "former")
+            target.rename(folder)
+
+    first, folder = release("first", 1.0), tmp_path / "policies"
+    folder.symlink_to(first) if how == "a link" else first.rename(folder)
+    refused = []
+    store = PolicyStore(folder, lambda: refused.append(1))
+    following = asyncio.create_task(store.follow())
+
+    async def until(true):
+        async with asyncio.timeout(GENEROUS):
+            while not true():  # noqa: ASYNC110  the store has no event for it
+                await asyncio.sleep(0.05)
+
+    async def floor(wanted):
+        await until(lambda: (p := store.current.policies.get("p")) and p.checks[0].min == wanted)
+
+    switch(release("second", 2.0))
+    await floor(2.0)
+    (folder / "p.toml").write_text((folder / "p.toml").read_text().replace("2.0", "3.0"))
+    await floor(3.0)
+    folder.rename(tmp_path / "away")
+    await until(lambda: refused)
+    assert store.current.policies["p"].checks[0].min == 3.0
+    release("policies", 4.0)
+    await floor(4.0)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)

@@ -1,6 +1,7 @@
 """Policy files: read, checked, and read again when they change."""
 
 import asyncio
+import contextlib
 import hashlib
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -93,6 +94,10 @@ def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
         return set(routed)
 
 
+LOOK_EVERY = 2.0
+"""Seconds between two looks whether the folder is still the same one."""
+
+
 class PolicyStore:
     """The policies in force. A change that does not load is refused: the old ones stay.
 
@@ -135,5 +140,37 @@ class PolicyStore:
             # Tables of a million rows take a second to read.
             await asyncio.to_thread(self.reload)
 
-    def _changes(self) -> AsyncIterator[Any]:
-        return awatch(self._folder, debounce=300, step=50, recursive=True)
+    async def _changes(self) -> AsyncIterator[None]:
+        """One for each change of a file, and one when another folder stands in the place of this one: a watch is of
+        the folder that it found. The first one is for what changed before there was a watch.
+        """
+        while True:
+            if (found := self._identity()) is not None:
+                watch = awatch(
+                    self._folder,
+                    debounce=300,
+                    step=50,
+                    recursive=True,
+                    rust_timeout=int(LOOK_EVERY * 1000),
+                    yield_on_timeout=True,
+                )
+                # It may go away just now.
+                with contextlib.suppress(FileNotFoundError):
+                    async with contextlib.aclosing(watch):
+                        first = True
+                        async for changes in watch:
+                            if self._identity() != found:
+                                break
+                            if changes or first:
+                                yield
+                            first = False
+            yield
+            while self._identity() is None:  # noqa: ASYNC110  there is nothing to watch
+                await asyncio.sleep(LOOK_EVERY)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = self._folder.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
