@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -47,6 +48,7 @@ class History:
     routes: list[tuple[Route, int]] = dataclasses.field(default_factory=list)
     rules: Rules = dataclasses.field(default_factory=lambda: Rules("predictions"))
     committed: int = 0
+    policies: Sequence[Policy] = ()
 
     def write(self, stream: Stream, record: Rec, headers: Sequence[tuple[str, bytes]]) -> None:
         self.out[stream].append(dataclasses.replace(record, offset=2 * len(self.out[stream]), headers=tuple(headers)))
@@ -62,7 +64,7 @@ class History:
         routes = RouteHistory()
         for route, at in self.routes:
             routes.add(route.model, route, at)
-        policies = {policy.id: PolicySet.of([policy]) for policy in (POLICY, WITHOUT_JUMP)}
+        policies = {policy.id: PolicySet.of([policy]) for policy in (POLICY, WITHOUT_JUMP, *self.policies)}
         self.ledger = Ledger(
             0,
             start,
@@ -112,8 +114,13 @@ def history(
     batch: int = 4,
     at: Callable[[int], datetime] | None = None,
     by: Callable[[int], Policy] = lambda _: POLICY,
+    restarts: int | None = None,
+    restores: int = 10,
 ) -> History:
-    """Judge as the guard does, with the same core, and write down what it writes; `at` and `by` are of each batch."""
+    """Judge as the guard does, with the same core, and write down what it writes; `at` and `by` are of each batch.
+
+    Before the batch `restarts` the guard starts anew, and reads the last `restores` offsets back.
+    """
     made = History(list(predictions))
     memory, policies = Memory(), PolicySet.of([])
     for number, first in enumerate(range(0, len(predictions), batch)):
@@ -122,13 +129,18 @@ def history(
             memory, policies = Memory(), PolicySet.of([by(number)])
             for _, before in decode_by_model(policies, [record.value for record in made.out[Stream.APPROVED]])[0]:
                 remember(memory, before.columns, by(number))
+        if number == restarts:
+            approved = made.out[Stream.APPROVED]
+            memory, tail = Memory(), [r for r in approved if r.offset >= 2 * len(approved) - restores]
+            for _, before in decode_by_model(policies, [record.value for record in tail])[0]:
+                remember(memory, before.columns, by(number))
         written = write_verdicts(predictions[first : first + batch], policies, memory, now)
         written.learn()
         for stream, records in written.out.items():
             for record in records:
                 made.write(stream, record, record.headers)
         made.tallies += [(tally, int(now.timestamp() * 1000)) for tally in written.tallies]
-    made.committed = predictions[-1].offset + 1
+    made.committed, made.policies = predictions[-1].offset + 1, [by(0)]
     return made
 
 
@@ -573,3 +585,51 @@ def test_a_route_that_was_removed_forbids_nothing() -> None:
     assert routes.forbidden_since("pricing", "v1", NOW_MS + 1) == NOW_MS
     routes.add("pricing", None, NOW_MS + 10)
     assert routes.forbidden_since("pricing", "v1", NOW_MS + 20) is None
+
+
+ODD = policy(checks=[{"name": "odd", "kind": "outlier", "min_values": 10, "window": 20}])
+
+
+def shifted(before: int, after: int, segment: str = "a") -> list[Rec]:
+    """Values about 100, and then some about 200."""
+    chance = random.Random(1)
+    values = [100 + chance.random() for _ in range(before)] + [200 + chance.random() for _ in range(after)]
+    return [prediction(n, f"E{n}", value, segment=segment) for n, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("restores", [10, 1000])
+def test_recent_values_that_a_guard_may_not_have_read_back_are_no_reference(restores: int) -> None:
+    made = history(shifted(100, 5), batch=5, by=lambda _: ODD, restarts=20, restores=restores)
+    made.rules = dataclasses.replace(made.rules, restore_records=restores)
+    assert made.violations() == [], made.details
+    assert [len(records) for records in made.out.values()] == ([105, 0, 0] if restores == 10 else [100, 5, 0])
+
+
+def test_recent_values_that_a_guard_has_are_a_reference() -> None:
+    made = history(shifted(100, 5), batch=5, by=lambda _: ODD)
+    for record in made.out.pop(Stream.BLOCKED):
+        made.out[Stream.APPROVED].append(
+            dataclasses.replace(record, headers=made.out[Stream.APPROVED][0].headers, offset=record.offset + 1000)
+        )
+    made.out[Stream.BLOCKED] = []
+    assert Kind.WRONGLY_APPROVED in made.violations()
+
+
+def test_a_segment_of_which_the_ledger_has_fewer_values_than_the_guard_tells_nothing() -> None:
+    """It began later, and a rare segment's window reaches back before that."""
+    rare = [dataclasses.replace(record, offset=n) for n, record in enumerate(shifted(12, 0, "rare"))]
+    made = history([*rare, *(prediction(n, f"E{n}", 150.0, segment="rare") for n in range(12, 30))], by=lambda _: ODD)
+    assert Kind.WRONGLY_APPROVED not in made.violations(start=8), made.details
+
+
+def test_a_field_that_an_entitys_later_records_lack_may_be_unknown_to_a_guard() -> None:
+    jump = policy(checks=[{"name": "jump", "kind": "max_change", "field": "features.a", "up": 2.0}])
+    records = [
+        prediction(0, "E", 1, features={"a": 100}),
+        *(prediction(n, "E", 1) for n in range(1, 40)),
+        prediction(40, "E", 1, features={"a": 1000}),
+    ]
+    made = history(records, batch=1, by=lambda _: jump, restarts=40)
+    made.rules = dataclasses.replace(made.rules, restore_records=10)
+    assert len(made.out[Stream.APPROVED]) == 41
+    assert made.violations() == [], made.details

@@ -31,7 +31,8 @@ import msgspec
 import numpy as np
 
 from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
-from holdfast.core.judge import Found, Judgement, decode_by_model, judge, remember
+from holdfast.core.decode import Columns
+from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.policy import Policy, PolicySet, Remembered
 from holdfast.core.record import MAX_KEY_BYTES, Record
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
@@ -252,10 +253,7 @@ class Ledger:
         self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
         self._groups: dict[str, _Group] = {}
         self._memory = Memory()
-        # (model, entity) → the approved offset of its last value.
-        self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
-        # By model, the same of what could not be read: what the memory holds from before it is doubtful.
-        self._unread: dict[str, int] = {}
+        self._guards = _GuardsKnowledge(rules, complete=older is None)
         # By model, what the last policy remembered.
         self._fields: dict[str, frozenset[Remembered]] = {}
         # By model, what was approved before the start and is not in the memory yet: policy and records.
@@ -637,7 +635,7 @@ class Ledger:
         policies = self._policy(group.policy_id)
         if policies is None:
             self.unjudged += len(group.values)
-            self._unread[model] = group.approved_offsets[-1]
+            self._guards.unread[model] = group.approved_offsets[-1]
             return
         policy = policies.policies.get(model)
         if policy is None:
@@ -646,7 +644,7 @@ class Ledger:
             return
         if self._fields.setdefault(model, fields := policy.remembered_fields()) != fields:
             # The guard has read back by the new policy what was learnt here by the old one.
-            self._fields[model], self._unread[model] = fields, group.approved_offsets[0] - 1
+            self._fields[model], self._guards.unread[model] = fields, group.approved_offsets[0] - 1
         batches, malformed = decode_by_model(policies, group.values)
         strangers = [p for name, batch in batches if name != model for p in batch.positions]
         for position in sorted([*malformed, *strangers]):
@@ -656,44 +654,22 @@ class Ledger:
             if name != model:
                 continue
             judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model)
-            entities = batch.columns.values("entity_id")
             for row in np.flatnonzero(~judgement.approved).tolist():
                 position = batch.positions[row]
                 at = group.approved_offsets[position]
-                certain = self._is_certain(model, entities[row], at) or entities[row] in itertools.compress(
-                    entities[:row], judgement.approved
-                )
-                checks = _failed_checks(
-                    policy, judgement, row, certain=certain, model_certain=model not in self._unread
-                )
+                checks = _failed_checks(policy, judgement, row, self._guards.knew(model, batch, judgement, row, at))
                 if checks:
                     detail = f"{group.policy_id} blocks it: {', '.join(checks)}"
                     self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, detail)
-            remember(self._memory, batch.columns, policy)
-            if policy.remembered_fields():
-                for entity, position in zip(entities, batch.positions, strict=True):
-                    self._note(model, entity, group.approved_offsets[position])
-        self._forget_the_oldest()
+            self._learn(model, policy, batch, group.approved_offsets)
 
-    def _is_certain(self, model: str, entity: str, approved_offset: int) -> bool:
-        """Whether a guard is sure to have known the entity's last approved value."""
-        known = self._known.get((model, entity))
-        return (
-            known is not None
-            and known > self._unread.get(model, -1)
-            and approved_offset - known <= self._rules.restore_records
-        )
-
-    def _note(self, model: str, entity: str, approved_offset: int) -> None:
-        # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
-        self._known[model, entity] = approved_offset
-        self._known.move_to_end((model, entity))
-
-    def _forget_the_oldest(self) -> None:
-        while len(self._known) > self._rules.max_entities:
-            self._known.popitem(last=False)
+    def _learn(self, model: str, policy: Policy, batch: Batch, approved_offsets: Sequence[int]) -> None:
+        remember(self._memory, batch.columns, policy)
+        offsets = [approved_offsets[position] for position in batch.positions]
+        self._guards.note(model, policy, batch.columns, offsets)
         for entities in self._memory.entities.values():
             entities.forget(self._rules.max_entities)
+        self._guards.forget(self._memory, max(1, len(set().union(*self._fields.values()))))
 
     def _remember_older(self, headers: Mapping[str, bytes], record: Record) -> None:
         """Approved before the start: what the memory then held. It is learnt with the next `_learn_older`."""
@@ -710,17 +686,13 @@ class Ledger:
             policies = self._policy(policy_id)
             policy = policies.policies.get(model) if policies is not None else None
             if policies is None or policy is None:
-                self._unread[model] = records[-1].offset
+                self._guards.unread[model] = records[-1].offset
                 continue
             if not policy.remembered_fields():
                 continue
             for name, batch in decode_by_model(policies, [record.value for record in records])[0]:
                 if name == model:
-                    remember(self._memory, batch.columns, policy)
-                    entities = batch.columns.values("entity_id")
-                    for entity, position in zip(entities, batch.positions, strict=True):
-                        self._note(model, entity, records[position].offset)
-            self._forget_the_oldest()
+                    self._learn(model, policy, batch, [record.offset for record in records])
 
     def _report(self, kind: Kind, offset: int | None, model: str, detail: str) -> None:
         self._found.append(Violation(kind, self.partition, offset, model, detail))
@@ -730,7 +702,76 @@ class Ledger:
         return found
 
 
-def _failed_checks(policy: Policy, judgement: Judgement, row: int, *, certain: bool, model_certain: bool) -> list[str]:
+class _GuardsKnowledge:
+    """Which values of the memory a guard is sure to have had: by the approved offsets that they are of.
+
+    A guard that starts reads the last `restore_records` back, and one that has run for longer than the ledger has
+    more: of a segment's recent values it is sure where the ledger has a whole window, or everything (`complete`).
+    """
+
+    def __init__(self, rules: Rules, *, complete: bool) -> None:
+        self._rules, self._complete = rules, complete
+        self._last: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self._recent: dict[tuple[str, str], dict[str | None, deque[int]]] = {}
+        self.unread: dict[str, int] = {}
+        """By model, the offset of what could not be read last: what the memory holds from before it is doubtful."""
+
+    def note(self, model: str, policy: Policy, columns: Columns, offsets: Sequence[int]) -> None:
+        """What the memory has learnt of these rows."""
+        windows = policy.windows()
+        for field_name in {check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck)}:
+            entities = columns.values("entity_id")
+            for row in np.flatnonzero(~np.isnan(columns.numbers(field_name))).tolist():
+                # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
+                key = (model, field_name, entities[row])
+                self._last[key] = offsets[row]
+                self._last.move_to_end(key)
+        for field_name, window in windows.items():
+            of_field, segments = self._recent.setdefault((model, field_name), {}), columns.values("segment")
+            for row in np.flatnonzero(~np.isnan(columns.numbers(field_name))).tolist():
+                known = of_field.get(segments[row])
+                if known is None or known.maxlen != window:
+                    known = of_field[segments[row]] = deque(known or (), maxlen=window)
+                known.append(offsets[row])
+
+    def forget(self, memory: Memory, fields: int) -> None:
+        """What a guard may have forgotten: it does so a few at a time, and began at another one."""
+        limit = self._rules.max_entities - self._rules.max_entities // 100 - self._rules.ahead // 4
+        while len(self._last) > max(0, limit) * fields:
+            self._last.popitem(last=False)
+        for key, of_field in self._recent.items():
+            for segment in of_field.keys() - memory.recent.get(key, {}).keys():
+                del of_field[segment]
+
+    def knew(
+        self, model: str, batch: Batch, judgement: Judgement, row: int, approved_offset: int
+    ) -> Callable[[MaxChangeCheck | OutlierCheck], bool]:
+        """Whether the reference of that row is one that a guard is sure to have had."""
+        entities = batch.columns.values("entity_id")
+
+        def is_sure(offset: int | None) -> bool:
+            return (
+                offset is not None
+                and offset > self.unread.get(model, -1)
+                and approved_offset - offset <= self._rules.restore_records
+            )
+
+        def knows(check: MaxChangeCheck | OutlierCheck) -> bool:
+            if isinstance(check, MaxChangeCheck):
+                there = judgement.approved & ~np.isnan(batch.columns.numbers(check.field))
+                in_batch = entities[row] in itertools.compress(entities[:row], there)
+                return in_batch or is_sure(self._last.get((model, check.field, entities[row])))
+            segment = batch.columns.values("segment")[row]
+            offsets = self._recent.get((model, check.field), {}).get(segment, ())
+            whole = self._complete or len(offsets) >= check.window
+            return whole and is_sure(offsets[-min(len(offsets), check.window)] if offsets else None)
+
+        return knows
+
+
+def _failed_checks(
+    policy: Policy, judgement: Judgement, row: int, knew: Callable[[MaxChangeCheck | OutlierCheck], bool]
+) -> list[str]:
     """The names of the checks that block `row`, without those whose reference a guard may not have had."""
     kinds: dict[str, Any] = {check.name: check for check in policy.active_checks()}
     names: list[str] = []
@@ -738,8 +779,7 @@ def _failed_checks(policy: Policy, judgement: Judgement, row: int, *, certain: b
         check = kinds.get(finding.check)
         if isinstance(check, MaxChangeCheck | OutlierCheck):
             unknown = judgement.unknown.get(finding.check)
-            sure = certain if isinstance(check, MaxChangeCheck) else model_certain
-            if not sure or (unknown is not None and unknown[row]):
+            if not knew(check) or (unknown is not None and unknown[row]):
                 continue
         if finding.enforced:
             names.append(finding.check)
