@@ -150,7 +150,7 @@ async def test_a_record_that_crashes_the_worker_is_put_aside(kafka, redis_server
             reason = headers(record)["holdfast-error"]
             assert reason == b"could not be processed in three attempts: ZeroDivisionError: poison"
         assert await verdict(stack, 100.0) == ("approved", [])
-        assert guard.metric("holdfast_poison_records_total") == 3
+        assert guard.metric("holdfast_poison_records_total") == guard.metric("holdfast_malformed_total") == 3
         assert guard.ready()
 
 

@@ -112,7 +112,7 @@ class Work(Protocol):
         """What to write for a record that `process` failed on three times."""
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:
-        """The last `process` stands: take over what it changed. `written` is as `send_all` returns it."""
+        """The last `process` or `poison` stands: take over what it changed. `written` is as `send_all` returns it."""
 
     def closed(self) -> None:
         """The partition is no longer this worker's."""
@@ -293,9 +293,7 @@ class _Lane:
                     error = failure
             if writes is None:
                 writes = self.work.poison(record, error)
-                await self._publish(pack(self.producer, writes), record.offset + 1)
-            else:
-                await self.work.committed(await self._publish(pack(self.producer, writes), record.offset + 1))
+            await self.work.committed(await self._publish(pack(self.producer, writes), record.offset + 1))
             if self.stopping:
                 return
 
