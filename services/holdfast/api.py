@@ -302,9 +302,7 @@ class Api:
             command = Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
             self._refuse_unknown(command.model)
             if key is not None:
-                self._keys[command_id.rpartition("-")[0]] = command_id
-                if len(self._keys) > REMEMBERED_KEYS:
-                    del self._keys[next(iter(self._keys))]
+                self._use_up(command_id)
             audit = await self._send(command)
         if audit.outcome is Outcome.REFUSED:
             outcome = audit.model_dump(mode="json", exclude_none=True)
@@ -326,6 +324,12 @@ class Api:
                 "Nothing was done. Choose a new key for a new command.",
             )
         return command_id
+
+    def _use_up(self, command_id: str) -> None:
+        """The key that `command_id` is made of comes with no other request from here on."""
+        self._keys[command_id.rpartition("-")[0]] = command_id
+        if len(self._keys) > REMEMBERED_KEYS:
+            del self._keys[next(iter(self._keys))]
 
     def _refuse_unknown(self, model: str) -> None:
         """Raises ProblemError (404)."""

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import msgspec
 import structlog
@@ -157,13 +158,7 @@ class GuardWork:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
         raws: list[bytes | None] = [record.value for record in records]
-        oversized: dict[int, int] = {}
-        if max(map(len, filter(None, raws)), default=0) > limit:
-            oversized = {i: len(raw) for i, raw in enumerate(raws) if raw is not None and len(raw) > limit}
-        reasons = {
-            position: f"the value has {size} bytes, over the limit of {limit} (guard.max_record_bytes)"
-            for position, size in oversized.items()
-        } | _too_long_beside(records)
+        reasons = _too_long(records, raws, limit)
         for position in reasons:
             raws[position] = None
         groups, malformed = decode_by_model(policies, raws)
@@ -298,18 +293,23 @@ class GuardWork:
         metrics.PROGRESS.remove("guard", str(self._partition))
 
 
-def _too_long_beside(records: Sequence[Record]) -> dict[int, str]:
-    """By position, why a record is not written as it came: no topic takes it with our headers."""
+def _too_long(records: Sequence[Record], values: Sequence[bytes | None], limit: int) -> dict[int, str]:
+    """By position, why a record is put aside unread: it is over the limit, or no topic takes it with our headers."""
     reasons: dict[int, str] = {}
-    if max(map(len, filter(None, [record.key for record in records])), default=0) > MAX_KEY_BYTES:
-        reasons |= {
-            position: f"the key has {len(record.key)} bytes, over the limit of {MAX_KEY_BYTES}"
-            for position, record in enumerate(records)
-            if record.key is not None and len(record.key) > MAX_KEY_BYTES
-        }
-    for position, record in enumerate(records):
-        if record.headers and (size := headers_size(record)) > MAX_HEADERS_BYTES:
-            reasons[position] = f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}"
+    keys = [record.key for record in records]
+    for what, column, most, setting in (
+        ("value", values, limit, " (guard.max_record_bytes)"),
+        ("key", keys, MAX_KEY_BYTES, ""),
+    ):
+        if max(map(len, filter(None, column)), default=0) > most:
+            for position, one in enumerate(column):
+                if one is not None and len(one) > most:
+                    reasons[position] = f"the {what} has {len(one)} bytes, over the limit of {most}{setting}"
+    # Most have none.
+    if any(map(attrgetter("headers"), records)):
+        for position, record in enumerate(records):
+            if (size := headers_size(record)) > MAX_HEADERS_BYTES:
+                reasons[position] = f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}"
     return reasons
 
 

@@ -61,8 +61,9 @@ class _Secret(str):
     """A text that can be noted on."""
 
 
-def renewable(value: T, make: Callable[[], T]) -> T:
-    """`value`, with a note of how it is made anew."""
+def renewable(make: Callable[[], T]) -> T:
+    """What `make` gives now, with a note of how it is made anew. Raises what `make` raises."""
+    value = make()
     noted: Any = _Secret(value) if isinstance(value, str) else value
     vars(noted)["renew"] = make
     return cast(T, noted)

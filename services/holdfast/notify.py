@@ -34,7 +34,7 @@ from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import KafkaUnavailable, KeyOrder, check_topics, partitions_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.service import ServiceError, run_service
-from holdfast.core.errors import describe
+from holdfast.core.errors import describe, first_flaw
 from holdfast.settings import Settings
 from holdfast_schemas import Incident, IncidentStatus, utc_now
 
@@ -100,10 +100,9 @@ class Incidents:
             return  # Met again on a new reading from the start.
         self._put_aside.add(where)
         metrics.BAD_INCIDENTS.inc()
-        first = error.errors(include_input=False, include_url=False)[0]
         log.error(
             "incident record put aside, nobody is told of it",
-            reason=f"{'.'.join(map(str, first['loc'])) or 'value'}: {first['msg']}",
+            reason=first_flaw(error),
             source=f"{record.topic}/{record.partition}/{record.offset}",
             key=(record.key or b"").decode("utf-8", "replace"),
         )

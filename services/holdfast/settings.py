@@ -155,14 +155,14 @@ class KafkaSettings(_Section):
         }
         try:
             if self.security_protocol.endswith("SSL"):
-                options["ssl_context"] = renewable(self._tls_context(), self._tls_context)
+                options["ssl_context"] = renewable(self._tls_context)
             if self.sasl_mechanism is not None:
                 options["sasl_mechanism"] = self.sasl_mechanism
             if self.sasl_mechanism == "OAUTHBEARER":
                 options["sasl_oauth_token_provider"] = self.token_provider
             elif self.sasl_mechanism is not None:
                 options["sasl_plain_username"] = self.sasl_username
-                options["sasl_plain_password"] = renewable(self._password(), self._password)
+                options["sasl_plain_password"] = renewable(self._password)
         except ValueError as error:
             raise SettingsError(f"Kafka's login cannot be used: {error}.") from None
         return options

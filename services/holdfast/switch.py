@@ -30,7 +30,7 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.errors import describe
+from holdfast.core.errors import describe, first_flaw
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, writable
 from holdfast.core.routing import Decision, ModelState, Tick, decide
@@ -173,7 +173,7 @@ class SwitchWork:
             try:
                 event = parse_control(record.value or b"")
             except ValidationError as error:
-                aside.append(self._put_aside(record, f"not a control record: {_first(error)}"))
+                aside.append(self._put_aside(record, f"not a control record: {first_flaw(error)}"))
                 continue
             if record.key != event.model.encode():
                 aside.append(
@@ -305,11 +305,6 @@ def _policies_loaded(policies: PolicySet) -> None:
     metrics.POLICIES_IN_FORCE.labels("switch").set(1)
     for model in policies.policies:
         _start_at_zero(model)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'value'}: {first['msg']}"
 
 
 def _report_audit(audit: AuditRecord) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.core.errors import first_flaw
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Command, Contract, Incident, Outcome, Route, utc_now
@@ -194,9 +195,7 @@ def parse_stored(kind: type[T], topic: str, key: str, value: bytes) -> T:
     try:
         return kind.model_validate_json(value)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "value"
         raise KafkaUnavailable(
-            f"The record of {key!r} in {topic} cannot be read: {where}: {first['msg']}. Only Holdfast may write there; "
-            "if a newer one did, use that version here too."
+            f"The record of {key!r} in {topic} cannot be read: {first_flaw(error)}. Only Holdfast may write there; if "
+            "a newer one did, use that version here too."
         ) from None

@@ -81,20 +81,16 @@ class Follower:
         try:
             for client in {consumer, prober}:
                 await client.start()
-            consumer.assign(list(ends))
-            for tp, end in ends.items():
-                consumer.seek(tp, end)
+            _assign(consumer, ends)
             self.caught_up.set()
             while True:
-                for tp in _added(consumer, partitions, ends):
-                    log.info("a topic has grown, its new partition is followed", topic=tp.topic, partition=tp.partition)
-                    ends[tp] = 0
-                    self._heard(tp, time.monotonic())
-                if len(ends) > len(consumer.assignment()):
-                    positions = {tp: await consumer.position(tp) for tp in consumer.assignment()}
-                    consumer.assign(list(ends))
-                    for tp in ends:
-                        consumer.seek(tp, positions.get(tp, 0))
+                if added := _added(consumer, partitions, ends):
+                    ends = {tp: await consumer.position(tp) for tp in ends}
+                    for tp in added:
+                        log.info("a topic has grown, its partition is followed", topic=tp.topic, partition=tp.partition)
+                        ends[tp] = 0
+                        self._heard(tp, time.monotonic())
+                    _assign(consumer, ends)
                 batches = await consumer.getmany(timeout_ms=1000)
                 for tp, records in batches.items():
                     self._take(records)
@@ -118,6 +114,12 @@ class Follower:
             for tp, end in (await asyncio.wait_for(prober.end_offsets(partitions), PROBE_WITHIN)).items():
                 if await consumer.position(tp) >= end:
                     self._heard(tp, asked_at)
+
+
+def _assign(consumer: AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> None:
+    consumer.assign(list(positions))
+    for tp, position in positions.items():
+        consumer.seek(tp, position)
 
 
 def _added(

@@ -1,5 +1,7 @@
 """What people read of errors."""
 
+from pydantic import ValidationError
+
 
 class HoldfastError(Exception):
     """What ends a command or a service: the message is one line, of what happened and of what to do."""
@@ -7,6 +9,12 @@ class HoldfastError(Exception):
     def __init__(self, message: str) -> None:
         # Keys, names and values that it quotes may hold line breaks.
         super().__init__(" ".join(message.splitlines()))
+
+
+def first_flaw(error: ValidationError) -> str:
+    """What is wrong first, and where; without the input, which may be anything."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'value'}: {first['msg']}"
 
 
 def describe(error: BaseException) -> str:

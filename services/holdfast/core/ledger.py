@@ -34,7 +34,7 @@ from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.policy import Policy, PolicySet, Remembered
-from holdfast.core.record import MAX_KEY_BYTES, Record
+from holdfast.core.record import MAX_KEY_BYTES, Record, headers_size
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 1000
@@ -344,6 +344,7 @@ class Ledger:
             self._match(Stream.APPROVED, self._match_approved)
             if self._older is not None and self._last_approved >= 0:
                 self._pass_over_older()
+            self._learn_older()
             read = positions[Stream.APPROVED] >= self.target(Stream.APPROVED)
             self._settle(approved_read=read, tallies_read=tallies_read)
         return self._take_found()
@@ -371,6 +372,7 @@ class Ledger:
                 self._judge(model, self._groups.pop(model))
         for stream in VERDICTS:
             self._give_up_strays(stream, stale)
+        self._learn_older()
         return self._take_found()
 
     def settled(self) -> int:
@@ -396,7 +398,6 @@ class Ledger:
             else:
                 self._early_bytes -= _size(early.record)
         self._early[stream] = left
-        self._learn_older()
 
     def _match_named(self, stream: Stream, early: _Early) -> bool:
         """Give a blocked or malformed record to the prediction that it names, which has been read."""
@@ -466,7 +467,6 @@ class Ledger:
                 left.append(early)
         self._early[Stream.APPROVED] = left
         self._older = None
-        self._learn_older()
 
     def _assign(self, prediction: _Prediction, stream: Stream, record: Record, headers: Mapping[str, bytes]) -> None:
         if not self._waiting[prediction.identity]:
@@ -503,7 +503,6 @@ class Ledger:
             kind = Kind.REPEATED if repeated else Kind.UNCHECKED
             self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
         self._early[stream] = left
-        self._learn_older()
 
     def _recent_identities(self) -> set[bytes]:
         ring = bytes(self._recent)
@@ -740,8 +739,11 @@ class _GuardsKnowledge:
         while len(self._last) > max(0, limit) * fields:
             self._last.popitem(last=False)
         for key, of_field in self._recent.items():
-            for segment in of_field.keys() - memory.recent.get(key, {}).keys():
-                del of_field[segment]
+            kept = memory.recent.get(key, {})
+            # All that is kept has been noted.
+            if len(of_field) > len(kept):
+                for segment in of_field.keys() - kept.keys():
+                    del of_field[segment]
 
     def knew(
         self, model: str, batch: Batch, judgement: Judgement, row: int, approved_offset: int
@@ -789,8 +791,7 @@ def _failed_checks(
 def _size(record: Record | None) -> int:
     if record is None:
         return 0
-    beside = sum(len(name) + len(value or b"") for name, value in record.headers)
-    return len(record.value or b"") + len(record.key or b"") + beside
+    return len(record.value or b"") + len(record.key or b"") + headers_size(record)
 
 
 def _text(headers: Mapping[str, bytes], header: Header) -> str:

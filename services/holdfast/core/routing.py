@@ -699,10 +699,10 @@ class _Turn:
 
     def _resume(self, command: Command) -> str:
         name = command.version or self._resume_target()
+        if self.state.resume_to is not None:
+            name = self._wanted(command, otherwise=name)
         if name is not None:
             self._refuse_fenced(name)
-        elif self.state.resume_to is not None:
-            raise _RefusedError("resume needs a version; name it")
         self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
         return _serves_again(name)
 
