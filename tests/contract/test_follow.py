@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
 
 import backends
+from backends import GENEROUS, until
 from holdfast.adapters.follow import PROBE_EVERY, Follower
 from holdfast.adapters.kafka import KeyOrder, Write, pack, read_latest
 from holdfast.board import Board
@@ -28,13 +29,6 @@ from holdfast_schemas import (
 )
 
 pytestmark = pytest.mark.real_kafka
-GENEROUS = 60.0
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS):
-        while not true():  # noqa: ASYNC110  the follower has no event for it
-            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -45,6 +39,16 @@ async def producer(kafka: backends.Kafka, **options: str) -> AsyncIterator[AIOKa
         yield made
     finally:
         await made.stop()
+
+
+@contextlib.asynccontextmanager
+async def following(follower: Follower, partitions: dict[str, int]) -> AsyncIterator[None]:
+    task = asyncio.create_task(follower.follow(partitions))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_silence(
@@ -60,8 +64,11 @@ async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_sil
         taken.extend(record.value for record in records if isinstance(record, ConsumerRecord))
 
     follower = Follower(KafkaSettings(bootstrap_servers=kafka.bootstrap), take, behind_transactions=True)
-    task = asyncio.create_task(follower.follow({topic: 1}))
-    async with producer(kafka, transactional_id=f"{unique}-hangs") as hangs, producer(kafka) as other:
+    async with (
+        following(follower, {topic: 1}),
+        producer(kafka, transactional_id=f"{unique}-hangs") as hangs,
+        producer(kafka) as other,
+    ):
         await follower.caught_up.wait()
         await hangs.begin_transaction()
         await hangs.send_and_wait(topic, b"hidden")
@@ -76,8 +83,6 @@ async def test_what_is_committed_behind_an_open_transaction_is_not_taken_for_sil
         # An idle topic is none that is silent.
         await asyncio.sleep(3 * PROBE_EVERY)
         assert follower.silent_for < 3 * PROBE_EVERY
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_what_one_partition_says_does_not_hide_the_silence_of_another(kafka: backends.Kafka, unique: str) -> None:
@@ -86,8 +91,11 @@ async def test_what_one_partition_says_does_not_hide_the_silence_of_another(kafk
     await kafka.create_topic(topic, 2)
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap)
     follower = Follower(settings, lambda records: None, behind_transactions=True)
-    task = asyncio.create_task(follower.follow({topic: 2}))
-    async with producer(kafka, transactional_id=f"{unique}-hangs") as hangs, producer(kafka) as other:
+    async with (
+        following(follower, {topic: 2}),
+        producer(kafka, transactional_id=f"{unique}-hangs") as hangs,
+        producer(kafka) as other,
+    ):
         await follower.caught_up.wait()
         await hangs.begin_transaction()
         await hangs.send_and_wait(topic, b"hidden", partition=1)
@@ -97,8 +105,6 @@ async def test_what_one_partition_says_does_not_hide_the_silence_of_another(kafk
                 await asyncio.sleep(0.05)
         await hangs.abort_transaction()
         await until(lambda: follower.silent_for < 2 * PROBE_EVERY)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def test_the_latest_route_counts_also_in_a_topic_that_has_grown() -> None:
@@ -129,22 +135,20 @@ async def test_a_partition_that_a_topic_is_given_while_it_is_followed_is_followe
     taken: list[bytes | None] = []
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap)
     follower = Follower(settings, lambda records: taken.extend(record.value for record in records))
-    task = asyncio.create_task(follower.follow({topic: 1}))
-    async with producer(kafka) as made:
-        await made.send_and_wait(topic, b"before", partition=0)
-        await follower.caught_up.wait()
-        await kafka.grow_topic(topic, 3)
-        await made.send_and_wait(topic, b"old", partition=0)
-        await until(lambda: b"old" in taken)
-    # Its producer did not know them yet.
-    async with producer(kafka) as made:
-        await made.send_and_wait(topic, b"fence", partition=2)
-        await until(lambda: b"fence" in taken)
-        await made.send_and_wait(topic, b"another", partition=0)
-        await follower.catch_up()
+    async with following(follower, {topic: 1}):
+        async with producer(kafka) as made:
+            await made.send_and_wait(topic, b"before", partition=0)
+            await follower.caught_up.wait()
+            await kafka.grow_topic(topic, 3)
+            await made.send_and_wait(topic, b"old", partition=0)
+            await until(lambda: b"old" in taken)
+        # Its producer did not know them yet.
+        async with producer(kafka) as made:
+            await made.send_and_wait(topic, b"fence", partition=2)
+            await until(lambda: b"fence" in taken)
+            await made.send_and_wait(topic, b"another", partition=0)
+            await follower.catch_up()
     assert taken == [b"before", b"old", b"fence", b"another"]
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_the_last_value_of_a_key_counts_also_in_a_topic_that_has_grown(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from backends import RedisServer
+from backends import RedisServer, until
 from holdfast.adapters.metrics import REDIS_REPAIRS
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.settings import Settings
@@ -259,12 +259,6 @@ async def test_a_stopped_server_is_an_error_and_its_return_is_noticed(
     assert await mirror.publish(a_route(2)) is PublishOutcome.UNCHANGED
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS):
-        while not true():  # noqa: ASYNC110  the mirror has no event for it
-            await asyncio.sleep(0.01)
-
-
 def quick(url: str) -> Settings:
     return Settings.model_validate({"redis": {"url": url, "reassert_every": "1s"}})
 
@@ -277,13 +271,13 @@ async def test_what_redis_missed_is_no_repair_once_it_is_back(redis: Redis, redi
     running = asyncio.create_task(mirror.run())
     try:
         mirror.show(a_route(5, "v5"))
-        await until(lambda: mirror.up is False)
+        await until(lambda: mirror.up is False, GENEROUS)
         redis_server.start()
-        await until(lambda: mirror.up is True)
+        await until(lambda: mirror.up is True, GENEROUS)
         assert await redis.get(ROUTE_KEY) == "v5"
         assert REDIS_REPAIRS._value.get() == before
         redis_server.flush()
-        await until(lambda: REDIS_REPAIRS._value.get() == before + 1)
+        await until(lambda: REDIS_REPAIRS._value.get() == before + 1, GENEROUS)
         assert await redis.get(ROUTE_KEY) == "v5"
     finally:
         if not redis_server.running:
@@ -303,7 +297,7 @@ async def test_an_answer_that_nobody_expects_does_not_end_the_mirror() -> None:
         mirror = Mirror(quick(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
         running = asyncio.create_task(mirror.run())
         mirror.show(a_route(5))
-        await until(lambda: mirror.up is False)
+        await until(lambda: mirror.up is False, GENEROUS)
         done, _ = await asyncio.wait([running], timeout=2.5)
         assert not done
         running.cancel()

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
-from backends import GENEROUS, private_kafka
+from backends import private_kafka, until
 from e2e.stack import JUMP, POLICY, Stack, body, headers
 from holdfast.adapters.policies import PolicyStore
 
@@ -249,11 +249,6 @@ async def test_a_folder_that_is_replaced_is_read_and_followed_on(tmp_path, how):
     refused = []
     store = PolicyStore(folder, lambda: refused.append(1))
     following = asyncio.create_task(store.follow())
-
-    async def until(true):
-        async with asyncio.timeout(GENEROUS):
-            while not true():  # noqa: ASYNC110  the store has no event for it
-                await asyncio.sleep(0.05)
 
     async def floor(wanted):
         await until(lambda: (p := store.current.policies.get("p")) and p.checks[0].min == wanted)
