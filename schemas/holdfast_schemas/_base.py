@@ -7,10 +7,10 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Strin
 
 
 class Contract(BaseModel):
-    """A frozen, strict value; a key that the contract does not name is refused."""
+    """A frozen, strict value; readers ignore members that the contract does not name, so that it can grow."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True, strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     def to_json(self) -> bytes:

@@ -75,9 +75,12 @@ class Action(StrEnum):
 
 
 class Command(Contract):
-    """What a person or a pipeline asks for; `actor` and `reason` are never blank."""
+    """What a person or a pipeline asks for; `actor` and `reason` are never blank.
 
-    model_config = ConfigDict(json_schema_extra=_require_type)
+    A member that the contract does not name is refused: a misspelt `expires_at` would change what is asked for.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_require_type, extra="forbid")
 
     type: Literal["command"] = "command"
     command_id: NonEmpty
