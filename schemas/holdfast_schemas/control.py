@@ -118,7 +118,8 @@ class AuditRecord(Contract):
     actor: str
     """The person or pipeline; `holdfast` for automatic decisions."""
     action: str
-    """A command's action, or `trip`, `earned_good`, `expired`, or a person's `release`."""
+    """A command's action, or `trip`, `earned_good`, `expired`, `resolved` (an incident that is no longer so), or a
+    person's `release`."""
     version: str | None = None
     outcome: Outcome
     reason: str

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from holdfast_schemas._base import Contract, Name, UtcTime
+from holdfast_schemas.route import RouteState
 from holdfast_schemas.verdict import Finding
 
 
@@ -60,6 +61,7 @@ class Incident(Contract):
     model: Name
     bad_version: Name
     routed_to: Name | None = None
+    """The version that served when the incident was opened; `serves` says which one serves now."""
     action: IncidentAction
     opened_at: UtcTime
     first_blocked_at: UtcTime | None = None
@@ -69,6 +71,13 @@ class Incident(Contract):
     acknowledged_by: str | None = None
     resolved_at: UtcTime | None = None
     resolved_by: str | None = None
+    """The person; `holdfast` where what the incident says is no longer so."""
+    resolved_because: str | None = None
+    """What the person said, or what ended it."""
+    route_state: RouteState | None = None
+    """How the model's route stands. While the incident is open, it is published again when this or `serves` changes."""
+    serves: Name | None = None
+    """The version that serves; absent while none does."""
     seen: Annotated[int, Field(ge=0)]
     blocked: Annotated[int, Field(ge=0)]
     blocked_by_check: dict[str, int]

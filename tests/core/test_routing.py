@@ -104,6 +104,10 @@ class Model:
     def route(self):
         return self.state.route
 
+    def latest_incidents(self):
+        """As a reader of the topic has them, by id."""
+        return {incident.incident_id: incident for incident in self.incidents}
+
     def shows(self):
         return (self.route.version, self.route.state.value)
 
@@ -373,20 +377,22 @@ def test_versions_without_end_hold_the_route():
     assert len(model.routes[-1].fenced) == MAX_FENCED
     assert model.incidents[-1].action is IncidentAction.HELD
     assert "unfence those that nobody sends any more" in model.audits[-1].detail
-    assert len(model.incidents) == MAX_FENCED + 1
+    assert len(model.latest_incidents()) == MAX_FENCED + 1
     assert len(model.state.versions) <= MAX_FENCED + MAX_VERSIONS + 3
-    # Once more, and it is the same incident, which can be resolved.
+    # Each hold has an incident of its own, which ends with it, or by a person.
     again = model.incidents[-1]
     model.command("resume")
+    assert model.latest_incidents()[again.incident_id].status is IncidentStatus.RESOLVED
     model.tally(again.bad_version, 1, critical=1, failed=1)
-    assert (standing(model.state), model.incidents[-1].incident_id) == (Standing.HELD, again.incident_id)
-    assert model.command("resolve", incident_id=again.incident_id).outcome is Outcome.APPLIED
+    assert standing(model.state) is Standing.HELD
+    assert model.incidents[-1].incident_id != again.incident_id
+    assert model.command("resolve", incident_id=model.incidents[-1].incident_id).outcome is Outcome.APPLIED
     # Fenced by a person, it has one open incident, not two.
     model.command("resume")
     model.tally(again.bad_version, 1, critical=1, failed=1)
     held = model.incidents[-1]
     fenced = model.command("fence", again.bad_version)
-    latest = {incident.incident_id: incident for incident in model.incidents}
+    latest = model.latest_incidents()
     assert (latest[held.incident_id].status, latest[held.incident_id].resolved_by) == (IncidentStatus.RESOLVED, "ann")
     assert (latest[fenced.incident_id].status, latest[fenced.incident_id].action) == ("triggered", "fenced")
     # One that has served is fenced all the same, also while the route is held.
@@ -675,6 +681,108 @@ def test_made_up_versions_do_not_fill_the_ledger():
     assert {"v1", "bad", f"x{MAX_VERSIONS * 2 - 1}"} <= set(model.state.versions)
 
 
+# Incidents follow the route
+
+
+@pytest.mark.parametrize(
+    ("how", "serves"),
+    [
+        ([("promote", "v3")], "v3"),
+        ([("pin", "v3")], "v3"),
+        ([("resume", "v3")], "v3"),
+        ([("unfence", "v1"), ("resume", None)], "v1"),
+        ([("hold", None), ("resume", "v3")], "v3"),
+        ([("acknowledge", "v1"), ("promote", "v3")], "v3"),
+    ],
+)
+def test_the_incident_of_a_hold_ends_with_the_hold(how, serves):
+    """By itself, with the reason, and in the transaction of the route; the command's outcome says so."""
+    model = Model().earn_good("v1")
+    model.tally("v1", 50, failed=50)
+    (held,) = model.latest_incidents().values()
+    assert (held.action, held.route_state, held.serves) == (IncidentAction.HELD, RouteState.HELD, None)
+    *before, (action, version) = how
+    for earlier in before:
+        model.command(*earlier)
+        assert model.latest_incidents()[held.incident_id].status is not IncidentStatus.RESOLVED
+    audit = model.command(action, version)
+    (over,) = model.latest_incidents().values()
+    assert (over.status, over.resolved_by, over.serves) == (IncidentStatus.RESOLVED, HOLDFAST, serves)
+    assert over.resolved_because == f"the route is held no longer: {serves} serves"
+    assert audit.incident_id == held.incident_id
+    assert audit.detail.endswith("resolved, since the route is held no longer: the incident of v1")
+    assert not model.state.incidents
+
+
+def test_the_incident_of_a_hold_outlives_a_persons_hold_over_it():
+    """When the person's hold comes to its end the breaker's is there again, and so its incident still is."""
+    model = Model().earn_good("v1")
+    model.tally("v1", 50, failed=50)
+    model.command("hold", expires_at=model.now + timedelta(minutes=5))
+    model.tick(minutes=6)
+    assert standing(model.state) is Standing.HELD
+    assert [one.status for one in model.latest_incidents().values()] == [IncidentStatus.TRIGGERED]
+
+
+def test_an_open_incident_names_the_version_that_serves_now():
+    """`routed_to` stays what it was; a version that was fenced since is not named as serving."""
+    model = Model().earn_good("v1").earn_good("v2")
+    model.command("promote", "v3")
+    model.tally("v3", 50, failed=50)
+    first = model.incidents[-1]
+    said = []
+    for event in (
+        lambda: None,
+        lambda: model.command("fence", "v2"),
+        lambda: model.command("fence", "v1"),
+        lambda: model.command("promote", "v4"),
+        lambda: model.command("hold"),
+    ):
+        event()
+        now = model.latest_incidents()[first.incident_id]
+        said.append((now.routed_to, now.serves, now.route_state.value))
+    assert said == [
+        ("v2", "v2", "auto"),
+        ("v2", "v1", "auto"),
+        ("v2", None, "held"),
+        ("v2", "v4", "auto"),
+        ("v2", None, "held"),
+    ]
+
+
+def test_a_route_that_only_gains_a_fence_publishes_no_other_incident_again():
+    """A version that nobody serves changes nothing for the others."""
+    model = Model().earn_good("v1")
+    for number in range(5):
+        model.tally(f"canary-{number}", 50, failed=50)
+    assert len(model.incidents) == 5
+
+
+def test_incidents_of_a_state_from_before_follow_the_route_at_the_next_tick():
+    """A state that was written without these members: what is no longer so ends, with a record in the audit."""
+    model = Model().earn_good("v1")
+    model.tally("v1", 50, failed=50)
+    held = model.state.incidents["v1"]
+    model.command("promote", "v3")
+    model.tally("canary", 50, failed=50)
+    canary = model.state.incidents["canary"]
+    old = {
+        name: known.model_copy(
+            update={"incident": known.incident.model_copy(update={"route_state": None, "serves": None})}
+        )
+        for name, known in {"v1": held, "canary": canary}.items()
+    }
+    model.state = model.state.model_copy(update={"incidents": old})
+    model.tick(seconds=1)
+    latest = model.latest_incidents()
+    assert latest[held.incident.incident_id].status is IncidentStatus.RESOLVED
+    assert (latest[canary.incident.incident_id].serves, model.audits[-1].action) == ("v3", "resolved")
+    assert model.audits[-1].actor == HOLDFAST
+    published = len(model.incidents)
+    model.tick(seconds=1)
+    assert len(model.incidents) == published
+
+
 # Any sequence of events
 
 NAMES = st.sampled_from(["v1", "v2", "v3", "v4"])
@@ -801,9 +909,23 @@ class AnySequence(RuleBasedStateMachine):
 
     @invariant()
     def one_open_incident_for_each_version_at_most(self):
-        latest = {incident.incident_id: incident for incident in self.model.incidents}
+        latest = self.model.latest_incidents()
         still_open = [i.bad_version for i in latest.values() if i.status is not IncidentStatus.RESOLVED]
         assert sorted(still_open) == sorted(set(still_open)) == sorted(self.model.state.incidents)
+
+    @invariant()
+    def open_incidents_say_how_the_route_stands(self):
+        """As published, so that pages and console are true; an incident of a hold is open only while it lasts."""
+        route, latest = self.model.route, self.model.latest_incidents()
+        for incident in latest.values():
+            if incident.status is IncidentStatus.RESOLVED:
+                assert incident.resolved_by
+                assert incident.resolved_because
+                continue
+            assert (incident.serves, incident.route_state) == (route.version, route.state)
+            held = route.state is RouteState.HELD
+            assert held or incident.action is not IncidentAction.HELD
+            assert incident.bad_version in self.fenced or (held and incident.action is IncidentAction.HELD)
 
     @invariant()
     def the_state_survives_the_topic(self):

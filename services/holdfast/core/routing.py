@@ -222,6 +222,10 @@ class _Turn:
         self._epoch = state.route.epoch if state.route is not None else 0
         self._route: Route | None = None
         self._incidents: dict[str, Incident] = {}
+        self._touched: str | None = None
+        """The incident that was opened, acknowledged or resolved last; one that only follows the route is not meant."""
+        self._ended: list[str] = []
+        """Bad versions whose incidents ended with their hold; the next audit record tells it."""
         self._audits: list[AuditRecord] = []
 
     def done(self) -> Decision:
@@ -254,7 +258,7 @@ class _Turn:
         held_before: bool = False,
         ends_at: datetime | None = None,
     ) -> None:
-        """A new route; whoever becomes active by it starts its time as the active version."""
+        """Make a new route; a version that becomes active by it starts its time as the active version."""
         epoch = self._epoch + 1
         if version is not None and version != self.active:
             self._set_version(version, activated=epoch, active_since=self.now, approved=0)
@@ -277,6 +281,7 @@ class _Turn:
             fenced=tuple(sorted(n for n, v in self.state.versions.items() if v.state is VersionState.FENCED)),
         )
         self._set(route=self._route)
+        self._let_incidents_follow()
 
     def _republish(self, *, reason: str, actor: str, incident_id: str | None = None) -> None:
         """The same version and state with other fences; what a held or pinned route remembers stays."""
@@ -292,7 +297,10 @@ class _Turn:
             ends_at=kept.ends_at,
         )
 
-    def _audit(self, action: str, version: str | None, outcome: Outcome, **fields: Any) -> None:
+    def _audit(self, action: str, version: str | None, outcome: Outcome, *, detail: str, **fields: Any) -> None:
+        ended, self._ended = self._ended, []
+        if ended:
+            detail += f"; resolved, since the route is held no longer: the incident of {', '.join(ended)}"
         self._audits.append(
             AuditRecord(
                 audit_id=f"{self._new_id}-{len(self._audits)}",
@@ -302,6 +310,7 @@ class _Turn:
                 version=version,
                 outcome=outcome,
                 epoch=self.state.route.epoch if self.state.route is not None else 0,
+                detail=detail,
                 **fields,
             )
         )
@@ -408,7 +417,7 @@ class _Turn:
                 self._set(switches=(*self.state.switches, self.now))
             action, detail = IncidentAction.SWITCHED, f"{name} is fenced; the route moved to {target}"
         # One may be open of a version that was not fenced: it had held the route.
-        self._resolve_incident(name, actor)
+        self._resolve_incident(name, actor, because=reason)
         self._open_incident(name, action, incident_id, severity=severity, policy=policy, window=window)
         return detail
 
@@ -416,18 +425,14 @@ class _Turn:
         """Versions without end are no versions: the producer puts something else into that field."""
         if standing(self.state) in (Standing.HELD, Standing.HELD_BY_PERSON):
             return  # What it says is blocked; it trips anew once the route is resumed.
-        window, known = self.version(name).window, self.state.incidents.get(name)
+        window = self.version(name).window
         why = f"{MAX_FENCED} versions are fenced already; unfence those that nobody sends any more"
-        # The incident of an earlier hold, if that is still open: who resolves it must find it.
-        incident_id = known.incident.incident_id if known is not None else self._new_id
-        self._move(None, RouteState.HELD, reason=f"{reason}; {why}", actor=HOLDFAST, incident_id=incident_id)
+        self._move(None, RouteState.HELD, reason=f"{reason}; {why}", actor=HOLDFAST, incident_id=self._new_id)
         self._set_version(name, window=Window())
-        if known is None:
-            self._open_incident(
-                name, IncidentAction.HELD, incident_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
-            )
-        else:
-            self._publish_incident(known.incident)
+        self._resolve_incident(name, HOLDFAST, because=reason)
+        self._open_incident(
+            name, IncidentAction.HELD, self._new_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
+        )
         self._automatic("trip", name, reason=cause, detail=f"the route is held: {why}")
 
     def _fenced_unserved(self) -> int:
@@ -498,8 +503,43 @@ class _Turn:
                 samples=window.samples,
                 policy=policy,
                 runbook_url=self._runbook_url + runbook,
+                **self._route_as_told(),
             )
         )
+        self._touched = incident_id
+
+    def _route_as_told(self) -> dict[str, Any]:
+        """What an incident says about the route."""
+        route = self.state.route
+        return {"route_state": route.state if route is not None else None, "serves": self.active}
+
+    def _let_incidents_follow(self) -> None:
+        """Open incidents say how the route stands now; one of a hold is over when the route is not held any more.
+
+        That a version was bad needs a person, however the route stands: its incident stays open.
+        """
+        told, changed = self._route_as_told(), dict(self.state.incidents)
+        over: list[str] = []
+        for name, known in self.state.incidents.items():
+            incident = known.incident
+            if incident.action is IncidentAction.HELD and told["route_state"] is not RouteState.HELD:
+                over.append(name)
+            elif {"route_state": incident.route_state, "serves": incident.serves} != told:
+                self._incidents[incident.incident_id] = incident = incident.model_copy(update=told)
+                changed[name] = OpenIncident(incident=incident, published_at=self.now)
+        self._set(incidents=changed)
+        for name in over:
+            self._end_hold(name)
+
+    def _has_incident_of_hold(self, name: str) -> bool:
+        """Whether the version's open incident says that the model is held; it lasts as long as the hold."""
+        known = self.state.incidents.get(name)
+        return known is not None and known.incident.action is IncidentAction.HELD
+
+    def _end_hold(self, name: str) -> None:
+        now = f"{self.active} serves" if self.active is not None else "the model is without a version"
+        self._resolve_incident(name, HOLDFAST, because=f"the route is held no longer: {now}")
+        self._ended.append(name)
 
     def _publish_incident(self, incident: Incident) -> None:
         self._incidents[incident.incident_id] = incident
@@ -545,17 +585,28 @@ class _Turn:
         pause = min(max(UPDATE_EVERY, age / UPDATES_IN_AGE), UPDATE_EVERY_AT_MOST)
         return abs(self.now - known.published_at) >= pause
 
-    def _resolve_incident(self, name: str, actor: str) -> None:
-        if (known := self.state.incidents.get(name)) is not None:
-            self._publish_incident(
-                known.incident.model_copy(
-                    update={"status": IncidentStatus.RESOLVED, "resolved_at": self.now, "resolved_by": actor}
-                )
+    def _resolve_incident(self, name: str, actor: str, *, because: str) -> None:
+        if (known := self.state.incidents.get(name)) is None:
+            return
+        self._publish_incident(
+            known.incident.model_copy(
+                update={
+                    "status": IncidentStatus.RESOLVED,
+                    "resolved_at": self.now,
+                    "resolved_by": actor,
+                    "resolved_because": because,
+                    **self._route_as_told(),
+                }
             )
+        )
+        self._touched = known.incident.incident_id
 
     # Time
 
     def tick(self) -> None:
+        self._let_incidents_follow()
+        if self._ended:
+            self._automatic("resolved", self._ended[-1], reason="the route is not held", detail="nothing else changed")
         for known in list(self.state.incidents.values()):
             if known.stale and self._update_is_due(known):
                 self._publish_incident(known.incident)
@@ -619,7 +670,7 @@ class _Turn:
             reason=command.reason,
             detail=detail,
             command_id=command.command_id,
-            incident_id=next(reversed(self._incidents), incident) if outcome is Outcome.APPLIED else None,
+            incident_id=(self._touched or incident) if outcome is Outcome.APPLIED else None,
         )
         commands = {**self.state.commands, command.command_id: self._audits[-1]}
         for oldest in list(commands)[:-REMEMBERED_COMMANDS]:
@@ -730,7 +781,8 @@ class _Turn:
             self._set_version(name, fence_at=command.expires_at)
             return f"{name} stays without a fence{_until(command.expires_at)}"
         self._set_version(name, state=VersionState.CANDIDATE, window=Window(), fence_at=command.expires_at)
-        self._resolve_incident(name, command.actor)
+        if not self._has_incident_of_hold(name):
+            self._resolve_incident(name, command.actor, because=command.reason)
         self._republish(reason=command.reason, actor=command.actor)
         return f"{name} is a candidate again{_until(command.expires_at)}"
 
@@ -747,12 +799,13 @@ class _Turn:
                 }
             )
         )
+        self._touched = known.incident.incident_id
         return "the incident is acknowledged"
 
     def _resolve(self, command: Command) -> str:
         known = self._open_incident_meant(command)
         name = known.incident.bad_version
-        self._resolve_incident(name, command.actor)
+        self._resolve_incident(name, command.actor, because=command.reason)
         fenced = self.version(name).state is VersionState.FENCED
         return f"the incident is resolved; {name} stays fenced" if fenced else "the incident is resolved"
 
