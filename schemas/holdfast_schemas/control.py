@@ -62,6 +62,8 @@ class Tally(Contract):
 
 
 class Action(StrEnum):
+    """What a command asks for. `good` declares the version that serves good, on a person's word."""
+
     PROMOTE = "promote"
     PIN = "pin"
     UNPIN = "unpin"
@@ -70,6 +72,7 @@ class Action(StrEnum):
     RESUME = "resume"
     FENCE = "fence"
     UNFENCE = "unfence"
+    GOOD = "good"
     ACKNOWLEDGE = "acknowledge"
     RESOLVE = "resolve"
 

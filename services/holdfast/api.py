@@ -219,6 +219,7 @@ _COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
     Action.RESUME: (AskMaybeVersion, "End a hold."),
     Action.FENCE: (AskVersion, "Block every output of a version."),
     Action.UNFENCE: (AskUnfence, "Let a fenced version be a candidate again."),
+    Action.GOOD: (AskVersion, "Declare the version that serves good: a trip of a later one goes back to it."),
     Action.ACKNOWLEDGE: (AskIncident, "Say that somebody is looking at an incident."),
     Action.RESOLVE: (AskIncident, "Close an incident; the version stays fenced."),
 }

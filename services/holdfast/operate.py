@@ -15,8 +15,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, read_states, send_command
+from holdfast.adapters.commands import (
+    follow_promotion,
+    read_incidents,
+    read_routes,
+    read_state,
+    read_states,
+    send_command,
+)
 from holdfast.adapters.policies import known_models
+from holdfast.confirm import YesOption, confirm
+from holdfast.core.consequences import Consequence, consequence
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
@@ -151,7 +160,13 @@ _ROUTE_COMMANDS = {
     Action.UNFENCE: _Spec(
         "Let a fenced version be a candidate again.", "needed", "Fence it again after, say, 30m or 2h."
     ),
+    Action.GOOD: _Spec(
+        "Declare the version that serves good, on your word: a trip of a later one goes back to it.", "needed"
+    ),
 }
+
+
+_MAY_SURPRISE = {Action.PROMOTE, Action.PIN, Action.RESUME, Action.ROLLBACK, Action.FENCE}
 
 
 def _send(
@@ -164,7 +179,9 @@ def _send(
     version: str | None = None,
     lasts: timedelta | None = None,
     incident_id: str | None = None,
+    yes: bool = False,
 ) -> AuditRecord:
+    """Send a command, after a question where its effect may surprise. Raises Refused."""
     command = Command(
         command_id=os.urandom(12).hex(),
         model=model,
@@ -176,11 +193,14 @@ def _send(
         expires_at=None if lasts is None else utc_now() + lasts,
     )
 
-    async def send() -> AuditRecord:
+    async def look() -> Consequence | None:
         _refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
-        return await send_command(settings, command)
+        if action not in _MAY_SURPRISE:
+            return None
+        return consequence(await read_state(settings, model), action, model, version)
 
-    return run(send())
+    confirm(run(look()), yes=yes)
+    return run(send_command(settings, command))
 
 
 def _answer(audit: AuditRecord, as_json: bool) -> None:
@@ -208,6 +228,7 @@ def _add_route_command(action: Action, spec: _Spec) -> None:
             timedelta | None,
             typer.Option("--for", help=spec.lasts, hidden=not spec.lasts, metavar="TIME", parser=duration),
         ] = None,
+        yes: YesOption = False,
         config: ConfigOption = None,
         as_json: JsonOption = False,
     ) -> None:
@@ -220,7 +241,14 @@ def _add_route_command(action: Action, spec: _Spec) -> None:
         _answer(
             perform(
                 lambda: _send(
-                    load_settings(config), action, model, reason=reason, actor=actor, version=version, lasts=lasts
+                    load_settings(config),
+                    action,
+                    model,
+                    reason=reason,
+                    actor=actor,
+                    version=version,
+                    lasts=lasts,
+                    yes=yes,
                 )
             ),
             as_json,
@@ -250,6 +278,7 @@ def route_promote(
         timedelta, typer.Option(help="How long to wait at most.", metavar="TIME", parser=duration, show_default="1h")
     ] = timedelta(hours=1),
     actor: ActorOption = None,
+    yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -263,7 +292,7 @@ def route_promote(
             from holdfast.adapters.mlflow import registered_version
 
             wanted = registered_version(from_mlflow)
-        audit = _send(settings, Action.PROMOTE, model, reason=reason, actor=actor, version=wanted)
+        audit = _send(settings, Action.PROMOTE, model, reason=reason, actor=actor, version=wanted, yes=yes)
         if not wait:
             return audit
         _print_change(audit, as_json)

@@ -11,6 +11,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 from aiokafka import TopicPartition
@@ -201,6 +202,8 @@ class SwitchWork:
             new_id=uuid.uuid4().hex,
             runbook_url=(policy.runbook_url if policy is not None else "") or self._switch.settings.switch.runbook_url,
         )
+        if decision.route is not None and self._switch.mirror.up is False:
+            decision = _with_warning(decision)
         if decision.state is not None and decision.state != before:
             self._pending[model] = decision.state
         if decision.route or decision.incidents or decision.audits:
@@ -286,6 +289,13 @@ class SwitchWork:
 
 
 _OPEN = (IncidentStatus.TRIGGERED, IncidentStatus.ACKNOWLEDGED)
+
+
+def _with_warning(decision: Decision) -> Decision:
+    """The decision, with what its audit records must say while Redis cannot be written."""
+    more = "Redis does not answer the switch, so serving code keeps the version that it knows until Redis is back"
+    audits = (audit.model_copy(update={"detail": f"{audit.detail}; {more}"}) for audit in decision.audits)
+    return replace(decision, audits=tuple(audits))
 
 
 def _start_at_zero(model: str) -> None:

@@ -450,7 +450,7 @@ def test_the_longer_an_incident_lasts_the_more_seldom_it_is_updated():
 
 # Commands
 
-VERSIONED = {"promote": "v3", "pin": "v3", "fence": "v3", "rollback": None, "hold": None, "resume": None, "unpin": None}
+VERSIONED = {"promote": "v3", "pin": "v3", "fence": "v3", "good": "v2"}
 APPLIED, REFUSED = "applied", "refused"
 TABLE = {
     #             unrouted  auto      pinned    held      held by a person
@@ -461,6 +461,7 @@ TABLE = {
     "hold": (APPLIED, APPLIED, APPLIED, APPLIED, APPLIED),
     "resume": (REFUSED, REFUSED, REFUSED, REFUSED, APPLIED),
     "fence": (APPLIED, APPLIED, APPLIED, APPLIED, APPLIED),
+    "good": (REFUSED, APPLIED, APPLIED, REFUSED, REFUSED),
 }
 
 
@@ -470,7 +471,7 @@ def test_each_command_is_applied_or_refused_by_where_the_route_stands(action, co
     """A refused command changes nothing but the audit; every command has exactly one outcome."""
     model = in_standing(where)
     before, routes = model.route, len(model.routes)
-    audit = model.command(action, VERSIONED[action])
+    audit = model.command(action, VERSIONED.get(action))
     assert audit.outcome == TABLE[action][column]
     assert (audit.actor, audit.reason, audit.epoch) == ("ann", "because", model.route.epoch if model.route else 0)
     if audit.outcome is Outcome.REFUSED:
@@ -488,7 +489,7 @@ def test_no_command_lets_a_fenced_version_serve(action, where):
     assert model.route.version != "v7"
 
 
-@pytest.mark.parametrize("action", ["promote", "fence", "unfence"])
+@pytest.mark.parametrize("action", ["promote", "fence", "unfence", "good"])
 def test_a_command_that_needs_a_version_is_refused_without_one(action):
     assert Model().earn_good("v1").command(action).outcome is Outcome.REFUSED
 
@@ -532,6 +533,84 @@ def test_a_hold_by_a_person_is_resumed_to_what_served():
     model = in_standing(Standing.HELD_BY_PERSON)
     model.command("resume")
     assert model.shows() == ("v2", "auto")
+
+
+def test_a_version_that_a_person_declared_good_is_gone_back_to():
+    """The first ten minutes must not mean that a trip holds everything."""
+    model = Model()
+    model.command("promote", "v1")
+    assert model.command("good", "v1").detail == "v1 is good: the route may come back to it"
+    assert "already" in model.command("good", "v1").detail
+    model.command("promote", "v2")
+    assert model.route.last_good == "v1"
+    model.tally("v2", 50, failed=50)
+    assert model.shows() == ("v1", "auto")
+
+
+@pytest.mark.parametrize("name", ["v0", "v9"])
+def test_only_the_version_that_serves_can_be_declared_good(name):
+    """Neither one that served before nor one that nobody knows."""
+    model = Model()
+    model.command("promote", "v0")
+    model.command("promote", "v1")
+    assert model.command("good", name).outcome is Outcome.REFUSED
+    assert last_good(model.state, leaving=None) is None
+
+
+def test_what_was_declared_good_trips_and_is_fenced_like_any_other():
+    """A person's word is about the past."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v2")
+    model.command("good", "v2")
+    model.tally("v2", 50, failed=50)
+    assert (model.shows(), model.route.fenced) == (("v1", "auto"), ("v2",))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("action", ["promote", "pin"])
+def test_the_answer_says_that_no_output_of_a_version_was_seen(action, version):
+    """A name that is mistyped serves nothing that was judged."""
+    model = Model().earn_good("v1")
+    model.command("promote", "v0")
+    warned = "no output of it was seen" in model.command(action, version).detail
+    assert warned is (version == "v2")
+
+
+@pytest.mark.parametrize("holds", [1, 2])
+@pytest.mark.parametrize("by", ["resume", "resume v2", "its end"])
+def test_a_pin_is_in_force_again_after_a_hold(by, holds):
+    """With the end that it had; a fence meanwhile of another version changes nothing about it."""
+    model = in_standing(Standing.PINNED)
+    until = model.now + timedelta(hours=2)
+    model.command("pin", "v2", expires_at=until)
+    for _ in range(holds):
+        model.command("hold", expires_at=model.now + timedelta(minutes=5))
+    model.command("fence", "v9")
+    if by == "its end":
+        model.tick(minutes=5)
+    else:
+        model.command(*by.split())
+    assert (model.shows(), model.state.ends_at) == (("v2", "pinned"), until)
+    assert "pinned as before until" in model.audits[-1].detail
+    assert model.command("promote", "v1").outcome is Outcome.REFUSED
+    model.tick(hours=2)
+    assert model.shows() == ("v2", "auto")
+
+
+@pytest.mark.parametrize("why", ["the pin has ended", "the version is fenced", "another is named", "unpinned before"])
+def test_a_hold_gives_no_pin_back_that_is_over(why):
+    """Another version than the pinned one serves automatically, and so does the same one after the pin's end."""
+    model = in_standing(Standing.PINNED)
+    if why == "the pin has ended":
+        model.command("pin", "v2", expires_at=model.now + timedelta(minutes=5))
+    if why == "unpinned before":
+        model.command("unpin")
+    model.command("hold")
+    if why == "the version is fenced":
+        model.command("fence", "v2")
+    model.tick(minutes=5)
+    model.command("resume", "v1" if why == "another is named" else None)
+    assert model.shows() == ("v2" if why in ("the pin has ended", "unpinned before") else "v1", "auto")
 
 
 def test_a_resume_does_not_go_back_to_a_version_fenced_meanwhile():
@@ -881,7 +960,8 @@ class AnySequence(RuleBasedStateMachine):
             if route.version not in (None, active):
                 self.activated[route.version] = route.epoch
             active = route.version
-        self.good |= {audit.version for audit in self.model.audits[audits:] if audit.action == "earned_good"}
+        applied = (a for a in self.model.audits[audits:] if a.outcome is Outcome.APPLIED)
+        self.good |= {audit.version for audit in applied if audit.action in ("earned_good", "good")}
         self.good -= self.fenced
         self.read = len(self.model.routes), len(self.model.audits)
         if self.model.route is not None:

@@ -198,7 +198,7 @@ async def test_every_role_may_what_the_table_says(served: Served) -> None:
         assert (await served.get("/routes", role.value)).status_code == 200
         for action in Action:
             body = incident if action in (Action.ACKNOWLEDGE, Action.RESOLVE) else {}
-            versioned = action in (Action.PROMOTE, Action.FENCE, Action.UNFENCE)
+            versioned = action in (Action.PROMOTE, Action.FENCE, Action.UNFENCE, Action.GOOD)
             answer = await served.post(action.value, role.value, **body, **({"version": "v1"} if versioned else {}))
             assert (answer.status_code != 403) == (action in MAY_SEND[role]), (role, action, answer.text)
     for headers in ({}, {"Authorization": "Bearer hf_guess"}, {"Authorization": "Basic YTpi"}):

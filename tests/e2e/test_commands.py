@@ -1,8 +1,10 @@
 """The command line as people and pipelines use it, on a real broker and a real Redis."""
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
 import subprocess
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +17,7 @@ from e2e.stack import POLICY, Stack
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="module")]
 
-MODELS = ("plain", "json", "evidence", "recommendations-eu-west")
+MODELS = ("asked", "plain", "json", "evidence", "recommendations-eu-west")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -53,14 +55,16 @@ async def bad(stack, model, version):
 
 ROUTE_COMMANDS = [
     # arguments after the model, exit code, what is answered
-    (["promote", "v1"], 0, "applied: v1 is active"),
+    (["promote", "v1"], 0, "applied: v1 is active; no output of it was seen so far, so check its name"),
     (["promote", "v1"], 0, "applied: v1 is active already; nothing changed"),
+    (["good", "v2"], 1, "refused: v2 does not serve, and only the one that serves can be declared good; promote it"),
     (["rollback"], 0, "applied: v1 is fenced; no good version is left, so the route is held"),
     (["rollback"], 1, "refused: no version is active, so there is nothing to leave; promote a version"),
     (["promote", "v1"], 1, "refused: v1 is fenced; unfence it first, or choose another version"),
     (["unfence", "v1"], 0, "applied: v1 is a candidate again"),
     (["unfence", "v1"], 1, "refused: v1 is not fenced; there is nothing to lift"),
     (["promote", "v1"], 0, "applied: v1 is active"),
+    (["good", "v1"], 0, "applied: v1 is good: the route may come back to it"),
     (["pin", "--for", "30m"], 0, "applied: v1 is pinned until 20"),
     (["promote", "v2"], 1, "refused: the route is pinned; unpin it first"),
     (["unpin"], 0, "applied: the route is auto; v1 stays active"),
@@ -91,7 +95,53 @@ async def test_every_command_answers_what_came_of_it(stack, config, as_json):
             assert audit["command_id"]
         else:
             assert said.out.startswith(answer)
-        assert said.err == ""
+        unseen = action in ("promote", "pin") and rest[0].startswith("v") and "already" not in answer
+        if (action, code) == ("rollback", 0):
+            assert said.err.startswith("Warning: No other version of ")
+        elif unseen:
+            assert said.err.startswith("Warning: No output of ")
+        else:
+            assert said.err == ""
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("y", True), ("n", False), (None, True)], ids=["yes", "no", "--yes"])
+async def test_a_person_at_a_terminal_is_asked_before_a_command_that_does_more_than_it_says(
+    stack, config, answer, sent
+):
+    """The question names the effect; without a yes nothing is written, and `--yes` is for scripts."""
+    model = "asked"
+    await stack.command(model, "promote", "v0")
+    await serve(stack, model, "v0")
+    epoch = (await stack.until(lambda: stack.route(model)))["epoch"]
+    command = [*HOLDFAST, "route", "promote", model, f"v-{answer}", "-r", "x", "--config", str(config)]
+    said = await asyncio.to_thread(on_a_terminal, [*command, *([] if answer else ["--yes"])], answer)
+    assert f"No output of v-{answer} was ever seen" in said
+    assert "(asked has v0)" in said
+    assert ("Go on?" in said) is (answer is not None)
+    assert (f"applied: v-{answer} is active" in said) is sent
+    assert ("Nothing was done." in said) is not sent
+    await stack.settled()
+    assert (stack.route(model)["epoch"] > epoch) is sent
+
+
+def on_a_terminal(command, answer):
+    """Run it on a terminal of its own, type the answer, and return all that it showed there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "500"}
+    )
+    os.close(theirs)
+    shown = b""
+    # A terminal whose program has ended gives an error.
+    with contextlib.suppress(OSError):
+        while more := os.read(ours, 4096):
+            shown += more
+            if answer is not None and b"Go on?" in shown:
+                os.write(ours, f"{answer}\n".encode())
+                answer = None
+    os.close(ours)
+    assert process.wait(60) in (0, 1)
+    return shown.decode()
 
 
 async def test_route_show(stack, config):
@@ -187,7 +237,10 @@ async def test_a_mistyped_model_is_refused_with_those_that_exist(stack, config, 
     """Also by commands that would make a route for it."""
     said = await holdfast(config, *arguments)
     assert said.code == 1
-    assert "There is no model 'pricng'. Models with a route or a policy here: evidence, json, plain, recomm" in said.err
+    assert (
+        "There is no model 'pricng'. Models with a route or a policy here: asked, evidence, json, plain, recomm"
+        in said.err
+    )
     assert stack.routes("pricng") == []
 
 

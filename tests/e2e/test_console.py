@@ -415,8 +415,11 @@ async def test_everybody_is_offered_what_they_may(site: Site, unique: str) -> No
     await site.stack.until(lambda: site.stack.incidents(unique))
     for name, offered in (
         ("viewer", set()),
-        ("operator", {"Acknowledge", "Resolve", "Roll back", "Hold", "Pin", "Promote", "Fence"}),
-        ("admin", {"Acknowledge", "Resolve", "Roll back", "Hold", "Pin", "Promote", "Fence", "Unfence"}),
+        ("operator", {"Acknowledge", "Resolve", "Roll back", "Hold", "Pin", "Promote", "Fence", "Declare good"}),
+        (
+            "admin",
+            {"Acknowledge", "Resolve", "Roll back", "Hold", "Pin", "Promote", "Fence", "Declare good", "Unfence"},
+        ),
     ):
         page = await site.page(name, f"/?q={unique}")
         await expect(page.locator(".incident")).to_have_count(1)

@@ -311,13 +311,17 @@ async def test_redis_fails_during_an_incident(stack, redis_server):
     assert switch.ready()
     assert guard.ready()
     assert await outputs(stack, "redis", "v2", 100.0) == 0
-    assert (await stack.command("redis", "hold"))["outcome"] == "applied"
+    held = await stack.command("redis", "hold")
+    assert held["outcome"] == "applied"
+    assert "Redis does not answer the switch, so serving code keeps the version that it knows" in held["detail"]
     assert await outputs(stack, "redis", "v1", 100.0) == 0
     assert (await stack.command("redis", "resume"))["outcome"] == "applied"
     assert await outputs(stack, "redis", "v1", 100.0) == 40
     await asyncio.to_thread(redis_server.start)
     async with Redis.from_url(redis_server.url, decode_responses=True) as redis:
         assert (await mirrored(stack, "redis", redis))["version"] == "v1"
+    await stack.until(lambda: switch.told("routes are mirrored to Redis"), "the switch has Redis again")
+    assert "Redis" not in (await stack.command("redis", "promote", "v3"))["detail"]
 
 
 async def test_a_decision_is_one_line_and_a_record_none(stack):

@@ -162,6 +162,17 @@ async def read_states(settings: Settings) -> dict[str, ModelState]:
     return await _latest(settings, "state", ModelState)
 
 
+async def read_state(settings: Settings, model: str) -> ModelState | None:
+    """What the switch knows of one model; None: nothing. Raises KafkaUnavailable."""
+    counts = await check_topics(settings, ["state"])
+    topic = settings.topics.state
+    try:
+        latest = await read_latest(settings.kafka, topic, [partition_for(model, counts["state"])])
+    except KafkaError as error:
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
+    return parse_stored(ModelState, topic, model, latest[model]) if model in latest else None
+
+
 async def read_incidents(settings: Settings, left_out: Callable[[str], None]) -> dict[str, Incident]:
     """Every incident within the topic's retention, as it is now, by id. Raises KafkaUnavailable.
 

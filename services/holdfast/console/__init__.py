@@ -355,8 +355,8 @@ def _model_offers(name: str, route: Route | None, resume_to: str | None) -> list
             Action.PROMOTE,
             "Promote",
             f"Promote a version of {name}",
-            "The version named serves from now on. It is good once enough of its outputs were approved for long "
-            "enough.",
+            "The version named serves from now on, also where no output of it was seen so far: check its name. It is "
+            "good once enough of its outputs were approved for long enough.",
             name,
             wants="version",
         ),
@@ -385,7 +385,18 @@ def _version_offers(name: str, version: str, known: Version, route: Route | None
         name,
         version=version,
     )
-    return [fence] if active else [promote, fence]
+    good = Offer(
+        Action.GOOD,
+        "Declare good",
+        f"Declare {version} of {name} good",
+        f"On your word {version} is good, although it has not earned it yet: when a later version goes bad, the route "
+        "comes back to it.",
+        name,
+        version=version,
+    )
+    if active:
+        return [good, fence] if known.state is VersionState.CANDIDATE else [fence]
+    return [promote, fence]
 
 
 def _unfence(name: str, version: str) -> Offer:

@@ -10,7 +10,8 @@ trips or somebody says so; only an `unfence` ends a fence. When the active versi
 Where there is none, or where too many switches came in a while, the route is `held`: never "stay".
 
 A held route remembers why. A hold by a person ends by a `resume` or at its own end; a hold by the breaker also ends
-when a version is promoted, and is there again when a person's hold over it comes to its end.
+when a version is promoted, and is there again when a person's hold over it comes to its end. A pin that a person's hold
+covers is in force again after it, unless its own end has passed, or another version serves then.
 """
 
 from collections import Counter
@@ -98,6 +99,10 @@ class ModelState(Contract):
     """The breaker held the route when a person took the hold over."""
     resume_to: str | None = None
     """The version that was active when the route was held."""
+    pinned_before: bool = False
+    """`resume_to` was pinned when a person held the route."""
+    pin_ends_at: UtcTime | None = None
+    """When that pin ends by itself."""
     ends_at: UtcTime | None = None
     """When a pin or a hold ends by itself."""
     switches: tuple[UtcTime, ...] = ()
@@ -135,6 +140,7 @@ class Standing(StrEnum):
 
 _NOT_HELD = "nothing is held; promote a version to change the route"
 _NOTHING_ACTIVE = "no version is active, so there is nothing to leave; promote a version, or resume a held route"
+_NOTHING_SERVES = "no version is active, and only the one that serves can be declared good; promote it first"
 _NOT_PINNED = "the route is not pinned; there is nothing to end"
 _HELD = "a person holds the route; resume it first"
 _REFUSED_IN: dict[Action, dict[Standing, str]] = {
@@ -146,6 +152,7 @@ _REFUSED_IN: dict[Action, dict[Standing, str]] = {
     Action.RESUME: dict.fromkeys((Standing.UNROUTED, Standing.AUTO, Standing.PINNED), _NOT_HELD),
     Action.FENCE: {},
     Action.UNFENCE: {},
+    Action.GOOD: dict.fromkeys((Standing.UNROUTED, Standing.HELD, Standing.HELD_BY_PERSON), _NOTHING_SERVES),
     Action.ACKNOWLEDGE: {},
     Action.RESOLVE: {},
 }
@@ -191,6 +198,11 @@ def last_good(state: ModelState, leaving: str | None) -> str | None:
         if version.activated is not None and version.state is VersionState.GOOD and name != leaving
     ]
     return max(choices)[1] if choices else None
+
+
+def was_seen(state: ModelState | None, version: str) -> bool:
+    """Whether an output of this version was ever judged."""
+    return state is not None and version in state.versions and state.versions[version].last_seen is not None
 
 
 def standing(state: ModelState) -> Standing:
@@ -257,6 +269,8 @@ class _Turn:
         held_by_person: bool = False,
         held_before: bool = False,
         ends_at: datetime | None = None,
+        pinned_before: bool = False,
+        pin_ends_at: datetime | None = None,
     ) -> None:
         """Make a new route; a version that becomes active by it starts its time as the active version."""
         epoch = self._epoch + 1
@@ -267,6 +281,8 @@ class _Turn:
             held_before=held_before,
             resume_to=(self.active or self.state.resume_to) if route_state is RouteState.HELD else None,
             ends_at=ends_at,
+            pinned_before=pinned_before,
+            pin_ends_at=pin_ends_at,
         )
         self._route = Route(
             model=self.state.model,
@@ -295,6 +311,8 @@ class _Turn:
             held_by_person=kept.held_by_person,
             held_before=kept.held_before,
             ends_at=kept.ends_at,
+            pinned_before=kept.pinned_before,
+            pin_ends_at=kept.pin_ends_at,
         )
 
     def _audit(self, action: str, version: str | None, outcome: Outcome, *, detail: str, **fields: Any) -> None:
@@ -633,8 +651,8 @@ class _Turn:
             detail = "the route stays held; promote a version"
             self._move(None, RouteState.HELD, reason=reason, actor=HOLDFAST)
         elif (target := self._resume_target()) is not None or self.state.resume_to is None:
-            reason, detail = "the hold has come to its end", _serves_again(target)
-            self._move(target, RouteState.AUTO, reason=reason, actor=HOLDFAST)
+            reason = "the hold has come to its end"
+            detail = self._serve_again(target, reason=reason, actor=HOLDFAST)
         else:
             reason = "the hold has come to its end, but no version may serve"
             detail = "the route stays held; promote a version"
@@ -646,6 +664,16 @@ class _Turn:
         if remembered is not None and self.version(remembered).state is not VersionState.FENCED:
             return remembered
         return last_good(self.state, leaving=None)
+
+    def _serve_again(self, name: str | None, *, reason: str, actor: str) -> str:
+        """End a hold. Returns what was done, in words."""
+        pin_ends_at = self.state.pin_ends_at
+        pin_is_over = pin_ends_at is not None and pin_ends_at <= self.now
+        if name is None or name != self.state.resume_to or not self.state.pinned_before or pin_is_over:
+            self._move(name, RouteState.AUTO, reason=reason, actor=actor)
+            return _serves_again(name)
+        self._move(name, RouteState.PINNED, reason=reason, actor=actor, ends_at=pin_ends_at)
+        return f"{_serves_again(name)}, pinned as before{_until(pin_ends_at)}"
 
     # Commands
 
@@ -713,13 +741,16 @@ class _Turn:
         if name == self.active:
             return f"{name} is active already; nothing changed"
         self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
-        return f"{name} is active"
+        return f"{name} is active{self._if_never_seen(name)}"
+
+    def _if_never_seen(self, name: str) -> str:
+        return "" if was_seen(self.state, name) else "; no output of it was seen so far, so check its name"
 
     def _pin(self, command: Command) -> str:
         name = self._wanted(command, otherwise=self.active)
         self._refuse_fenced(name)
         self._move(name, RouteState.PINNED, reason=command.reason, actor=command.actor, ends_at=command.expires_at)
-        return f"{name} is pinned{_until(command.expires_at)}"
+        return f"{name} is pinned{_until(command.expires_at)}{self._if_never_seen(name)}"
 
     def _unpin(self, command: Command) -> str:
         self._move(self.active, RouteState.AUTO, reason=command.reason, actor=command.actor)
@@ -737,6 +768,7 @@ class _Turn:
         return self._fence_by_hand(leaving, command, to=command.version)
 
     def _hold(self, command: Command) -> str:
+        pinned = standing(self.state) is Standing.PINNED
         self._move(
             None,
             RouteState.HELD,
@@ -745,6 +777,8 @@ class _Turn:
             held_by_person=True,
             held_before=standing(self.state) is Standing.HELD or self.state.held_before,
             ends_at=command.expires_at,
+            pinned_before=pinned or self.state.pinned_before,
+            pin_ends_at=self.state.ends_at if pinned else self.state.pin_ends_at,
         )
         return f"the route is held: every output is blocked{_until(command.expires_at)}"
 
@@ -754,8 +788,7 @@ class _Turn:
             name = self._wanted(command, otherwise=name)
         if name is not None:
             self._refuse_fenced(name)
-        self._move(name, RouteState.AUTO, reason=command.reason, actor=command.actor)
-        return _serves_again(name)
+        return self._serve_again(name, reason=command.reason, actor=command.actor)
 
     def _fence_command(self, command: Command) -> str:
         name = self._wanted(command)
@@ -785,6 +818,15 @@ class _Turn:
             self._resolve_incident(name, command.actor, because=command.reason)
         self._republish(reason=command.reason, actor=command.actor)
         return f"{name} is a candidate again{_until(command.expires_at)}"
+
+    def _good(self, command: Command) -> str:
+        name = self._wanted(command)
+        if name != self.active:
+            raise _RefusedError(f"{name} does not serve, and only the one that serves can be declared good; promote it")
+        if self.version(name).state is VersionState.GOOD:
+            return f"{name} is good already; nothing changed"
+        self._set_version(name, state=VersionState.GOOD)
+        return f"{name} is good: the route may come back to it"
 
     def _acknowledge(self, command: Command) -> str:
         known = self._open_incident_meant(command)
@@ -825,6 +867,7 @@ _HANDLERS: dict[Action, Callable[[_Turn, Command], str]] = {
     Action.RESUME: _Turn._resume,
     Action.FENCE: _Turn._fence_command,
     Action.UNFENCE: _Turn._unfence,
+    Action.GOOD: _Turn._good,
     Action.ACKNOWLEDGE: _Turn._acknowledge,
     Action.RESOLVE: _Turn._resolve,
 }
