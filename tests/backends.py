@@ -31,7 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.errors import KafkaError
 
 from holdfast.adapters import kafka as kafka_adapter
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
@@ -310,6 +312,39 @@ class _RealTopics:
 
     async def create_topics(self, settings: Settings) -> None:
         await kafka_adapter.create_topics(settings)
+
+    async def empty_topic(self, name: str) -> None:
+        """Remove every record up to the end of each partition, as retention does where nothing comes for long."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            (described,) = await admin.describe_topics([name])
+            everything = RecordsToDelete(before_offset=-1)
+            await admin.delete_records(
+                {TopicPartition(name, one["partition"]): everything for one in described["partitions"]}
+            )
+        finally:
+            await admin.close()
+
+    async def remake_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
+        """Delete a topic, and make another one of that name."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            await admin.delete_topics([name])
+            deadline = time.monotonic() + GENEROUS
+            while True:
+                try:
+                    new = NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))
+                    if (await kafka_adapter.create_all(admin, [new]))[name] == "created":
+                        return
+                except KafkaError:
+                    # It is being deleted.
+                    if time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(0.05)
+        finally:
+            await admin.close()
 
     async def grow_topic(self, name: str, partitions: int) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)

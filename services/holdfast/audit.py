@@ -22,8 +22,9 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, committed_offset, offsets_since, reader
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, offsets_since, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
 from holdfast.core.errors import describe

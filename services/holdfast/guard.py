@@ -381,6 +381,7 @@ class Guard:
         guard = self.settings.guard
         self.loop = TransactionalLoop(
             self.settings.kafka,
+            service="guard",
             topic=self.settings.topics.predictions,
             group=guard.group,
             worker=self.settings.worker,

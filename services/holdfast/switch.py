@@ -371,6 +371,7 @@ class Switch:
         switch = self.settings.switch
         self.loop = TransactionalLoop(
             self.settings.kafka,
+            service="switch",
             topic=self.settings.topics.control,
             group=switch.group,
             worker=self.settings.worker,

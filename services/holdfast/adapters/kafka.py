@@ -10,6 +10,10 @@ by batch: fetch, process, write, offsets, await every acknowledgement, commit. O
 thrown away, since the outcome of its transaction may be unknown, and the lane opens again from the committed
 offset.
 
+What is committed is a position: it goes behind transaction markers and aborted records too, also in a turn without
+records. Where records were removed unseen the lane stops, says so, and looks again from time to time; the other lanes
+go on.
+
 The group's consumer only says which partitions are ours, and fetches nothing: a lane has a consumer of its own, for
 aiokafka has one fetch on its way to a broker, and would let all partitions wait for the one that is slowest.
 """
@@ -29,7 +33,6 @@ from aiokafka.errors import (
     IllegalOperation,
     KafkaError,
     LeaderNotAvailableError,
-    NotCoordinatorForGroupError,
     OffsetOutOfRangeError,
     ProducerFenced,
     TopicAlreadyExistsError,
@@ -40,14 +43,18 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer import sender
 from aiokafka.protocol.admin import DescribeGroupsRequest
-from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
+from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
 from holdfast.adapters.kafka_login import explain, renew_logins
+from holdfast.adapters.offsets import committed_progress
+from holdfast.adapters.open_transactions import HeldBack
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
+from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.errors import HoldfastError, describe
+from holdfast.core.progress import Committed, Reason, Removed, where_to_go_on
 from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
@@ -72,10 +79,16 @@ TRANSACTION_TIMEOUT = 20.0
 """Seconds until the broker aborts what a dead worker left open; who reads committed records waits that long."""
 ANSWER_WITHIN = 3.0
 """Seconds without an answer after which Kafka counts as away."""
+STOPPED_FOR = 5.0
+"""Seconds after which a stopped partition looks whether it may go on."""
 
 
 class KafkaUnavailable(HoldfastError):  # noqa: N818  it reads as the state it reports
     """Kafka cannot be used as configured."""
+
+
+class PartitionStopped(KafkaUnavailable):
+    """A partition cannot go on before a person says where; the others can."""
 
 
 class TopicsMismatch(KafkaUnavailable):
@@ -135,7 +148,15 @@ class _Lane:
         """Unpacked, before those that are stored."""
         self.stopping = False
         self.waiting = False
+        self.stopped_because: str | None = None
+        """What a person must know, while the partition cannot go on."""
         self.offset = 0
+        """The position that is committed."""
+        self._fetched_to = 0
+        self._out_of_range: int | None = None
+        self._topic_id: str | None = None
+        self.held = HeldBack()
+        metrics.PARTITION_STOPPED.labels(loop.service, str(tp.partition)).set(0)
         self.task = asyncio.create_task(self._run(), name=f"lane-{tp.topic}-{tp.partition}")
 
     async def stop(self, within: float) -> None:
@@ -157,6 +178,7 @@ class _Lane:
                     await self._open()
                     while not self.stopping:
                         self.state = "running"
+                        self._stopped(None)
                         before = self.offset
                         await self._turn()
                         # An empty turn before the first answer says nothing.
@@ -168,12 +190,13 @@ class _Lane:
                 except ProducerFenced:
                     # Another worker has the partition: its rebalance will reach this one too.
                     log.warning("partition taken over by another worker", partition=self.tp.partition)
-                except OffsetOutOfRangeError:
-                    raise KafkaUnavailable(
-                        f"Records of {self.tp.topic}/{self.tp.partition} from offset {self.offset} on were "
-                        "removed before they were checked. Lengthen the topic's retention, and set the offset "
-                        f"of group {self.loop.group} to where checking shall go on."
-                    ) from None
+                except OffsetOutOfRangeError as error:
+                    # The log has changed under the position: opening again finds out how.
+                    (self._out_of_range,) = error.args[0].values()
+                    log.warning("partition is not where it was", partition=self.tp.partition, offset=self._out_of_range)
+                except PartitionStopped as stop:
+                    failing_since, delay = None, STOPPED_FOR
+                    self._stopped(str(stop))
                 except TopicsMismatch:
                     raise
                 except Exception as error:
@@ -186,10 +209,12 @@ class _Lane:
                         retry_in_s=delay,
                     )
                     if now - failing_since > self.loop.give_up_after.total_seconds():
-                        raise
+                        if not self.loop.others_run(self):
+                            raise
+                        self._stopped(describe(error))
                 if self.stopping:
                     break
-                self.state = "failing"
+                self.state = "stopped" if self.stopped_because else "failing"
                 await self._discard_clients()
                 self.waiting = True
                 await asyncio.sleep(delay)
@@ -203,7 +228,20 @@ class _Lane:
             self.loop.fail(error)
         finally:
             self.work.closed()
+            for gauge in (metrics.PARTITION_STOPPED, metrics.HELD_BACK):
+                gauge.remove(self.loop.service, str(self.tp.partition))
             await self._discard_clients()
+
+    def _stopped(self, because: str | None) -> None:
+        """Take note of why the partition cannot go on, or that it does."""
+        if because == self.stopped_because:
+            return
+        if because is not None:
+            log.error("partition stopped, the others go on", partition=self.tp.partition, reason=because)
+        else:
+            log.info("partition goes on", partition=self.tp.partition, offset=self.offset)
+        self.stopped_because = because
+        metrics.PARTITION_STOPPED.labels(self.loop.service, str(self.tp.partition)).set(float(because is not None))
 
     async def _open(self) -> None:
         self.state = "opening"
@@ -212,14 +250,51 @@ class _Lane:
         async with _within(PUBLISH_WITHIN, "let a producer in"):
             await self.producer.start()
             await self.loop.committed_all()
-            committed = await committed_offset(self.loop.consumer, self.tp)
+            committed = await committed_progress(self.loop.consumer, self.tp)
             await self.consumer.start()
             self.consumer.assign([self.tp])
-            if committed is None:
-                committed = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
-            self.consumer.seek(self.tp, committed)
-            self.offset = committed
+            ids = await topic_ids(self.consumer._client, [self.tp.topic])
+            if self.tp.topic not in ids:
+                raise UnknownTopicOrPartitionError(self.tp.topic)
+            self._topic_id = ids[self.tp.topic]
+            first = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
+            position = first if committed is None else self._where_to_go_on(committed, first)
+            self.consumer.seek(self.tp, position)
+            self.offset = self._fetched_to = position
+            self._out_of_range = None
         await self.work.restore()
+
+    def _where_to_go_on(self, committed: Committed, first: int) -> int:
+        """Compare what is committed with what is there. Raises PartitionStopped."""
+        found, place = where_to_go_on(committed, first, self._topic_id), f"{self.tp.topic}/{self.tp.partition}"
+        if isinstance(found, Removed):
+            raise PartitionStopped(
+                f"{place}: the records from offset {found.first} to {found.last} were removed before they were "
+                f"checked. Lengthen the topic's retention, then say where to go on: holdfast offsets set "
+                f"{self.loop.service} --partition {self.tp.partition} --to earliest"
+            )
+        if found.offset == self._out_of_range:
+            raise PartitionStopped(
+                f"{place}: the log ends before offset {found.offset}, up to which it was checked, so records were "
+                "lost and others may be in their place. See what the brokers' log says of unclean elections, then say "
+                f"where to go on: holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to earliest"
+            )
+        if found.reason is Reason.MADE_AGAIN:
+            log.warning(
+                "the topic was deleted and made again, its records are checked from the first on",
+                topic=self.tp.topic,
+                partition=self.tp.partition,
+                offset=first,
+            )
+        elif found.reason is Reason.MARKERS_REMOVED:
+            log.warning(
+                "offsets are gone behind the last record that an earlier version checked; they are taken for "
+                "transaction markers",
+                topic=self.tp.topic,
+                partition=self.tp.partition,
+                offsets=first - committed.offset,
+            )
+        return found.offset
 
     async def _turn(self) -> None:
         if self._left() < self.loop.max_records:
@@ -239,12 +314,21 @@ class _Lane:
             log.exception("processing failed, going record by record", partition=self.tp.partition)
             await self._one_by_one(records, error)
             return
+        position = self._position_after(records)
         if records or writes:
             assert self.producer is not None  # noqa: S101  _open ran
-            packed, next_offset = pack(self.producer, writes), records[-1].offset + 1 if records else None
+            packed = pack(self.producer, writes)
             # While this is on its way, the other lanes work in the memory that it had.
             del records, writes
-            await self.work.committed(await self._publish(packed, next_offset))
+            await self.work.committed(await self._publish(packed, position))
+        elif position > self.offset:
+            await self._publish((), position)
+
+    def _position_after(self, records: Sequence[Record]) -> int:
+        """The position once these are judged: behind what follows them too, unless there are more records here."""
+        if not self._left():
+            return max(self._fetched_to, self.offset)
+        return records[-1].offset + 1 if records else self.offset
 
     async def _prepare(self) -> None:
         async with _within(PUBLISH_WITHIN, "tell what a batch is judged by"):
@@ -259,6 +343,8 @@ class _Lane:
         self.consumer.resume(self.tp)
         fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self._left() else self.loop.poll_ms)
         self.stored += fetched.get(self.tp, ())
+        # A transaction's markers take offsets too, and may be all that there was.
+        self._fetched_to = await self.consumer.position(self.tp)
         if self._left() < self.loop.max_records:
             # All that there is: what came beside this batch would be old when it is looked at, and hide what is newer.
             self.consumer.pause(self.tp)
@@ -275,6 +361,13 @@ class _Lane:
         """How many offsets wait, as far as the last fetch told; None before the first."""
         highwater = self.consumer.highwater(self.tp) if self.state == "running" and self.consumer is not None else None
         return None if highwater is None else max(0, highwater - self.offset)
+
+    def look_for_open_transaction(self) -> None:
+        """Show for how long one open transaction has held the partition."""
+        consumer, seconds = self.consumer, 0.0
+        if self.state == "running" and consumer is not None and (highwater := consumer.highwater(self.tp)) is not None:
+            seconds = self.held.seconds(consumer.last_stable_offset(self.tp), highwater, time.monotonic())
+        metrics.HELD_BACK.labels(self.loop.service, str(self.tp.partition)).set(seconds)
 
     async def _one_by_one(self, records: Sequence[Record], error: Exception) -> None:
         """Find the record that cannot be processed, and put it aside after three attempts."""
@@ -297,10 +390,11 @@ class _Lane:
             if self.stopping:
                 return
 
-    async def _publish(self, packed: Iterable[Packed], next_offset: int | None) -> dict[TopicPartition, int]:
+    async def _publish(self, packed: Iterable[Packed], position: int) -> dict[TopicPartition, int]:
         producer = self.producer
         assert producer is not None  # noqa: S101  _open ran
-        offsets = {} if next_offset is None else {self.tp: next_offset}
+        metadata = Committed(position, is_position=True, topic_id=self._topic_id).metadata()
+        offsets = {self.tp: OffsetAndMetadata(position, metadata)} if position > self.offset else {}
         async with _within(PUBLISH_WITHIN, "take the batch"):
             if self.loop.exactly_once:
                 await producer.begin_transaction()
@@ -316,8 +410,7 @@ class _Lane:
             else:
                 written = await send_all(producer, packed)
                 self.loop.commit_soon(offsets)
-        if next_offset is not None:
-            self.offset = next_offset
+        self.offset = position
         return written
 
     async def _discard_clients(self) -> None:
@@ -344,7 +437,9 @@ async def _within(seconds: float, what: str) -> AsyncIterator[None]:
         raise TimeoutError(f"Kafka did not {what} within {seconds:g} s") from None
 
 
-async def _send_offsets(producer: AIOKafkaProducer, offsets: dict[TopicPartition, int], group: str) -> Exception | None:
+async def _send_offsets(
+    producer: AIOKafkaProducer, offsets: dict[TopicPartition, OffsetAndMetadata], group: str
+) -> Exception | None:
     """Returns what failed, for nobody may be there to see it raised."""
     try:
         if offsets:
@@ -410,6 +505,7 @@ class TransactionalLoop:
         self,
         kafka: KafkaSettings,
         *,
+        service: str,
         topic: str,
         group: str,
         worker: str,
@@ -419,7 +515,7 @@ class TransactionalLoop:
         max_records: int = 10_000,
         give_up_after: timedelta = timedelta(minutes=5),
     ) -> None:
-        self.kafka, self.topic, self.group, self.worker = kafka, topic, group, worker
+        self.kafka, self.service, self.topic, self.group, self.worker = kafka, service, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
         self.lanes: dict[TopicPartition, _Lane] = {}
@@ -427,7 +523,7 @@ class TransactionalLoop:
         self.joined = False
         self.answered = True
         self._ended = asyncio.Event()
-        self._uncommitted: dict[TopicPartition, int] = {}
+        self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
         self._committing: asyncio.Task[None] | None = None
         session_ms = int(kafka.session_timeout.total_seconds() * 1000)
         self.consumer = AIOKafkaConsumer(
@@ -473,7 +569,7 @@ class TransactionalLoop:
             **self.kafka.client_options(),
         )
 
-    def commit_soon(self, offsets: dict[TopicPartition, int]) -> None:
+    def commit_soon(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         """Commit at least once, of all partitions together: aiokafka has one commit of a group on its way."""
         self._uncommitted |= offsets
         if self._committing is None or self._committing.done():
@@ -517,6 +613,8 @@ class TransactionalLoop:
             for task in (self.consumer._coordinator._coordination_task, self.consumer._fetcher.error_future):
                 if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
                     self.fail(failure)
+            for lane in list(self.lanes.values()):
+                lane.look_for_open_transaction()
             # Whoever polls no more is thrown out of the group.
             with contextlib.suppress(KafkaError):
                 await self.consumer.getmany(timeout_ms=1000)
@@ -547,8 +645,15 @@ class TransactionalLoop:
             return "Kafka does not answer"
         if not self.joined:
             return "waiting for the group to assign partitions"
-        idle = sorted((tp.partition, lane.state) for tp, lane in self.lanes.items() if lane.state != "running")
+        lanes = sorted((tp.partition, lane) for tp, lane in list(self.lanes.items()))
+        if stopped := [f"{number} ({lane.stopped_because})" for number, lane in lanes if lane.stopped_because]:
+            return f"partitions stopped: {', '.join(stopped)}"
+        idle = [(number, lane.state) for number, lane in lanes if lane.state != "running"]
         return f"partitions not running: {', '.join(f'{p} {state}' for p, state in idle)}" if idle else None
+
+    def others_run(self, lane: _Lane) -> bool:
+        """Whether another partition of this worker is judged."""
+        return any(other.state == "running" for other in self.lanes.values() if other is not lane)
 
     async def stop(self) -> None:
         """Finish the batches in flight and leave the group."""
@@ -608,30 +713,6 @@ async def end_membership(consumer: AIOKafkaConsumer, worker: str) -> None:
             for member_id, client_id, *_ in members:
                 if client_id == worker:
                     await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, member_id))
-
-
-async def committed_offset(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int | None:
-    """The offset that the consumer's group has committed; None where it never committed one. Raises KafkaError.
-
-    aiokafka's own `committed` overlooks an error of the whole answer, such as a coordinator gives that has just
-    restarted and is still loading. It reports that as no offset: everything would be judged once more.
-    """
-    coordinator = consumer._coordinator
-    while True:
-        await coordinator.ensure_coordinator_known()
-        request = OffsetFetchRequest(coordinator.group_id, [(tp.topic, [tp.partition])])
-        answer = await coordinator._send_req(request)
-        found = [partition for _, partitions in answer.topics for partition in partitions]
-        code = getattr(answer, "error_code", 0) or next((one[3] for one in found if one[3]), 0)
-        if not code:
-            (_, offset, *_), *_ = found
-            return offset if offset >= 0 else None
-        error = for_code(code)
-        if not error.retriable:
-            raise error(f"the committed offset of {coordinator.group_id}")
-        if error is NotCoordinatorForGroupError:
-            coordinator.coordinator_dead()
-        await asyncio.sleep(0.1)
 
 
 async def read_to_end(

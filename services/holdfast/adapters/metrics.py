@@ -58,6 +58,18 @@ PROGRESS = Gauge(
     ["service", "partition"],
     registry=REGISTRY,
 )
+PARTITION_STOPPED = Gauge(
+    "holdfast_partition_stopped",
+    "1 while a partition cannot go on before a person says where; the others go on.",
+    ["service", "partition"],
+    registry=REGISTRY,
+)
+HELD_BACK = Gauge(
+    "holdfast_held_by_transaction_seconds",
+    "For how long one open transaction of another producer has held what lies behind it; 0 where none does.",
+    ["service", "partition"],
+    registry=REGISTRY,
+)
 TRIPS = Counter("holdfast_trips_total", "Versions found bad.", ["model"], registry=REGISTRY)
 SWITCHES = Counter("holdfast_route_changes_total", "Records of a model's route.", ["model"], registry=REGISTRY)
 ROUTE_HELD = Gauge("holdfast_route_held", "1 while no version may serve.", ["model"], registry=REGISTRY)
