@@ -267,17 +267,17 @@ class _Lane:
     def _where_to_go_on(self, committed: Committed, first: int) -> int:
         """Compare what is committed with what is there. Raises PartitionStopped."""
         found, place = where_to_go_on(committed, first, self._topic_id), f"{self.tp.topic}/{self.tp.partition}"
+        advice = f"holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to earliest"
         if isinstance(found, Removed):
             raise PartitionStopped(
                 f"{place}: the records from offset {found.first} to {found.last} were removed before they were "
-                f"checked. Lengthen the topic's retention, then say where to go on: holdfast offsets set "
-                f"{self.loop.service} --partition {self.tp.partition} --to earliest"
+                f"checked. Lengthen the topic's retention, then say where to go on: {advice}"
             )
         if found.offset == self._out_of_range:
             raise PartitionStopped(
                 f"{place}: the log ends before offset {found.offset}, up to which it was checked, so records were "
-                "lost and others may be in their place. See what the brokers' log says of unclean elections, then say "
-                f"where to go on: holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to earliest"
+                "lost and others may be in their place. See what the brokers' log says of unclean elections, then "
+                f"say where to go on: {advice}"
             )
         if found.reason is Reason.MADE_AGAIN:
             log.warning(
