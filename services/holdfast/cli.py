@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from holdfast import operate
+from holdfast import offsets, operate
 from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
 from holdfast.adapters.kafka import check_topics, create_topics
@@ -38,6 +38,7 @@ app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(topics_app, name="topics")
+app.add_typer(offsets.offsets_app, name="offsets")
 app.add_typer(acls_app, name="acls")
 
 

@@ -14,12 +14,15 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBroke
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, reader
+from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
+from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import TOPICS, Route, Topic, utc_now
@@ -230,28 +233,50 @@ async def _group(
     else:
         yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}")
     tps = [TopicPartition(topic, number) for number in range(partitions)]
-    consumer = reader(settings.kafka)
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(tps)
-        starts = await consumer.beginning_offsets(tps)
-    finally:
-        await consumer.stop()
-    committed = {tp: offsets[tp].offset if tp in offsets else -1 for tp in tps}
-    lost = [tp.partition for tp in tps if 0 <= committed[tp] < starts[tp]]
-    if lost:
-        yield Diagnosis(
-            service,
-            Health.FAILED,
-            f"records of {topic} were removed before it read them, in partition {', '.join(map(str, lost))}",
-            "Lengthen the topic's retention, and set the group's offset to where it shall go on.",
-        )
-    lag = sum(max(0, ends[tp] - max(committed[tp], starts[tp])) for tp in tps)
+    starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
+    topic_id = await _topic_id(settings, topic)
+    begins = dict(starts)
+    for tp in tps:
+        if tp not in offsets or offsets[tp].offset < 0:
+            continue
+        committed = Committed.read(offsets[tp].offset, offsets[tp].metadata)
+        go_on = where_to_go_on(committed, starts[tp], topic_id)
+        if isinstance(go_on, Removed):
+            yield Diagnosis(
+                service,
+                Health.FAILED,
+                f"{topic}/{tp.partition} has stopped: the records from offset {go_on.first} to {go_on.last} were "
+                "removed before it read them",
+                "Lengthen the topic's retention, then say where to go on: "
+                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+            )
+        elif go_on.offset > ends[tp]:
+            yield Diagnosis(
+                service,
+                Health.FAILED,
+                f"{topic}/{tp.partition} ends at offset {ends[tp]}, before {go_on.offset}, up to which it was checked",
+                "Records were lost. See what the brokers' log says of unclean elections, then say where to go on: "
+                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+            )
+        else:
+            begins[tp] = go_on.offset
+    for held in await held_partitions(settings.kafka, tps):
+        yield Diagnosis(service, Health.WARNING, held.describe(), held.advice(settings.kafka.bootstrap_servers))
+    lag = sum(max(0, ends[tp] - begins[tp]) for tp in tps)
     if lag > MAX_LAG:
         advice = f"See its log and metrics; run more of them, up to {partitions}."
         yield Diagnosis(service, Health.WARNING, f"{lag:,} records of {topic} wait", advice)
     else:
         yield Diagnosis(service, Health.OK, f"{lag:,} records of {topic} wait")
+
+
+async def _topic_id(settings: Settings, topic: str) -> str | None:
+    consumer = reader(settings.kafka)
+    await consumer.start()
+    try:
+        return (await topic_ids(consumer._client, [topic])).get(topic)
+    finally:
+        await close(consumer)
 
 
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

@@ -48,9 +48,9 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
+from holdfast.adapters.held_back import HeldBack
 from holdfast.adapters.kafka_login import explain, renew_logins
 from holdfast.adapters.offsets import committed_progress
-from holdfast.adapters.open_transactions import HeldBack
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.errors import HoldfastError, describe
@@ -555,7 +555,7 @@ class TransactionalLoop:
         options: dict[str, Any] = {"enable_idempotence": True}
         if self.exactly_once:
             options = {
-                "transactional_id": f"{self.group}-{tp.topic}-{tp.partition}",
+                "transactional_id": transactional_id(self.group, tp),
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT * 1000),
             }
         return AIOKafkaProducer(
@@ -692,6 +692,11 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         log.info("partitions assigned", topic=self._loop.topic, partitions=sorted(tp.partition for tp in assigned))
 
 
+def transactional_id(group: str, tp: TopicPartition) -> str:
+    """The id under which only one worker at a time writes what becomes of a partition."""
+    return f"{group}-{tp.topic}-{tp.partition}"
+
+
 def partition_for(key: str, partitions: int) -> int:
     """The partition that every Kafka client's default partitioner (murmur2) gives `key`."""
     everyone = list(range(partitions))
@@ -740,7 +745,7 @@ async def read_to_end(
     await consumer.start()
     try:
         consumer.assign(list(partitions))
-        starts, ends = await _bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
+        starts, ends = await bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
         for tp in partitions:
             starts[tp] = max(start, starts[tp], ends[tp] - tail if tail is not None else 0)
@@ -808,10 +813,10 @@ async def close(client: AIOKafkaConsumer | AIOKafkaProducer, within: float = 2.0
 
 async def end_offsets(kafka: KafkaSettings, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
     """The ends as they are on the broker, behind open transactions."""
-    return (await _bounds(kafka, partitions, None, "read_uncommitted"))[1]
+    return (await bounds(kafka, partitions, None, "read_uncommitted"))[1]
 
 
-async def _bounds(
+async def bounds(
     kafka: KafkaSettings, partitions: Sequence[TopicPartition], since: datetime | None, isolation: str
 ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
     """Where to start, and the end.
