@@ -9,7 +9,8 @@ import numpy as np
 
 from core.written import Rec
 from holdfast.core.checks import Memory, Table
-from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.judge import Source, decode_by_model, judge, learn, tally, with_malformed
+from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast_schemas import Route, RouteState
 
@@ -43,6 +44,7 @@ class Real:
         records = [Rec(offset, 1_795_514_400_000, None, raw, ()) for offset, raw in enumerate(raws, self.offset)]
         source = Source("predictions", 0, records, "w")
         self.offset += len(raws)
+        told = {}
         for model, batch in groups:
             policy = self.policies.policies.get(model)
             judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
@@ -53,9 +55,14 @@ class Real:
                 answers[position] = bool(judgement.approved[row]), found
             if policy is not None:
                 written = tally(batch, judgement, policy, source, now)
-                assert all(len(one.to_json()) < 1_000_000 for one in written)
-                self.tallies += written
+                told[model] = written
                 learn(self.memory, policy, batch.columns, judgement)
+        for model, versions in blamed(malformed, self.policies.policies).items():
+            policy = self.policies.policies[model]
+            told[model] = with_malformed(told.get(model, []), versions, malformed, policy, self.route, source, now)
+        for written in told.values():
+            assert all(len(one.to_json()) < 1_000_000 for one in written)
+            self.tallies += [type(one).model_validate_json(one.to_json()) for one in written]
         assert None not in answers, "a verdict each"
         return answers
 

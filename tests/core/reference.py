@@ -74,6 +74,8 @@ def decode(raw, policy):
     if not isinstance(event, dict):
         raise Malformed("not an object")
     for name in ("prediction_id", "model", "model_version", "entity_id"):
+        if isinstance(event.get(name), int) and not isinstance(event[name], bool) and abs(event[name]) < 10**308:
+            event[name] = str(event[name])
         if not isinstance(event.get(name), str) or not 1 <= len(event[name]) <= 1000:
             raise Malformed(name)
     if event["model"] == policy.model and not re.fullmatch(

@@ -24,7 +24,9 @@ from holdfast.core.checks import (
     jsonable,
     judge_changes,
 )
-from holdfast.core.decode import Columns, Decoded, NonFinite
+from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
+from holdfast.core.malformed import CHECK as MALFORMED
+from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.core.record import Record, time_of
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
@@ -251,14 +253,15 @@ def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
 
 def decode_by_model(
     policies: PolicySet, raws: Sequence[bytes | None], *, approved: bool = False
-) -> tuple[list[tuple[str, Batch]], dict[int, str]]:
-    """Decode a fetched batch: one Batch for each model in it, and the reason for each malformed position.
+) -> tuple[list[tuple[str, Batch]], dict[int, Malformed]]:
+    """Decode a fetched batch: one Batch for each model in it, and by position why a record is malformed.
 
     An event belongs to the shape that its model's policy reads; the contract's own shape is tried first. `approved`:
     all of it was judged before, and let through.
     """
     groups: dict[tuple[int, str], list[int]] = {}
-    malformed: dict[int, str] = {}
+    flaws: dict[int, Malformed] = {}
+    told: dict[int, int] = {}
     decodings: list[Decoded] = []
     left: Sequence[int] = range(len(raws))
     places: list[dict[int, int]] = []
@@ -274,17 +277,19 @@ def decode_by_model(
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
-                malformed.setdefault(position, decoded.malformed[row])
-                undecided.append(position)
-                continue
-            model = models[row]
-            wanted = policies.shape_of_model.get(model, 0)
-            if wanted == number:
-                malformed.pop(position, None)
-                groups.setdefault((number, model), []).append(position)
+                found = decoded.malformed[row]
             else:
-                malformed[position] = f"the event is not of the shape that the policy of {model!r} maps"
-                undecided.append(position)
+                model = models[row]
+                if policies.shape_of_model.get(model, 0) == number:
+                    flaws.pop(position, None)
+                    groups.setdefault((number, model), []).append(position)
+                    continue
+                found = _of_another_shape(policies, shape, model, raws[position])
+            undecided.append(position)
+            # Of several reasons the one of the shape that the event is most likely of.
+            rank = _rank(policies, number, found)
+            if rank > told.get(position, -1):
+                told[position], flaws[position] = rank, found
         left = undecided
         if not left:
             break
@@ -296,23 +301,53 @@ def decode_by_model(
         if model in policies.policies and (misnamed := _misnamed(columns)):
             # Routes and tallies could not name them.
             kept = [i for i in range(len(rows)) if i not in misnamed]
-            malformed |= {positions[i]: reason for i, reason in misnamed.items()}
+            flaws |= {positions[i]: found for i, found in misnamed.items()}
             positions, rows = [positions[i] for i in kept], [rows[i] for i in kept]
             columns = Columns.of(decoded, rows)
             if not rows:
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
         result.append((model, Batch(columns, positions, non_finite)))
-    return result, malformed
+    return result, flaws
 
 
-def _misnamed(columns: Columns) -> dict[int, str]:
+def _rank(policies: PolicySet, number: int, found: Malformed) -> int:
+    """How well the reason of a shape fits the event: best where the model's policy reads that shape."""
+    model = found.identity.model
+    known = model is not None and model in policies.policies
+    if known and policies.shape_of_model[model or ""] == number:
+        return 20
+    if found.kind is MalformedKind.OTHER_SHAPE:
+        return 15
+    # Then the shape of which most can be read; of equal ones, one that a policy maps.
+    return 2 * found.identity.readable() + (number in policies.shape_of_model.values())
+
+
+def _of_another_shape(policies: PolicySet, shape: Shape, model: str, raw: bytes | None) -> Malformed:
+    """Why an event that names its model here is not what the model's policy maps."""
+    wanted = policies.shapes[policies.shape_of_model[model]] if model in policies.shape_of_model else None
+    why = wanted.decode([raw]).malformed.get(0) if wanted is not None else None
+    return malformed(
+        f"the event is not of the shape that the policy of {model!r} maps" + (f": {why.reason}" if why else ""),
+        MalformedKind.OTHER_SHAPE,
+        field=why.field if why else "model",
+        seen=why.seen if why else None,
+        wanted=why.wanted if why else None,
+        identity=shape.identity_of(raw),
+    )
+
+
+def _misnamed(columns: Columns) -> dict[int, Malformed]:
     """The rows whose version has no name that a route could carry, and the reason."""
     versions = columns.values("model_version")
     if all(map(_is_name, set(versions))):
         return {}
     return {
-        row: f"model_version {version!r} is no name: letters, digits and . _ : @ + / -, at most 200"
+        row: malformed(
+            f"model_version {version!r} cannot name a version: letters, digits and . _ : @ + / -, at most 200",
+            MalformedKind.BAD_VERSION,
+            field="model_version",
+        )
         for row, version in enumerate(versions)
         if not _is_name(version)
     }
@@ -397,12 +432,97 @@ def _tally(
     )
 
 
+def with_malformed(
+    tallies: Sequence[Tally],
+    versions: Mapping[str, Sequence[int]],
+    found: Mapping[int, Malformed],
+    policy: Policy,
+    route: Route | None,
+    source: Source,
+    now: datetime,
+) -> list[Tally]:
+    """The tallies of a model's batch with the malformed records that its `versions` are to blame for.
+
+    `versions` maps a version to the positions of its malformed records. They count as blocked, and as failed unless
+    the version was fenced before or the policy's mode does not block.
+    """
+    result = {tally.model_version: tally for tally in tallies}
+    for version, positions in versions.items():
+        counts = policy.mode == "enforce" and not (route is not None and version in route.fenced)
+        told = result.get(version)
+        entities = dict.fromkeys(told.entities if told is not None else ())
+        if counts:
+            for position in positions:
+                if len(entities) == MAX_TALLY_ENTITIES:
+                    break
+                if (entity := _entity(found[position], source.records[position])) is not None:
+                    entities[entity] = None
+        offsets = [source.records[position].offset for position in (positions[0], positions[-1])]
+        first_blocked = time_of(min(source.records[position].timestamp for position in positions))
+        samples = told.samples if told is not None else ()
+        room = positions[: MAX_SAMPLES - len(samples)]
+        base = told or Tally(
+            model=policy.model,
+            model_version=version,
+            policy=policy.id,
+            at=now,
+            worker=source.worker,
+            partition=source.partition,
+            first_offset=offsets[0],
+            last_offset=offsets[1],
+            seen=0,
+            approved=0,
+            blocked=0,
+            failed=0,
+        )
+        result[version] = base.model_copy(
+            update={
+                "first_offset": min(base.first_offset, offsets[0]),
+                "last_offset": max(base.last_offset, offsets[1]),
+                "seen": base.seen + len(positions),
+                "blocked": base.blocked + len(positions),
+                "failed": base.failed + (len(positions) if counts else 0),
+                "blocked_by_check": base.blocked_by_check | {MALFORMED: len(positions)},
+                "entities": tuple(entities),
+                "first_blocked_at": min(filter(None, (base.first_blocked_at, first_blocked))),
+                "samples": (*samples, *(_malformed_sample(found[at], source, at) for at in room)),
+            }
+        )
+    return [*result.values()]
+
+
+def _entity(found: Malformed, record: Record) -> str | None:
+    """What a malformed record is about: its entity, else the record's key, else the prediction itself."""
+    if found.identity.entity_id is not None:
+        return found.identity.entity_id
+    if record.key:
+        return record.key[:1000].decode("utf-8", "replace")[:1000]
+    return found.identity.prediction_id
+
+
+def _malformed_sample(found: Malformed, source: Source, position: int) -> Sample:
+    finding = Finding(
+        check=MALFORMED,
+        severity=Severity.ERROR,
+        enforced=True,
+        field=found.field,
+        seen=found.seen if found.field is not None else found.reason,
+        limit=found.wanted,
+    )
+    prediction = _readable(source.records[position].value)
+    return Sample(source=source.of(position), prediction=prediction, findings=(finding,))
+
+
 def _readable(raw: bytes | None) -> Any:
     """A prediction as evidence: its JSON where it is some, else its text; cut where it is long."""
     raw = raw or b""
     if len(raw) <= MAX_SAMPLE_BYTES and raw.count(b"[") + raw.count(b"{") < 100:
         try:
-            return strict_json(raw)
+            prediction = strict_json(raw)
+            if b"\\u" in raw:
+                # Half of a surrogate pair can be read, and not be written again. It raises a ValueError.
+                json.dumps(prediction, ensure_ascii=False).encode()
+            return prediction
         except (ValueError, RecursionError):
             pass
     return raw[:MAX_SAMPLE_BYTES].decode("utf-8", "replace")
@@ -410,7 +530,7 @@ def _readable(raw: bytes | None) -> Any:
 
 def strict_json(raw: bytes) -> Any:
     """What JSON can hold, and so can be printed as JSON again. Raises ValueError and RecursionError."""
-    return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite_float)
+    return json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _refuse_constant(name: str) -> Any:
