@@ -25,9 +25,11 @@ from holdfast.core.checks import (
     judge_changes,
 )
 from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
+from holdfast.core.in_order import judge_in_order
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.recent import Segments, learn_recent
 from holdfast.core.record import Record, time_of
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
 from holdfast_schemas._base import NAME_PATTERN
@@ -35,8 +37,6 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
-MAX_SEGMENTS = 2000
-"""Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Judgement:
     `counts` are the findings by check and whether it is enforced.
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
-    `last`, the rows by field, and `recent` are what the memory shall learn once the verdicts stand.
+    `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
 
     approved: Mask
@@ -83,7 +83,7 @@ class Judgement:
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
     last: dict[str, Mask] = field(default_factory=dict)
-    recent: dict[str, dict[str | None, list[float]]] = field(default_factory=dict)
+    recent: dict[str, Segments] = field(default_factory=dict)
 
 
 def judge(
@@ -115,27 +115,32 @@ def judge(
             result.approved[:] = False
         return result
 
-    relative: list[MaxChangeCheck] = []
+    changes: list[tuple[MaxChangeCheck, bool]] = []
+    outliers: list[tuple[OutlierCheck, bool]] = []
     for check in policy.active_checks():
+        enforces = policy.enforces(check)
         if isinstance(check, MaxChangeCheck):
-            relative.append(check)
+            changes.append((check, enforces))
+        elif isinstance(check, OutlierCheck):
+            outliers.append((check, enforces))
         else:
-            _apply(
-                result,
-                check,
-                policy.enforces(check),
-                check.run(columns, memory, policy.model, now),
-                countable,
-            )
-    if relative:
-        # Last, because only what every other check lets pass may become an entity's reference.
-        enforced = [policy.enforces(check) for check in relative]
-        outcomes, result.last = judge_changes(relative, enforced, columns, memory.of(policy.model), result.approved)
-        for check, enforces, outcome in zip(relative, enforced, outcomes, strict=True):
+            _apply(result, check, enforces, check.run(columns, memory, policy.model, now), countable)
+    # Last, because only what every other check lets pass may become part of a reference.
+    known = memory.of(policy.model)
+    if outliers:
+        windows = policy.windows()
+        recent = {name: memory.recent.get((policy.model, name), {}) for name in windows}
+        both = judge_in_order(changes, outliers, columns, known, recent, windows, result.approved)
+        result.last, result.recent = both.last, both.recent
+        for (check, enforces), outcome in zip(outliers, both.outliers, strict=True):
             _apply(result, check, enforces, outcome, countable)
-    for check in policy.active_checks():
-        if isinstance(check, OutlierCheck):
-            result.recent[check.field] = _approved_by_segment(columns, check, result.approved)
+        outcomes = both.changes
+    elif changes:
+        outcomes, result.last = judge_changes(changes, columns, known, result.approved)
+    else:
+        return result
+    for (check, enforces), outcome in zip(changes, outcomes, strict=True):
+        _apply(result, check, enforces, outcome, countable)
     return result
 
 
@@ -214,41 +219,26 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
             result.critical |= failed & countable
 
 
-def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) -> dict[str | None, list[float]]:
-    learned: dict[str | None, list[float]] = {}
-    values = columns.numbers(check.field)
-    segments = columns.values("segment")
-    for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
-        # In the order of their last appearance: in that they are forgotten.
-        so_far = learned.pop(segments[row], [])
-        so_far.append(float(values[row]))
-        learned[segments[row]] = so_far
-    return learned
-
-
 def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement) -> None:
     """Let the memory take in what was approved of one model's batch."""
     for name, rows in judgement.last.items():
         memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
-    windows = policy.windows() if judgement.recent else {}
     for name, segments in judgement.recent.items():
-        known = memory.recent.setdefault((policy.model, name), {})
-        for segment, values in segments.items():
-            known[segment] = (known.pop(segment, []) + values)[-windows[name] :]
-        while len(known) > MAX_SEGMENTS:
-            del known[next(iter(known))]
+        memory.recent[policy.model, name] = segments
 
 
 def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
     """Take in predictions of one model that were approved before, oldest first."""
-    everything = np.ones(len(columns), dtype=np.bool_)
-    past = Judgement(everything)
-    for check in policy.active_checks():
-        if isinstance(check, MaxChangeCheck):
-            past.last[check.field] = ~np.isnan(columns.numbers(check.field))
-        elif isinstance(check, OutlierCheck):
-            past.recent[check.field] = _approved_by_segment(columns, check, everything)
-    learn(memory, policy, columns, past)
+    changing = dict.fromkeys(check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck))
+    for name in changing:
+        rows = ~np.isnan(columns.numbers(name))
+        memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
+    for name, keep in policy.windows().items():
+        values, segments = columns.numbers(name), columns.values("segment")
+        rows = ~np.isnan(values)
+        if not rows.all():
+            segments = [segments[row] for row in np.flatnonzero(rows).tolist()]
+        learn_recent(memory.recent.setdefault((policy.model, name), {}), keep, segments, values[rows].tolist())
 
 
 def decode_by_model(
