@@ -377,6 +377,7 @@ def _policies_loaded(policies: PolicySet) -> None:
             # What is malformed has a metric of its own.
             if name not in ("no_policy", MALFORMED):
                 metrics.FINDINGS.labels(policy.model, name, "true")
+        metrics.FINDINGS.labels(policy.model, "non_finite", "false")
         for check in policy.active_checks():
             metrics.FINDINGS.labels(policy.model, check.name, str(policy.enforces(check)).lower())
             metrics.UNKNOWN.labels(policy.model, check.name)

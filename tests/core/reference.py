@@ -62,6 +62,10 @@ def unique(pairs):
     return dict(pairs)
 
 
+def whole(text):
+    return -0.0 if text == "-0" else int(text)
+
+
 def walk(node):
     yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -87,7 +91,7 @@ def decode(raw, policy):
     if raw is None:
         raise Malformed("no value")
     try:
-        event = json.loads(raw.decode(), object_pairs_hook=unique)
+        event = json.loads(raw.decode(), object_pairs_hook=unique, parse_int=whole)
         json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Malformed(str(error)) from None
@@ -189,8 +193,13 @@ class Reference:
         except Malformed:
             return "malformed"
         found = []
-        if any(is_number(node) and not abs(node) <= LARGEST for node in walk(event)):
-            found.append(("non_finite", True))
+        infinite = lambda part: any(is_number(node) and not abs(node) <= LARGEST for node in walk(part))  # noqa: E731
+        if infinite(event):
+            read = {name for check in self.policy.active_checks() for name in check.reads()}
+            if event["model"] != self.policy.model:
+                read = set()
+            decides = any(infinite(look(event, name)) for name in {"value", "outputs", *read})
+            found.append(("non_finite", decides or self.policy.non_finite == "all"))
         outputs = [event.get("value"), *(event.get("outputs") or {}).values()]
         parts = [part for output in outputs for part in (output if isinstance(output, list) else [output])]
         if any(isinstance(part, float) and part == 0 and math.copysign(1, part) < 0 for part in parts):

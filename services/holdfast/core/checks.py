@@ -213,6 +213,10 @@ class Check(BaseModel):
         """The fields whose type is up to the producer."""
         return ()
 
+    def reads(self) -> tuple[str, ...]:
+        """All fields that it reads."""
+        return (*self.numbers(), *self.texts(), *self.anything())
+
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
         """Judge a batch; the checks that hold a record against those before it are run by `judge` in another way."""
         raise NotImplementedError

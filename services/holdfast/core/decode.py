@@ -51,10 +51,11 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """A number that is no number: where it stood, and what it was."""
+    """A number that is not finite: where it stood, what it was, and the field of the shape that it is in, if any."""
 
     field: str
     seen: str
+    name: str | None = None
 
 
 def field_names_hint() -> str:
@@ -188,6 +189,11 @@ class Shape:
             some = raws[start : start + piece]
             rows, has_integers = self._decode_piece(some, start, decoded, approved)
             columns = _transposed(rows, self._layout)
+            if not approved and (negative := _negative_zeros(some, columns["value"], columns["outputs"])):
+                # msgspec reads the integer -0 as 0.
+                for position in negative:
+                    self._read_strictly(some[position], position, rows, start, decoded)
+                columns, has_integers = _transposed(rows, self._layout), True
             if has_integers:
                 for name in REQUIRED:
                     columns[name] = tuple(str(one) if type(one) is int else one for one in columns[name])
@@ -225,14 +231,17 @@ class Shape:
             suspects += _suspects(raws, refused=suspects)
         has_integers = has_integers or bool(suspects)
         for position in suspects:
-            try:
-                rows[position], non_finite = self._decode_strictly(raws[position])
-                if non_finite is not None:
-                    decoded.non_finite[start + position] = non_finite
-            except MalformedError as error:
-                rows[position] = self._nothing
-                decoded.malformed[start + position] = error.malformed
+            self._read_strictly(raws[position], position, rows, start, decoded)
         return rows, has_integers
+
+    def _read_strictly(self, raw: bytes | None, position: int, rows: list[Any], start: int, decoded: "Decoded") -> None:
+        try:
+            rows[position], non_finite = self._decode_strictly(raw)
+            if non_finite:
+                decoded.non_finite[start + position] = non_finite
+        except MalformedError as error:
+            rows[position] = self._nothing
+            decoded.malformed[start + position] = error.malformed
 
     def _convert(
         self,
@@ -254,8 +263,9 @@ class Shape:
                     event = _read_leniently(raws[position - start])
                     decoded.malformed[position] = self._wrong_type(name, self.keys(name), seen, event)
                 else:
-                    if position not in decoded.non_finite and (found := _find_non_finite(one, name)) is not None:
-                        decoded.non_finite[position] = found
+                    if (found := _find_non_finite(one, name)) is not None:
+                        known = decoded.non_finite.get(position, ())
+                        decoded.non_finite[position] = (*known, NonFinite(found.field, found.seen, name))
             result.append(one)
         return tuple(result)
 
@@ -277,7 +287,7 @@ class Shape:
                     identity=self.identity(event),
                 )
 
-    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, NonFinite | None]:
+    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, tuple[NonFinite, ...]]:
         if raw is None:
             raise MalformedError("the record has no value", MalformedKind.EMPTY)
         try:
@@ -304,7 +314,7 @@ class Shape:
         try:
             if b"\\u" in raw:
                 json.dumps(event, ensure_ascii=False).encode()
-            non_finite = _find_non_finite(event, "")
+            non_finite = self._non_finite(event)
             return msgspec.convert(_without_nulls(event), self._struct_type), non_finite
         except UnicodeEncodeError:
             raise MalformedError(
@@ -318,6 +328,18 @@ class Shape:
             found = MalformedError(_explain(str(error)), MalformedKind.WRONG_TYPE, identity=self.identity(event))
             found.malformed = self._flaw(event) or found.malformed
             raise found from None
+
+    def _non_finite(self, event: Mapping[str, Any]) -> tuple[NonFinite, ...]:
+        """The numbers of an event that are not finite: of each field of the shape the first, else the first of all."""
+        first = _find_non_finite(event, "")
+        if first is None:
+            return ()
+        found: list[NonFinite] = []
+        for name in self.names:
+            one = _find_non_finite(look(event, self.keys(name))[1], name)
+            if one is not None:
+                found.append(NonFinite(one.field, one.seen, name))
+        return tuple(found) or (first,)
 
     # Why an event is malformed.
 
@@ -524,6 +546,19 @@ def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]
     return found
 
 
+def _negative_zeros(raws: Sequence[bytes | None], values: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
+    """The positions of records that may hold the integer -0 as an output."""
+    found: list[int] = []
+    if 0.0 in values:
+        found = [i for i, value in enumerate(values) if value == 0.0]
+    if any(outputs):
+        found += [i for i, given in enumerate(outputs) if given]
+    return sorted({i for i in found if (raw := raws[i]) is not None and b"-0" in raw and _NEGATIVE_ZERO.search(raw)})
+
+
+_NEGATIVE_ZERO = re.compile(rb"-0[,\]}\s]")
+
+
 def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
     """The rows of records that may hold a key twice in one object, or a number that no double holds.
 
@@ -653,6 +688,8 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(text: str) -> int | float:
+    if text == "-0":
+        return -0.0
     return int(text) if len(text) <= _MAX_DIGITS else float(text)
 
 
@@ -687,7 +724,7 @@ class Decoded:
     columns: dict[str, list[Any]]
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     malformed: dict[int, Malformed] = field(default_factory=dict)
-    non_finite: dict[int, NonFinite] = field(default_factory=dict)
+    non_finite: dict[int, tuple[NonFinite, ...]] = field(default_factory=dict)
 
 
 class Columns:

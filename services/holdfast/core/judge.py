@@ -48,7 +48,7 @@ class Batch:
 
     columns: Columns
     positions: Sequence[int]
-    non_finite: Mapping[int, NonFinite]
+    non_finite: Mapping[int, Sequence[NonFinite]]
 
 
 class Found(msgspec.Struct, omit_defaults=True, gc=False):
@@ -104,7 +104,7 @@ def judge(
     result = Judgement(np.ones(size, dtype=np.bool_))
     result.failed = np.zeros(size, dtype=np.bool_)
     result.critical = np.zeros(size, dtype=np.bool_)
-    _block_numbers_that_are_none(batch, result)
+    _block_numbers_that_are_none(batch, result, policy)
     # The rows that the checks count against their version: all but those of a version fenced before.
     countable = ~_block_by_route(columns, route, result)
     result.failed &= countable
@@ -144,11 +144,18 @@ def judge(
     return result
 
 
-def _block_numbers_that_are_none(batch: Batch, result: Judgement) -> None:
-    for row, what in batch.non_finite.items():
-        _block(result, row, "non_finite", what.field, what.seen, "a finite number")
-        result.approved[row] = False
-        result.failed[row] = True
+def _block_numbers_that_are_none(batch: Batch, result: Judgement, policy: Policy | None) -> None:
+    if batch.non_finite:
+        decides = _fields_that_decide(policy)
+        for row, found in batch.non_finite.items():
+            worst = next((one for one in found if decides is None or one.name in decides), None)
+            if worst is None:
+                # Nothing reads it, so it says nothing about the output.
+                _find(result, row, "non_finite", Severity.WARNING, False, found[0].field, found[0].seen, _FINITE)
+                continue
+            _block(result, row, "non_finite", worst.field, worst.seen, _FINITE)
+            result.approved[row] = False
+            result.failed[row] = True
     values = batch.columns.numbers("value")
     zero = values == 0.0
     if zero.any():
@@ -189,10 +196,30 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
     return fenced_rows
 
 
+_FINITE = "a finite number"
+
+
+def _fields_that_decide(policy: Policy | None) -> frozenset[str | None] | None:
+    """The fields in which a number that is not finite blocks: the outputs, and what a check reads, in any mode; None:
+    all, also those that nobody reads."""
+    if policy is None:
+        return frozenset(("value", "outputs"))
+    if policy.non_finite == "all":
+        return None
+    read = (name for check in policy.active_checks() for name in check.reads())
+    return frozenset(("value", "outputs", *read))
+
+
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
-    found = Found(check, Severity.ERROR, True, jsonable(field_name), jsonable(seen), jsonable(limit))
+    _find(result, row, check, Severity.ERROR, True, field_name, seen, limit)
+
+
+def _find(
+    result: Judgement, row: int, check: str, severity: Severity, enforced: bool, field_name: str, seen: Any, limit: Any
+) -> None:
+    found = Found(check, severity, enforced, jsonable(field_name), jsonable(seen), jsonable(limit))
     result.findings.setdefault(row, []).append(found)
-    result.counts[check, True] += 1
+    result.counts[check, enforced] += 1
 
 
 def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -52,6 +52,8 @@ class Policy(BaseModel):
     runbook_url: str = ""
     fields: dict[str, Mapped] = {}
     """Field name to where it stands, for events of another shape than the contract's."""
+    non_finite: Literal["read", "all"] = "read"
+    """Where NaN or infinity blocks: in the outputs and in what a check reads, or anywhere in the event."""
     checks: tuple[AnyCheck, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
     _id: str = PrivateAttr(default="")
@@ -80,6 +82,9 @@ class Policy(BaseModel):
             for key in mapped:
                 if key not in ("path", "as"):
                     raise ValueError(f"{name!r} has no key {key!r}; the keys here are path, as")
+            if not isinstance(mapped["path"], str):
+                raise ValueError(f"the path of {name!r} is a text, not {mapped['path']!r}")
+            parse_path(mapped["path"])
             readings = _readings_of(name)
             if "as" in mapped and mapped["as"] not in readings:
                 known = ", ".join(readings) or "none"
