@@ -29,6 +29,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
+from holdfast.core.names import Addresses, Host, PlainName, TopicName
 from holdfast.login import check_redis_url, is_loopback, renewable, secret, tls_context
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
@@ -44,7 +45,7 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """Where Kafka is, and how to log in. Each secret may come from a file instead, which is read at every use."""
 
-    bootstrap_servers: str = "localhost:9092"
+    bootstrap_servers: Addresses = "localhost:9092"
     session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=10)
     """How long a worker may be silent before its partitions go to another."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
@@ -236,15 +237,15 @@ def _not_twice(section: _Section, key: str) -> None:
 
 
 class TopicNames(_Section):
-    predictions: str = TOPICS["predictions"].default_name
-    approved: str = TOPICS["approved"].default_name
-    blocked: str = TOPICS["blocked"].default_name
-    malformed: str = TOPICS["malformed"].default_name
-    control: str = TOPICS["control"].default_name
-    state: str = TOPICS["state"].default_name
-    routes: str = TOPICS["routes"].default_name
-    incidents: str = TOPICS["incidents"].default_name
-    audit: str = TOPICS["audit"].default_name
+    predictions: TopicName = TOPICS["predictions"].default_name
+    approved: TopicName = TOPICS["approved"].default_name
+    blocked: TopicName = TOPICS["blocked"].default_name
+    malformed: TopicName = TOPICS["malformed"].default_name
+    control: TopicName = TOPICS["control"].default_name
+    state: TopicName = TOPICS["state"].default_name
+    routes: TopicName = TOPICS["routes"].default_name
+    incidents: TopicName = TOPICS["incidents"].default_name
+    audit: TopicName = TOPICS["audit"].default_name
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -264,7 +265,7 @@ class TopicSettings(_Section):
 
 
 class GuardSettings(_Section):
-    group: str = "holdfast-guard"
+    group: PlainName = "holdfast-guard"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     no_policy: Literal["block", "approve"] = "block"
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
@@ -277,18 +278,18 @@ class GuardSettings(_Section):
     give_up_after: Duration = timedelta(minutes=5)
     """How long a partition keeps failing before the worker stops."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
 
 class SwitchSettings(_Section):
-    group: str = "holdfast-switch"
+    group: PlainName = "holdfast-switch"
     tick_every: Duration = timedelta(milliseconds=500)
     give_up_after: Duration = timedelta(minutes=5)
     runbook_url: str = "https://holdfast.invalid/runbooks/"
     """Where people find `alerts/runbooks`. One that ends in a slash is a folder: incidents name the page of their
     kind in it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8001
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
 
 class NotifySettings(_Section):
@@ -313,7 +314,7 @@ class NotifySettings(_Section):
     console_url: str = "http://localhost:8080"
     """Where people reach the console; alerts link to it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8002
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
     @field_validator("alertmanager_urls")
     @classmethod
@@ -362,7 +363,7 @@ class NotifySettings(_Section):
 
 
 class ApiSettings(_Section):
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     tokens_file: Path | None = None
     """Lines of `holdfast api token create`; read again when it changes."""
@@ -388,7 +389,7 @@ class AuditSettings(_Section):
     fence_within: Duration = timedelta(seconds=10)
     """How long after a fence was written a guard may still judge without it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8003
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
 
 class Settings(BaseSettings):
@@ -409,8 +410,21 @@ class Settings(BaseSettings):
     release: ReleaseSettings = ReleaseSettings()
     audit: AuditSettings = AuditSettings()
     policies: Path = Path("policies")
-    worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    worker: PlainName = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _a_folder(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("it is empty; name the folder of the policies")
+        return path
+
+    @model_validator(mode="after")
+    def _groups_are_two(self) -> Self:
+        if self.guard.group == self.switch.group:
+            raise ValueError(f"guard.group and switch.group are both {self.guard.group!r}; give each its own name")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -447,7 +461,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             message = f"there is no such key; the keys here are {_keys_beside(first['loc'])}"
         where = f"{named or 'holdfast.toml'} or the environment"
-        raise SettingsError(f"Configuration refused ({where}): {key}: {message}.") from None
+        named_key = f" {key}:" if key else ""
+        raise SettingsError(f"Configuration refused ({where}):{named_key} {message}.") from None
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> str:
