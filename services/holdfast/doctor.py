@@ -9,7 +9,6 @@ from importlib.metadata import version
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
@@ -20,12 +19,15 @@ from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.adapters.topic_ids import topic_ids
+from holdfast.adapters.topic_settings import FIX, Described, setting_differences
+from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED
+from holdfast.core.topic_rules import partition_differences
 from holdfast.settings import Settings, SettingsError
-from holdfast_schemas import TOPICS, Route, Topic, utc_now
+from holdfast_schemas import Route, utc_now
 
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""
@@ -104,15 +106,13 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
         yield Diagnosis(
             "kafka", Health.OK, f"{brokers} broker{'s' if brokers != 1 else ''} at {settings.kafka.bootstrap_servers}"
         )
-        names = {role: getattr(settings.topics, role) for role in TOPICS}
-        found = {t["topic"]: t for t in await admin.describe_topics(list(names.values())) if not t["error_code"]}
-        counts = {role: len(found[name]["partitions"]) for role, name in names.items() if name in found}
-        for diagnosis in _topics(names, counts):
+        described = await describe_topics(admin, settings)
+        names, counts = described.names, described.partitions
+        for diagnosis in _topics(described):
             yield diagnosis
-        settings_of_topics = _topic_settings({names[role]: TOPICS[role] for role in counts}, admin)
-        async for diagnosis in _as_far_as_told("topics", settings_of_topics):
+        async for diagnosis in _as_far_as_told("topics", _topic_settings(described, admin)):
             yield diagnosis
-        single = [name for name, topic in found.items() if len(topic["partitions"][0]["replicas"]) < 2]
+        single = [name for name, replicas in described.replicas.items() if replicas < 2]
         if single:
             yield Diagnosis(
                 "topics",
@@ -155,28 +155,19 @@ def _count(things: Collection[object], noun: str) -> str:
     return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
-def _topics(names: dict[str, str], counts: dict[str, int]) -> Iterator[Diagnosis]:
-    missing = [name for role, name in names.items() if role not in counts]
-    if missing:
+def _topics(described: Described) -> Iterator[Diagnosis]:
+    if described.missing:
         yield Diagnosis(
             "topics",
             Health.FAILED,
-            f"missing, or not to be seen by this login: {', '.join(missing)}",
+            f"missing, or not to be seen by this login: {', '.join(described.missing)}",
             "Create them: holdfast topics create",
         )
-    unequal = 0
-    for role, count in counts.items():
-        base = TOPICS[role].partitions
-        if isinstance(base, str) and base in counts and count < counts[base]:
-            unequal += 1
-            yield Diagnosis(
-                "topics",
-                Health.FAILED,
-                f"{names[role]} has {count} partitions and {names[base]} has {counts[base]}",
-                f"Give {names[role]} {counts[base]} too: order per key depends on equal numbers.",
-            )
-    if not missing and not unequal:
-        yield Diagnosis("topics", Health.OK, f"all {len(counts)} are there, and their partitions fit")
+    unequal = [*partition_differences(described.names, described.partitions)]
+    for one in unequal:
+        yield Diagnosis("topics", Health.FAILED, one.sentence(), f"Give {one.topic} {one.wanted} too: {FIX}")
+    if not described.missing and not unequal:
+        yield Diagnosis("topics", Health.OK, f"all {len(described.partitions)} are there, and their partitions fit")
 
 
 async def _as_far_as_told(area: str, diagnoses: AsyncIterator[Diagnosis]) -> AsyncIterator[Diagnosis]:
@@ -193,29 +184,19 @@ async def _as_far_as_told(area: str, diagnoses: AsyncIterator[Diagnosis]) -> Asy
         )
 
 
-async def _topic_settings(topics: dict[str, Topic], admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
-    well = True
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]):
-        for _, _, _, name, entries in response.resources:
-            actual = {entry[0]: entry[1] for entry in entries}
-            # How long to keep records, and how to compact, is the operator's to choose.
-            chosen_by_operator = {"retention.ms", "segment.ms", "min.cleanable.dirty.ratio"}
-            wrong = {
-                key: wanted
-                for key, wanted in topics[name].settings.items()
-                if key not in chosen_by_operator and actual.get(key) != wanted
-            }
-            if wrong:
-                well = False
-                alter = ",".join(f"{key}={wanted}" for key, wanted in wrong.items())
-                yield Diagnosis(
-                    "topics",
-                    Health.FAILED,
-                    f"{name} has {', '.join(f'{key}={actual.get(key)}' for key in wrong)}",
-                    f"Set it with Kafka's tool: kafka-configs.sh --alter --topic {name} --add-config {alter}",
-                )
-    if topics and well:
-        yield Diagnosis("topics", Health.OK, "their settings are those that Holdfast needs")
+async def _topic_settings(described: Described, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    """What endangers something has failed; what is only advisable is worth a look."""
+    found = await setting_differences(admin, described)
+    for one in found:
+        by_hand = f"kafka-configs.sh --alter --topic {one.topic} --add-config {one.key}={one.wanted}"
+        yield Diagnosis(
+            "topics",
+            Health.FAILED if one.serious else Health.WARNING,
+            one.sentence(),
+            f"Correct it: {FIX}" if one.correctable else f"To change it: {by_hand}",
+        )
+    if described.partitions and not any(one.serious for one in found):
+        yield Diagnosis("topics", Health.OK, "their settings are those that safety rests on")
 
 
 async def _group(

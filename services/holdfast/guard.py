@@ -32,6 +32,7 @@ from holdfast.adapters.kafka import (
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
@@ -41,7 +42,7 @@ from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import MAX_HEADERS_BYTES, MAX_KEY_BYTES, Record, headers_size, writable
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Route, Tally, Verdict, utc_now
+from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 
@@ -406,6 +407,7 @@ class Guard:
     async def start(self) -> None:
         """Raises KafkaUnavailable."""
         counts = await check_topics(self.settings, ROLES)
+        await refuse_uncompacted(self.settings, Party.GUARD)
         self._partitions, self.control_partitions = counts["predictions"], counts["control"]
         guard = self.settings.guard
         self.loop = TransactionalLoop(

@@ -30,6 +30,7 @@ from holdfast.adapters.kafka import (
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.policy import PolicySet
@@ -44,6 +45,7 @@ from holdfast_schemas import (
     Incident,
     IncidentStatus,
     Outcome,
+    Party,
     Route,
     RouteState,
     Tally,
@@ -368,6 +370,7 @@ class Switch:
         """Raises KafkaUnavailable."""
         roles = ("control", "state", "routes", "incidents", "audit", "malformed")
         self.partitions = await check_topics(self.settings, roles)
+        await refuse_uncompacted(self.settings, Party.SWITCH)
         switch = self.settings.switch
         self.loop = TransactionalLoop(
             self.settings.kafka,

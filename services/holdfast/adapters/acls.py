@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.adapters.topic_settings import compacted_roles
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
@@ -56,6 +57,9 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     for party in Party:
         grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.readers], "Read")
         grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.writers], "Write")
+    for party in (Party.GUARD, Party.SWITCH):
+        # They start only where these are compacted.
+        grant(party, "topic", [names[role] for role in compacted_roles(party)], "DescribeConfigs")
     guard, switch = settings.guard.group, settings.switch.group
     grant(Party.GUARD, "group", [guard], "Read")
     grant(Party.GUARD, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
@@ -68,7 +72,8 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
     grant(Party.AUDITOR, "group", [guard], "Describe")
-    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs")
+    # To correct with `--fix` what somebody else has made.
+    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
     return sorted(found, key=lambda one: list(Party).index(one.party))
 
 

@@ -50,6 +50,7 @@ from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
 from holdfast.adapters.held_back import HeldBack
 from holdfast.adapters.kafka_login import explain, renew_logins
+from holdfast.adapters.no_topic_creation import forbid_topic_creation
 from holdfast.adapters.offsets import committed_progress
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.adapters.topic_ids import topic_ids
@@ -61,6 +62,7 @@ from holdfast_schemas import TOPICS
 
 replace_readers()
 renew_logins()
+forbid_topic_creation()
 # How long a transaction waits that follows closely on another; the library's 20 ms are more than the markers take.
 sender.BACKOFF_OVERRIDE = 0.002
 log = structlog.get_logger("holdfast.kafka")
