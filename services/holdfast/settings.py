@@ -30,7 +30,8 @@ from pydantic_settings import SettingsError as SourceError
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import Addresses, Host, PlainName, TopicName
-from holdfast.login import check_redis_url, is_loopback, renewable, secret, tls_context
+from holdfast.login import is_loopback, renewable, secret, tls_context
+from holdfast.redis_url import check_redis_url
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 
@@ -177,6 +178,9 @@ class RedisSettings(_Section):
     username: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
+    sentinel_password_file: Path | None = None
     ssl_ca_file: Path | None = None
     """Of the server; the system's authorities without it."""
     ssl_cert_file: Path | None = None
@@ -188,27 +192,35 @@ class RedisSettings(_Section):
 
     @model_validator(mode="after")
     def _login_is_whole(self) -> Self:
-        for key in ("url", "password", "ssl_key_password"):
+        for key in ("url", "password", "sentinel_password", "ssl_key_password"):
             _not_twice(self, key)
         if self.username and not (self.password or self.password_file):
             raise ValueError("username needs password or password_file; set one")
         if self.ssl_key_file and not self.ssl_cert_file:
             raise ValueError("ssl_key_file is the key of a client certificate; set ssl_cert_file too")
-        if self.url_file is None and self.password_file is None:
+        if self.url_file is None and self.password_file is None and self.sentinel_password_file is None:
             self._whole_url(None)
         return self
 
     def _whole_url(self, key_password: str | None) -> str:
         """Raises ValueError."""
         url = urlsplit(secret("url_file", self.url, self.url_file) or "")
-        options = {
+        options: dict[str, object] = {
             "ssl_ca_certs": self.ssl_ca_file,
             "ssl_certfile": self.ssl_cert_file,
             "ssl_keyfile": self.ssl_key_file,
             "ssl_password": key_password,
         }
-        if any(options.values()) and url.scheme != "rediss":
-            raise ValueError("ssl_ files are set, but the URL is without TLS; write rediss://")
+        if any(options.values()) and not url.scheme.startswith("rediss"):
+            raise ValueError("ssl_ files are set, but the URL is without TLS; write rediss:// or rediss+…://")
+        if (self.sentinel_username or self.sentinel_password or self.sentinel_password_file) and (
+            not url.scheme.endswith("+sentinel")
+        ):
+            raise ValueError("the login of Sentinels is set, but the URL names none; write redis+sentinel://")
+        options["sentinel_username"] = self.sentinel_username
+        options["sentinel_password"] = secret(
+            "sentinel_password_file", self.sentinel_password, self.sentinel_password_file
+        )
         query = "&".join([*filter(None, [url.query]), urlencode({k: v for k, v in options.items() if v})]).strip("&")
         place = url.netloc
         password = secret("password_file", self.password, self.password_file)

@@ -97,14 +97,18 @@ class RedisUser:
 
 
 REDIS_USERS = (
-    # EVALSHA runs the script that compares epochs; the commands from TYPE on are what the script calls.
+    # EVALSHA runs the script that compares epochs; the commands from TYPE on are what the script calls. In a cluster
+    # a client asks which node has which slots.
     RedisUser(
         "holdfast-switch",
         (
-            *("ping", "select", "evalsha", "script|exists", "script|load"),
+            *("ping", "select", "cluster|slots", "command", "evalsha", "script|exists", "script|load"),
             *("type", "get", "hgetall", "del", "set", "hset", "publish"),
         ),
     ),
     # Serving code; HGET and TIME are for `holdfast doctor`.
-    RedisUser("holdfast-serving", ("ping", "select", "get", "hgetall", "subscribe", "unsubscribe", "hget", "time")),
+    RedisUser(
+        "holdfast-serving",
+        ("ping", "select", "cluster|slots", "command", "get", "hgetall", "subscribe", "unsubscribe", "hget", "time"),
+    ),
 )
