@@ -217,6 +217,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         return {
             "settings": settings.model_dump(mode="json"),
             "policies": {p.id: p.model_dump(mode="json", exclude_none=True) for p in policies.values()},
+            "warnings": [f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())],
         }
 
     facts = perform(action)

@@ -13,7 +13,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBroke
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, reader
+from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, read_latest, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies
@@ -24,7 +24,7 @@ from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
-from holdfast.core.routing import MAX_FENCED
+from holdfast.core.routing import MAX_FENCED, ModelState
 from holdfast.core.topic_rules import partition_differences
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import Route, utc_now
@@ -149,6 +149,30 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                     "bad one holds the model",
                     f"Unfence those that nobody sends any more: holdfast route unfence {model} VERSION --reason …",
                 )
+    if "state" in counts:
+        async for diagnosis in _as_far_as_told("breakers", _breakers(settings, counts["state"])):
+            yield diagnosis
+
+
+async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+    """Whether each model's policy and traffic let its breaker trip."""
+    try:
+        policies = load_policies(settings.policies).policies
+    except PolicyError:  # The policies have a diagnosis of their own.
+        return
+    states = await read_latest(settings.kafka, settings.topics.state, range(partitions))
+    fine = True
+    for model, policy in sorted(policies.items()):
+        why = policy.why_it_cannot_trip()
+        if why is None and model in states:
+            state = ModelState.model_validate_json(states[model])
+            why = state.population.why_it_may_not_trip(utc_now(), policy.breaker)
+        if why is not None:
+            finding, _, advice = why.partition(": ")
+            fine = False
+            yield Diagnosis("breakers", Health.WARNING, f"{model}: {finding}", f"{advice[0].upper()}{advice[1:]}.")
+    if fine:
+        yield Diagnosis("breakers", Health.OK, f"{_count(policies, 'model')} whose versions can trip")
 
 
 def _count(things: Collection[object], noun: str) -> str:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from holdfast.core.checks import (
     Check,
@@ -398,6 +399,16 @@ def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, no
     return [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
 
 
+def _some_distinct(ids: Sequence[str], rows: NDArray[np.intp]) -> tuple[str, ...]:
+    """The first distinct entities of these rows, as many as a tally names."""
+    found: dict[str, None] = {}
+    # Most batches have enough of them in their first rows.
+    for some in (rows[: 2 * MAX_TALLY_ENTITIES], rows[2 * MAX_TALLY_ENTITIES :]):
+        if len(found) < MAX_TALLY_ENTITIES and len(some):
+            found |= dict.fromkeys([ids[row] for row in some.tolist()])
+    return tuple(islice(found, MAX_TALLY_ENTITIES))
+
+
 def _tally(
     version: str, rows: Any, batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime
 ) -> Tally:
@@ -408,13 +419,9 @@ def _tally(
     if not isinstance(rows, slice):
         # A batch may hold as many versions as predictions: each looks at its own rows only.
         counts = Counter((one.check, one.enforced) for row in rows if row in found for one in found[row])
-    entities: dict[str, None] = {}
-    if judgement.failed[rows].any():
-        ids = batch.columns.values("entity_id")
-        for row in numbers[judgement.failed[rows]].tolist():
-            entities[ids[row]] = None
-            if len(entities) == MAX_TALLY_ENTITIES:
-                break
+    ids = batch.columns.values("entity_id")
+    entities = _some_distinct(ids, numbers[judgement.failed[rows]])
+    approved_entities = _some_distinct(ids, numbers[judgement.approved[rows]])
     positions = [batch.positions[row] for row in blocked_rows[:MAX_SAMPLES]]
     first_blocked = min((source.records[batch.positions[row]].timestamp for row in blocked_rows), default=None)
     return Tally(
@@ -436,7 +443,8 @@ def _tally(
         unknown_by_check={
             name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
         },
-        entities=tuple(entities),
+        entities=entities,
+        approved_entities=approved_entities,
         first_blocked_at=None if first_blocked is None else time_of(first_blocked),
         samples=tuple(
             Sample(

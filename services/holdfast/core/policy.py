@@ -124,6 +124,15 @@ class Policy(BaseModel):
         """Whether a failure of `check` blocks."""
         return self.mode == "enforce" and check.blocks
 
+    def why_it_cannot_trip(self) -> str | None:
+        """Why no check can trip a version, in words; None: one can."""
+        if any(map(self.enforces, self.active_checks())):
+            return None
+        return (
+            "no check blocks, so that only malformed records and numbers that are not finite can trip a version: set "
+            'mode = "enforce", and severity = "error" on a check'
+        )
+
     def remembered_fields(self) -> frozenset[Remembered]:
         """What the memory must hold."""
         paths = tuple(sorted(self.fields.items()))
