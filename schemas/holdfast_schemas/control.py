@@ -48,6 +48,8 @@ class Tally(Contract):
     unknown_by_check: dict[str, int] = {}
     entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `failed`, at most 32."""
+    approved_entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
+    """Distinct entities among `approved`, at most 32: how many a small model has."""
     first_blocked_at: UtcTime | None = None
     """Kafka timestamp of the first blocked prediction."""
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()

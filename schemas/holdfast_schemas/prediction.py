@@ -1,10 +1,13 @@
 """A prediction: one output of a model for one entity."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, model_validator
 
 from holdfast_schemas._base import Contract, NonEmpty, UtcTime
+
+Identity = Annotated[NonEmpty | int, AfterValidator(str)]
+"""A text, or a JSON integer, which is read as its decimal text."""
 
 
 class Prediction(Contract):
@@ -22,11 +25,11 @@ class Prediction(Contract):
         },
     )
 
-    prediction_id: NonEmpty
+    prediction_id: Identity
     """Unique; it names this output in findings and to people."""
-    model: NonEmpty
-    model_version: NonEmpty
-    entity_id: NonEmpty
+    model: Identity
+    model_version: Identity
+    entity_id: Identity
     """What the output is about (a product, a customer, …): `max_change` and tables go by it."""
     value: float | None = None
     """The output, in the unit of the model (a price in `currency`, a score, …)."""

@@ -30,7 +30,8 @@ class Finding(Contract):
     """Why one check failed on one prediction."""
 
     check: str
-    """Its name in the policy, or a built-in: `non_finite`, `negative_zero`, `fenced`, `held`, `no_policy`."""
+    """Its name in the policy, or a built-in: `non_finite`, `negative_zero`, `fenced`, `held`, `no_policy`; or
+    `malformed`, in the evidence of a version whose events could not be decoded."""
     severity: Severity
     enforced: bool
     """Whether this finding blocked the prediction; false in shadow mode and for reported-only severities."""
@@ -53,6 +54,7 @@ class Header(StrEnum):
     FINDINGS = "holdfast-findings"
     SOURCE = "holdfast-source"
     ERROR = "holdfast-error"
+    ERROR_KIND = "holdfast-error-kind"
     RELEASED_BY = "holdfast-released-by"
     RELEASE_REASON = "holdfast-release-reason"
 
@@ -109,5 +111,11 @@ class MalformedHeaders(_Headers):
 
     error: NonEmpty
     """The reason."""
+    error_kind: NonEmpty | None = None
+    """The kind of reason, one of few: `missing_field`, `wrong_type`, `not_json`, …"""
+    policy: _Policy | None = None
+    """Where the record says its model and version, which are then to blame: the policy that it was decoded for."""
+    model: NonEmpty | None = None
+    model_version: NonEmpty | None = None
     source: _Source
     """`topic/partition/offset` of the record."""

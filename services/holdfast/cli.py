@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from holdfast import operate
+from holdfast import offsets, operate
 from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
 from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies
+from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
-from holdfast.offsets import offsets_app
+from holdfast.core.topic_rules import Difference
 from holdfast.settings import load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
@@ -39,8 +40,8 @@ app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(topics_app, name="topics")
+app.add_typer(offsets.offsets_app, name="offsets")
 app.add_typer(acls_app, name="acls")
-app.add_typer(offsets_app, name="offsets")
 
 
 def _serve(service: str, config: Path | None) -> None:
@@ -216,6 +217,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         return {
             "settings": settings.model_dump(mode="json"),
             "policies": {p.id: p.model_dump(mode="json", exclude_none=True) for p in policies.values()},
+            "warnings": [f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())],
         }
 
     facts = perform(action)
@@ -253,22 +255,39 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 @topics_app.command("create")
-def topics_create(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Create the topics that are missing, with the settings that Holdfast needs."""
+def topics_create(
+    config: ConfigOption = None,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Correct the settings and partitions of topics that exist, and say what changed."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the topics that are missing, with the settings that Holdfast needs.
 
-    def action() -> dict[str, str]:
+    A topic that exists is compared with what Holdfast needs: what endangers something is refused, or with --fix
+    corrected. The input topic belongs to its producers: nothing else of it is changed.
+    """
+
+    def action() -> tuple[dict[str, str], list[Difference]]:
         settings = load_settings(config)
         result: dict[str, str] = run(create_topics(settings))
+        fitted: Fitted = run(fit_topics(settings, fix=fix))
+        for one in fitted.corrected:
+            before = result[one.topic].removeprefix("exists")
+            result[one.topic] = f"{before or 'corrected:'}{before and ','} {one.key} {one.has} -> {one.wanted}"
         run(check_topics(settings, TOPICS))
-        return result
+        return result, fitted.left
 
-    facts = perform(action)
+    facts, left = perform(action)
 
     def display(console: Console) -> None:
         table = Table("topic", "")
         for name, outcome in facts.items():
             table.add_row(name, outcome)
         console.print(table)
+        for one in left:
+            console.print(Text(f"Worth a look: {one.sentence()}."))
 
     show(as_json, facts, display)
 

@@ -15,9 +15,13 @@ away the last known answer stays, and `age_seconds` says since when it was not c
 A reader never goes back to a lower epoch: a Redis that came back empty, or with an older copy, does not
 confirm the answer (it grows stale), and the switch overwrites it within a second or two. If epochs start anew
 because the topics of Holdfast were deleted, restart the readers.
+
+Redis may fail over: each new connection looks up where it is now, a server that answers that it is not, or not yet,
+the right one is left at once, and every half minute the name is looked up again.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -25,15 +29,15 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException
+from redis.sentinel import MasterNotFoundError
 
-from holdfast.login import REDIS_URL, check_redis_url
+from holdfast.redis_url import Client, Place, check_redis_url, connect, is_stale, parse_redis_url, sentinels
 from holdfast_schemas.route import REDIS_CHANNEL, RouteState, redis_state_key
 
 __all__ = ["CurrentRoute", "RouteReader", "SyncRouteReader"]
@@ -48,6 +52,10 @@ FIRST_BACKOFF = 0.1
 LAST_BACKOFF = 1.0
 SILENT_POLLS = 3
 """Polls after which a channel that answers no ping is opened anew."""
+
+LOOK_UP_EVERY = 30.0
+"""Seconds after which the connections are opened again: the name of Redis may have moved away from a server that
+still answers, and no longer hears of new routes."""
 
 log = logging.getLogger("holdfast.client")
 
@@ -86,7 +94,7 @@ class _Follower:
 
     def __init__(
         self,
-        source: str | redis.Redis,
+        source: str | Client,
         *models: str,
         poll_seconds: float = 1.0,
         stale_after: float = 5.0,
@@ -96,7 +104,9 @@ class _Follower:
 
         `source` is a URL, or a client with short time-outs and without retries, which stays the caller's to
         close. A URL for TLS and a user of the ACL is `rediss://user:password@host:6379/0?ssl_ca_certs=ca.pem`, with
-        `&ssl_certfile=…&ssl_keyfile=…` for a client certificate. `poll_seconds` and `stale_after` are seconds.
+        `&ssl_certfile=…&ssl_keyfile=…` for a client certificate. `redis+sentinel://host:port,host:port/service` asks
+        Sentinels for the primary, `redis+cluster://host:port,host:port` is a cluster. `poll_seconds` and
+        `stale_after` are seconds.
         Raises ValueError for a URL that cannot be used or would send its password without TLS to another machine
         (unless allowed), and if no model is named.
         """
@@ -104,8 +114,9 @@ class _Follower:
             raise ValueError("name the models to follow: RouteReader(url, 'pricing')")
         if isinstance(source, str):
             check_redis_url(source, allow_password_without_tls=allow_password_without_tls)
-        self._source = source
-        self._client = _connect(source) if isinstance(source, str) else source
+            self._source: Place | Client = parse_redis_url(source)
+        else:
+            self._source = source
         self._models = frozenset(models)
         self._poll_seconds = poll_seconds
         self._stale_after = stale_after
@@ -160,8 +171,6 @@ class _Follower:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(START_TIMEOUT)
-        if isinstance(self._source, str):
-            self._client.close()
 
     def _wait_for(self, model: str, timeout: float) -> CurrentRoute:
         self.route(model)
@@ -178,21 +187,48 @@ class _Follower:
         while not self._stop.is_set():
             started = time.monotonic()
             try:
-                self._follow()
-            except redis.RedisError as error:
+                with self._connected() as client:
+                    self._follow(client)
+                backoff = FIRST_BACKOFF
+                continue
+            except MasterNotFoundError:
+                self._report("the Sentinels know no primary that answers, the last known routes stay")
+            except (redis.RedisError, RedisClusterException, OSError) as error:
                 self._report(f"Redis does not answer, the last known routes stay ({error})")
             except Exception:
                 # A defect here must not end the thread: serving code would keep an old route for ever.
-                log.exception("the follower of routes failed, and starts anew")
+                log.exception("the follower of routes failed, and starts again")
             self._first_attempt.set()
             if time.monotonic() - started > 2 * LAST_BACKOFF:  # It did work for a while.
                 backoff = FIRST_BACKOFF
             self._stop.wait(backoff * random.uniform(0.5, 1.0))
             backoff = min(2 * backoff, LAST_BACKOFF)
 
-    def _follow(self) -> None:
-        """Listen and poll until the reader stops or Redis fails. Raises redis.RedisError."""
-        with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Client]:
+        """Look up where Redis is now; the connections go with the block."""
+        if not isinstance(self._source, Place):
+            try:
+                yield self._source
+            finally:
+                if isinstance(self._source, redis.Redis):  # One of a cluster follows failovers by itself.
+                    self._source.connection_pool.disconnect(inuse_connections=False)
+            return
+        client = connect(self._source, connect_timeout=CONNECT_TIMEOUT, answer_timeout=SOCKET_TIMEOUT)
+        try:
+            yield client
+        finally:
+            client.close()
+            for sentinel in sentinels(client):
+                sentinel.close()
+
+    def _follow(self, client: Client) -> None:
+        """Listen and poll until the reader stops, Redis fails or its name is to be looked up again.
+
+        Raises redis.RedisError or RedisClusterException.
+        """
+        look_up_at = time.monotonic() + LOOK_UP_EVERY
+        with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
             pubsub.subscribe(REDIS_CHANNEL)
             # Only a read after the subscription is confirmed leaves no gap between the two.
             if pubsub.get_message(timeout=SOCKET_TIMEOUT) is None:
@@ -201,8 +237,10 @@ class _Follower:
             next_poll = 0.0
             while not self._stop.is_set():
                 now = time.monotonic()
+                if now >= look_up_at:
+                    return
                 if now >= next_poll:
-                    self._poll()
+                    self._poll(client)
                     # A connection that was dropped on the way looks like a quiet channel: hence the ping.
                     if now - heard_at > SILENT_POLLS * self._poll_seconds:
                         raise redis.TimeoutError("the channel has gone silent")
@@ -215,14 +253,16 @@ class _Follower:
                     if message["type"] == "message":
                         self._take_message(message["data"])
 
-    def _poll(self) -> None:
+    def _poll(self, client: Client) -> None:
         models = sorted(self._models)
-        with self._client.pipeline(transaction=False) as pipe:
+        with client.pipeline(transaction=False) as pipe:
             for model in models:
                 pipe.hgetall(redis_state_key(model))
             answers = pipe.execute(raise_on_error=False)
         troubles = []
         for model, answer in zip(models, answers, strict=True):
+            if isinstance(answer, Exception) and is_stale(answer):
+                raise answer
             if isinstance(answer, Exception):
                 troubles.append(f"{model}: {answer}")
             elif answer:
@@ -310,22 +350,6 @@ class RouteReader(_Follower):
     async def wait_for(self, model: str, timeout: float) -> CurrentRoute:  # noqa: ASYNC109 - as in the other
         """Wait up to `timeout` seconds until a route of `model` is known, be it held. Raises TimeoutError."""
         return await asyncio.to_thread(self._wait_for, model, timeout)
-
-
-def _connect(url: str) -> redis.Redis:
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=SOCKET_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),  # The loop retries, with a back-off and without blocking.
-            protocol=2,
-        )
-        client.connection_pool.make_connection()  # No I/O: finds options of the URL that do not exist.
-    except (ValueError, TypeError):
-        # The cause may quote a part of the URL, and so of the password.
-        raise ValueError(REDIS_URL) from None
-    return client
 
 
 def _text(value: bytes | str) -> str:

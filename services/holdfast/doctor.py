@@ -9,20 +9,25 @@ from importlib.metadata import version
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, reader
+from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, read_latest, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.adapters.topic_ids import topic_ids
+from holdfast.adapters.topic_settings import FIX, Described, setting_differences
+from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.errors import describe
 from holdfast.core.policy import PolicyError
-from holdfast.core.routing import MAX_FENCED
+from holdfast.core.progress import Committed, Removed, where_to_go_on
+from holdfast.core.routing import MAX_FENCED, ModelState
+from holdfast.core.topic_rules import partition_differences
 from holdfast.settings import Settings, SettingsError
-from holdfast_schemas import TOPICS, Route, Topic, utc_now
+from holdfast_schemas import Route, utc_now
 
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""
@@ -101,15 +106,13 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
         yield Diagnosis(
             "kafka", Health.OK, f"{brokers} broker{'s' if brokers != 1 else ''} at {settings.kafka.bootstrap_servers}"
         )
-        names = {role: getattr(settings.topics, role) for role in TOPICS}
-        found = {t["topic"]: t for t in await admin.describe_topics(list(names.values())) if not t["error_code"]}
-        counts = {role: len(found[name]["partitions"]) for role, name in names.items() if name in found}
-        for diagnosis in _topics(names, counts):
+        described = await describe_topics(admin, settings)
+        names, counts = described.names, described.partitions
+        for diagnosis in _topics(described):
             yield diagnosis
-        settings_of_topics = _topic_settings({names[role]: TOPICS[role] for role in counts}, admin)
-        async for diagnosis in _as_far_as_told("topics", settings_of_topics):
+        async for diagnosis in _as_far_as_told("topics", _topic_settings(described, admin)):
             yield diagnosis
-        single = [name for name, topic in found.items() if len(topic["partitions"][0]["replicas"]) < 2]
+        single = [name for name, replicas in described.replicas.items() if replicas < 2]
         if single:
             yield Diagnosis(
                 "topics",
@@ -146,34 +149,49 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                     "bad one holds the model",
                     f"Unfence those that nobody sends any more: holdfast route unfence {model} VERSION --reason …",
                 )
+    if "state" in counts:
+        async for diagnosis in _as_far_as_told("breakers", _breakers(settings, counts["state"])):
+            yield diagnosis
+
+
+async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+    """Whether each model's policy and traffic let its breaker trip."""
+    try:
+        policies = load_policies(settings.policies).policies
+    except PolicyError:  # The policies have a diagnosis of their own.
+        return
+    states = await read_latest(settings.kafka, settings.topics.state, range(partitions))
+    fine = True
+    for model, policy in sorted(policies.items()):
+        why = policy.why_it_cannot_trip()
+        if why is None and model in states:
+            state = ModelState.model_validate_json(states[model])
+            why = state.population.why_it_may_not_trip(utc_now(), policy.breaker)
+        if why is not None:
+            finding, _, advice = why.partition(": ")
+            fine = False
+            yield Diagnosis("breakers", Health.WARNING, f"{model}: {finding}", f"{advice[0].upper()}{advice[1:]}.")
+    if fine:
+        yield Diagnosis("breakers", Health.OK, f"{_count(policies, 'model')} whose versions can trip")
 
 
 def _count(things: Collection[object], noun: str) -> str:
     return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
-def _topics(names: dict[str, str], counts: dict[str, int]) -> Iterator[Diagnosis]:
-    missing = [name for role, name in names.items() if role not in counts]
-    if missing:
+def _topics(described: Described) -> Iterator[Diagnosis]:
+    if described.missing:
         yield Diagnosis(
             "topics",
             Health.FAILED,
-            f"missing, or not to be seen by this login: {', '.join(missing)}",
+            f"missing, or not to be seen by this login: {', '.join(described.missing)}",
             "Create them: holdfast topics create",
         )
-    unequal = 0
-    for role, count in counts.items():
-        base = TOPICS[role].partitions
-        if isinstance(base, str) and base in counts and count < counts[base]:
-            unequal += 1
-            yield Diagnosis(
-                "topics",
-                Health.FAILED,
-                f"{names[role]} has {count} partitions and {names[base]} has {counts[base]}",
-                f"Give {names[role]} {counts[base]} too: order per key depends on equal numbers.",
-            )
-    if not missing and not unequal:
-        yield Diagnosis("topics", Health.OK, f"all {len(counts)} are there, and their partitions fit")
+    unequal = [*partition_differences(described.names, described.partitions)]
+    for one in unequal:
+        yield Diagnosis("topics", Health.FAILED, one.sentence(), f"Give {one.topic} {one.wanted} too: {FIX}")
+    if not described.missing and not unequal:
+        yield Diagnosis("topics", Health.OK, f"all {len(described.partitions)} are there, and their partitions fit")
 
 
 async def _as_far_as_told(area: str, diagnoses: AsyncIterator[Diagnosis]) -> AsyncIterator[Diagnosis]:
@@ -190,29 +208,19 @@ async def _as_far_as_told(area: str, diagnoses: AsyncIterator[Diagnosis]) -> Asy
         )
 
 
-async def _topic_settings(topics: dict[str, Topic], admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
-    well = True
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]):
-        for _, _, _, name, entries in response.resources:
-            actual = {entry[0]: entry[1] for entry in entries}
-            # How long to keep records, and how to compact, is the operator's to choose.
-            chosen_by_operator = {"retention.ms", "segment.ms", "min.cleanable.dirty.ratio"}
-            wrong = {
-                key: wanted
-                for key, wanted in topics[name].settings.items()
-                if key not in chosen_by_operator and actual.get(key) != wanted
-            }
-            if wrong:
-                well = False
-                alter = ",".join(f"{key}={wanted}" for key, wanted in wrong.items())
-                yield Diagnosis(
-                    "topics",
-                    Health.FAILED,
-                    f"{name} has {', '.join(f'{key}={actual.get(key)}' for key in wrong)}",
-                    f"Set it with Kafka's tool: kafka-configs.sh --alter --topic {name} --add-config {alter}",
-                )
-    if topics and well:
-        yield Diagnosis("topics", Health.OK, "their settings are those that Holdfast needs")
+async def _topic_settings(described: Described, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    """What endangers something has failed; what is only advisable is worth a look."""
+    found = await setting_differences(admin, described)
+    for one in found:
+        by_hand = f"kafka-configs.sh --alter --topic {one.topic} --add-config {one.key}={one.wanted}"
+        yield Diagnosis(
+            "topics",
+            Health.FAILED if one.serious else Health.WARNING,
+            one.sentence(),
+            f"Correct it: {FIX}" if one.correctable else f"To change it: {by_hand}",
+        )
+    if described.partitions and not any(one.serious for one in found):
+        yield Diagnosis("topics", Health.OK, "their settings are those that safety rests on")
 
 
 async def _group(
@@ -230,28 +238,50 @@ async def _group(
     else:
         yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}")
     tps = [TopicPartition(topic, number) for number in range(partitions)]
-    consumer = reader(settings.kafka)
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(tps)
-        starts = await consumer.beginning_offsets(tps)
-    finally:
-        await consumer.stop()
-    committed = {tp: offsets[tp].offset if tp in offsets else -1 for tp in tps}
-    lost = [tp.partition for tp in tps if 0 <= committed[tp] < starts[tp]]
-    if lost:
-        yield Diagnosis(
-            service,
-            Health.FAILED,
-            f"records of {topic} were removed before it read them, in partition {', '.join(map(str, lost))}",
-            "Lengthen the topic's retention, and set the group's offset to where it shall go on.",
-        )
-    lag = sum(max(0, ends[tp] - max(committed[tp], starts[tp])) for tp in tps)
+    starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
+    topic_id = await _topic_id(settings, topic)
+    begins = dict(starts)
+    for tp in tps:
+        if tp not in offsets or offsets[tp].offset < 0:
+            continue
+        committed = Committed.read(offsets[tp].offset, offsets[tp].metadata)
+        go_on = where_to_go_on(committed, starts[tp], topic_id)
+        if isinstance(go_on, Removed):
+            yield Diagnosis(
+                service,
+                Health.FAILED,
+                f"{topic}/{tp.partition} has stopped: the records from offset {go_on.first} to {go_on.last} were "
+                "removed before it read them",
+                "Lengthen the topic's retention, then say where to go on: "
+                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+            )
+        elif go_on.offset > ends[tp]:
+            yield Diagnosis(
+                service,
+                Health.FAILED,
+                f"{topic}/{tp.partition} ends at offset {ends[tp]}, before {go_on.offset}, up to which it was checked",
+                "Records were lost. See what the brokers' log says of unclean elections, then say where to go on: "
+                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+            )
+        else:
+            begins[tp] = go_on.offset
+    for held in await held_partitions(settings.kafka, tps):
+        yield Diagnosis(service, Health.WARNING, held.describe(), held.advice(settings.kafka.bootstrap_servers))
+    lag = sum(max(0, ends[tp] - begins[tp]) for tp in tps)
     if lag > MAX_LAG:
         advice = f"See its log and metrics; run more of them, up to {partitions}."
         yield Diagnosis(service, Health.WARNING, f"{lag:,} records of {topic} wait", advice)
     else:
         yield Diagnosis(service, Health.OK, f"{lag:,} records of {topic} wait")
+
+
+async def _topic_id(settings: Settings, topic: str) -> str | None:
+    consumer = reader(settings.kafka)
+    await consumer.start()
+    try:
+        return (await topic_ids(consumer._client, [topic])).get(topic)
+    finally:
+        await close(consumer)
 
 
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

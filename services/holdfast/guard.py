@@ -6,6 +6,7 @@ each model version → commit. What was approved enters the memory only after th
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -18,7 +19,6 @@ from pydantic import ValidationError
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Headers, Out, Outs
-from holdfast.adapters.begin import GuardBegin
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     KafkaUnavailable,
@@ -32,14 +32,17 @@ from holdfast.adapters.kafka import (
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
-from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally
+from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally, with_malformed
+from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed
+from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import MAX_HEADERS_BYTES, MAX_KEY_BYTES, Record, headers_size, writable
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Route, Verdict, utc_now
+from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 
@@ -106,7 +109,7 @@ class GuardWork:
         self._approved = TopicPartition(self._settings.topics.approved, partition)
         self._known = guard.parked.pop(partition, Known())
         self._pending: list[tuple[Policy | None, Columns, Judgement]] = []
-        self._malformed = 0
+        self._malformed: Counter[tuple[str, MalformedKind]] = Counter()
         self._oldest_ms: int | None = None
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
@@ -162,14 +165,13 @@ class GuardWork:
         reasons = _too_long(records, raws, limit)
         for position in reasons:
             raws[position] = None
-        groups, malformed = decode_by_model(policies, raws)
-        malformed |= reasons
-        self._malformed = len(malformed)
+        groups, flaws = decode_by_model(policies, raws)
+        flaws |= reasons
         source = Source(topics.predictions, self._partition, records, self._settings.worker)
         # By position; None: not there.
         approved: list[Headers | None] = [None] * len(records)
         blocked: list[Headers | None] = [None] * len(records)
-        tallies: list[tuple[str, bytes]] = []
+        told: dict[str, list[Tally]] = {}
         for model, batch in groups:
             policy = policies.policies.get(model)
             judgement = judge(
@@ -184,22 +186,32 @@ class GuardWork:
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
-                tallies += [(model, t.to_json()) for t in tally(batch, judgement, policy, source, now)]
+                told[model] = tally(batch, judgement, policy, source, now)
+        to_blame: dict[int, Headers] = {}
+        for model, versions in blamed(flaws, policies.policies).items():
+            policy, route = policies.policies[model], self._guard.follower.routes.get(model)
+            told[model] = with_malformed(told.get(model, []), versions, flaws, policy, route, source, now)
+            for version, positions in versions.items():
+                to_blame |= dict.fromkeys(positions, self._headers(None, policy, model, version))
+        self._malformed = Counter(
+            (whose[0] if (whose := flaw.blames(policies.policies)) else NO_POLICY, flaw.kind) for flaw in flaws.values()
+        )
         return [
             Write(topics.approved, self._partition, _with_headers(records, approved)),
             Write(topics.blocked, self._partition, _with_headers(records, blocked)),
             Write(
                 topics.malformed,
                 self._partition,
-                [self._put_aside(records[i], reason) for i, reason in sorted(malformed.items())],
+                [self._put_aside(records[i], flaw, to_blame.get(i, [])) for i, flaw in sorted(flaws.items())],
             ),
             *(
                 Write(
                     topics.control,
                     partition_for(model, self._guard.control_partitions),
-                    [(None, model.encode(), value, [])],
+                    [(None, model.encode(), one.to_json(), [])],
                 )
-                for model, value in tallies
+                for model, tallies in told.items()
+                for one in tallies
             ),
         ]
 
@@ -236,16 +248,21 @@ class GuardWork:
         if len(judgement.findings) < len(passes) - int(passes.sum()):
             raise RuntimeError("a prediction was blocked without a finding")
 
-    def _headers(self, verdict: Verdict, policy: Policy | None, model: str, version: str) -> Headers:
+    def _headers(self, verdict: Verdict | None, policy: Policy | None, model: str, version: str) -> Headers:
         return [
-            (Header.VERDICT.value, verdict.value.encode()),
+            *([(Header.VERDICT.value, verdict.value.encode())] if verdict is not None else []),
             (Header.POLICY.value, (policy.id if policy is not None else NO_POLICY).encode()),
             (Header.MODEL.value, model.encode()),
             (Header.MODEL_VERSION.value, version.encode()),
         ]
 
-    def _put_aside(self, record: Record, reason: str) -> Out:
-        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, self._source(record))]
+    def _put_aside(self, record: Record, flaw: Malformed, to_blame: Headers) -> Out:
+        ours = [
+            (Header.ERROR.value, flaw.reason.encode("utf-8", "replace")),
+            (Header.ERROR_KIND.value, flaw.kind.value.encode()),
+            *to_blame,
+            (Header.SOURCE.value, self._source(record)),
+        ]
         key, value, theirs = writable(record)
         return record.timestamp, key, value, _with(theirs, ours)
 
@@ -254,8 +271,9 @@ class GuardWork:
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
-        self._pending, self._malformed = [], 1
-        out = self._put_aside(record, f"could not be processed in three attempts: {describe(error)}")
+        flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
+        self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
+        out = self._put_aside(record, flaw, [])
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:
@@ -272,9 +290,9 @@ class GuardWork:
                 metrics.FINDINGS.labels(model, check, str(enforced).lower()).inc(number)
             for check, mask in judgement.unknown.items():
                 metrics.UNKNOWN.labels(model, check).inc(int(mask.sum()))
-        if self._malformed:
-            metrics.MALFORMED.inc(self._malformed)
-        self._pending, self._malformed = [], 0
+        for (model, kind), number in self._malformed.items():
+            metrics.MALFORMED.labels(model, kind.value).inc(number)
+        self._pending, self._malformed = [], Counter()
         for entities in self._known.memory.entities.values():
             entities.forget(self._settings.guard.max_entities)
         if until is not None and (until := written.get(self._approved, until)) >= 0:
@@ -294,23 +312,28 @@ class GuardWork:
         metrics.PROGRESS.remove("guard", str(self._partition))
 
 
-def _too_long(records: Sequence[Record], values: Sequence[bytes | None], limit: int) -> dict[int, str]:
+def _too_long(records: Sequence[Record], values: Sequence[bytes | None], limit: int) -> dict[int, Malformed]:
     """By position, why a record is put aside unread: it is over the limit, or no topic takes it with our headers."""
-    reasons: dict[int, str] = {}
+    reasons: dict[int, Malformed] = {}
     keys = [record.key for record in records]
-    for what, column, most, setting in (
-        ("value", values, limit, " (guard.max_record_bytes)"),
-        ("key", keys, MAX_KEY_BYTES, ""),
+    for what, column, most, setting, kind in (
+        ("value", values, limit, " (guard.max_record_bytes)", MalformedKind.VALUE_TOO_LONG),
+        ("key", keys, MAX_KEY_BYTES, "", MalformedKind.KEY_TOO_LONG),
     ):
         if max(map(len, filter(None, column)), default=0) > most:
             for position, one in enumerate(column):
                 if one is not None and len(one) > most:
-                    reasons[position] = f"the {what} has {len(one)} bytes, over the limit of {most}{setting}"
+                    reasons[position] = malformed(
+                        f"the {what} has {len(one)} bytes, over the limit of {most}{setting}", kind
+                    )
     # Most have none.
     if any(map(attrgetter("headers"), records)):
         for position, record in enumerate(records):
             if (size := headers_size(record)) > MAX_HEADERS_BYTES:
-                reasons[position] = f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}"
+                reasons[position] = malformed(
+                    f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}",
+                    MalformedKind.HEADERS_TOO_LONG,
+                )
     return reasons
 
 
@@ -346,10 +369,16 @@ def _policies_loaded(policies: PolicySet) -> None:
         for verdict in (Verdict.APPROVED, Verdict.BLOCKED):
             metrics.PREDICTIONS.labels(model, verdict.value)
     metrics.FINDINGS.labels(NO_POLICY, "no_policy", "true")
+    for kind in MalformedKind:
+        metrics.MALFORMED.labels(NO_POLICY, kind.value)
     for policy in policies.policies.values():
+        for kind in ATTRIBUTABLE:
+            metrics.MALFORMED.labels(policy.model, kind.value)
         for name in BUILT_IN_CHECKS:
-            if name != "no_policy":
+            # What is malformed has a metric of its own.
+            if name not in ("no_policy", MALFORMED):
                 metrics.FINDINGS.labels(policy.model, name, "true")
+        metrics.FINDINGS.labels(policy.model, "non_finite", "false")
         for check in policy.active_checks():
             metrics.FINDINGS.labels(policy.model, check.name, str(policy.enforces(check)).lower())
             metrics.UNKNOWN.labels(policy.model, check.name)
@@ -378,6 +407,7 @@ class Guard:
     async def start(self) -> None:
         """Raises KafkaUnavailable."""
         counts = await check_topics(self.settings, ROLES)
+        await refuse_uncompacted(self.settings, Party.GUARD)
         self._partitions, self.control_partitions = counts["predictions"], counts["control"]
         guard = self.settings.guard
         self.loop = TransactionalLoop(
@@ -390,9 +420,7 @@ class Guard:
             exactly_once=guard.delivery == "exactly_once",
             max_records=guard.max_batch_records,
             give_up_after=guard.give_up_after,
-            begin=lambda tp: begin.of(tp),
         )
-        begin = GuardBegin(self.settings, self.loop)
         # Without the fences nothing may be approved.
         beside = (
             self.follower.follow({self.settings.topics.routes: counts["routes"]}),

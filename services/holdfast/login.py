@@ -1,4 +1,4 @@
-"""How a client proves who it is, and knows whom it talks to: secrets from files, TLS, and URLs of Redis."""
+"""How a client proves who it is, and knows whom it talks to: secrets from files, and TLS."""
 
 import ipaddress
 import ssl
@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import SecretStr
-from redis.connection import parse_url
 
 T = TypeVar("T")
-
-REDIS_URL = (
-    "the Redis URL cannot be used: write redis://[[user]:password@]host[:port][/db] (rediss:// for"
-    " TLS), with special characters of the password percent-encoded"
-)
 
 
 def secret(key: str, value: SecretStr | None, file: Path | None) -> str | None:
@@ -91,27 +85,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def check_redis_url(url: str, *, allow_password_without_tls: bool = False) -> None:
-    """Raises ValueError for a URL that cannot be used, or would send a password where others can read it.
-
-    TLS that does not verify the server protects no password.
-    """
-    try:
-        options = parse_url(url)  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError):
-        # The cause may quote a part of the URL, and so of the password.
-        raise ValueError(REDIS_URL) from None
-    host = str(options.get("host", "localhost"))
-    verified = (
-        url.startswith("rediss://")
-        and str(options.get("ssl_cert_reqs", "required")).lower() == "required"
-        and options.get("ssl_check_hostname", True)
-    )
-    private = verified or url.startswith("unix://") or is_loopback(host)
-    if options.get("password") and not private and not allow_password_without_tls:
-        raise ValueError(
-            f"the password for Redis would go to {host} without verified TLS; use a rediss:// URL, or set "
-            "allow_password_without_tls = true where the network is trusted"
-        )

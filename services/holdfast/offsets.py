@@ -1,37 +1,29 @@
-"""`holdfast offsets`: how far guards and switch have come, and where a partition goes on.
+"""`holdfast offsets`: where the guard and the switch go on, partition by partition."""
 
-A new position is committed in a transaction of the partition's own transactional id. Kafka takes that while the
-service runs, and it fences the worker that has the partition: the worker ends its batch unpublished, opens again, and
-reads where to go on. So nothing needs to be stopped, and no batch is cut in two.
-"""
-
-import asyncio
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from holdfast.adapters.evidence import Evidence
-from holdfast.adapters.kafka import KafkaUnavailable, bounds, partitions_of
+from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, partitions_of, transactional_id
 from holdfast.adapters.kafka_login import explain
-from holdfast.adapters.offsets import committed_offset
+from holdfast.adapters.offsets import committed_progress
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.progress import Committed
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, perform, run, show
 
-offsets_app = typer.Typer(help="See how far guards and switch have come, and say where to go on.", no_args_is_help=True)
-
-WITHIN = 20.0
-"""Seconds for one partition: as long as a worker's transaction may stay open."""
+offsets_app = typer.Typer(help="See and set where the guard and the switch go on.", no_args_is_help=True)
 
 
 class Service(StrEnum):
@@ -40,193 +32,201 @@ class Service(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One partition of what a service reads. `committed` is None before the service has begun there."""
+class Position:
+    """A partition of a service's topic: the first offset, the end of what is committed, the end, and where it stands.
 
+    `committed` is None where nothing was committed yet.
+    """
+
+    service: str
+    topic: str
     partition: int
-    committed: int | None
     first: int
+    stable_end: int
     end: int
+    committed: int | None
 
     @property
-    def waiting(self) -> int:
-        return self.end - max(self.first, self.first if self.committed is None else self.committed)
+    def waits(self) -> int:
+        """Offsets that are not checked yet."""
+        return max(0, self.end - max(self.first, self.committed or 0))
 
 
-def _read_by(settings: Settings, service: Service) -> tuple[str, str]:
-    """The topic and the group."""
-    if service is Service.GUARD:
-        return settings.topics.predictions, settings.guard.group
-    return settings.topics.control, settings.switch.group
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What setting an offset does."""
+
+    service: str
+    topic: str
+    partition: int
+    before: int | None
+    after: int
+    passed_over: int
+    repeated: int
+
+    def in_words(self) -> str:
+        """What happens, as a sentence."""
+        place = f"{self.topic}/{self.partition}: the {self.service} goes on at offset {self.after:,}"
+        if self.passed_over:
+            return f"{place}; up to {self.passed_over:,} records before it stay unchecked, and are never approved."
+        if self.repeated:
+            return f"{place}; up to {self.repeated:,} records behind it are checked a second time."
+        return f"{place}."
 
 
-async def places(settings: Settings, service: Service) -> list[Place]:
-    """How far a service has come. Raises KafkaUnavailable."""
-    topic, group = _read_by(settings, service)
+async def positions(settings: Settings, services: Sequence[Service]) -> list[Position]:
+    """Look at each partition. Raises KafkaUnavailable."""
+    found: list[Position] = []
+    for service in services:
+        group, topic = _group_and_topic(settings, service)
+        tps = [TopicPartition(topic, number) for number in range(await partitions_of(settings.kafka, topic))]
+        firsts, stable_ends = await bounds(settings.kafka, tps, None, "read_committed")
+        _, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
+        committed = {
+            tp: None if one is None else one.offset for tp, one in (await _committed(settings, group, tps)).items()
+        }
+        found += [
+            Position(service.value, topic, tp.partition, firsts[tp], stable_ends[tp], ends[tp], committed[tp])
+            for tp in tps
+        ]
+    return found
+
+
+async def plan(settings: Settings, service: Service, partitions: Sequence[int], to: str) -> list[Move]:
+    """What `set_offsets` would do. Raises Refused, KafkaUnavailable."""
+    known = {one.partition: one for one in await positions(settings, [service])}
+    if unknown := sorted(set(partitions) - known.keys()):
+        raise Refused(f"{_group_and_topic(settings, service)[1]} has no partition {unknown[0]}. It has {len(known)}.")
+    chosen = [known[number] for number in sorted(set(partitions) or known)]
+    targets = await _targets(settings, chosen, to)
+    return [_move(one, targets[one.partition]) for one in chosen]
+
+
+def _move(one: Position, after: int) -> Move:
+    stands_at = max(one.first, one.committed or 0)
+    # What was removed is passed over too.
+    passed_over = after - (one.committed if one.committed is not None else one.first)
+    return Move(
+        one.service, one.topic, one.partition, one.committed, after, max(0, passed_over), max(0, stands_at - after)
+    )
+
+
+async def _targets(settings: Settings, chosen: Sequence[Position], to: str) -> Mapping[int, int]:
+    if to == "earliest":
+        return {one.partition: one.first for one in chosen}
+    if to == "latest":
+        return {one.partition: one.stable_end for one in chosen}
+    if to.isdecimal():
+        for one in chosen:
+            if not one.first <= int(to) <= one.stable_end:
+                raise Refused(
+                    f"{one.topic}/{one.partition} goes from offset {one.first} to {one.stable_end}, and {to} is not "
+                    "between them. Choose one that is, earliest, or latest."
+                )
+        return {one.partition: int(to) for one in chosen}
+    try:
+        since: datetime = TypeAdapter[datetime](AwareDatetime).validate_python(to)
+    except ValidationError:
+        raise Refused(
+            f"{to!r} is not a place to go on. Say earliest, latest, an offset, or a time like 2026-11-24T10:00:00Z."
+        ) from None
+    tps = [TopicPartition(one.topic, one.partition) for one in chosen]
+    starts, _ = await bounds(settings.kafka, tps, since, "read_committed")
+    return {tp.partition: starts[tp] for tp in tps}
+
+
+async def set_offsets(settings: Settings, service: Service, moves: Sequence[Move]) -> None:
+    """Commit them, each in a transaction of the partition's own producer. Raises KafkaUnavailable.
+
+    A group with members takes ordinary commits only from these. The transaction also ends what the partition's worker
+    is writing: it goes back to what is committed, which is this.
+    """
+    group, topic = _group_and_topic(settings, service)
+    try:
+        for move in moves:
+            tp = TopicPartition(topic, move.partition)
+            producer = AIOKafkaProducer(
+                transactional_id=transactional_id(group, tp), acks="all", **settings.kafka.client_options()
+            )
+            await producer.start()
+            try:
+                ids = await topic_ids(producer.client, [topic])
+                note = Committed(move.after, is_position=True, topic_id=ids.get(topic)).metadata()
+                async with producer.transaction():
+                    await producer.send_offsets_to_transaction({tp: OffsetAndMetadata(move.after, note)}, group)
+            finally:
+                await close(producer)
+    except KafkaError as error:
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
+
+
+async def _committed(
+    settings: Settings, group: str, tps: Sequence[TopicPartition]
+) -> dict[TopicPartition, Committed | None]:
     consumer = AIOKafkaConsumer(group_id=group, enable_auto_commit=False, **settings.kafka.client_options())
     try:
-        tps = [TopicPartition(topic, number) for number in range(await partitions_of(settings.kafka, topic))]
-        firsts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
         await consumer.start()
-        return [Place(tp.partition, await committed_offset(consumer, tp), firsts[tp], ends[tp]) for tp in tps]
+        return {tp: await committed_progress(consumer, tp) for tp in tps}
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
-        await consumer.stop()
+        await close(consumer)
 
 
-async def set_offsets(
-    settings: Settings, service: Service, partitions: list[int], to: str, *, force: bool
-) -> dict[int, int]:
-    """Commit where the service goes on; the new offset by partition, of all of them where none is named.
-
-    Raises Refused, and KafkaUnavailable.
-    """
-    topic, group = _read_by(settings, service)
-    if service is Service.GUARD and settings.guard.delivery == "at_least_once" and await _members(settings, group):
-        raise Refused(
-            "Guards run, and with guard.delivery = at_least_once they would write their own offsets over these. Stop "
-            "them, and run the command again."
-        )
-    known = await places(settings, service)
-    if strange := sorted(set(partitions) - {place.partition for place in known}):
-        raise Refused(f"{topic} has no partition {strange[0]}; it has 0 to {len(known) - 1}.")
-    chosen = [place for place in known if place.partition in partitions or not partitions]
-    wanted = {place.partition: await _offset_of(settings, topic, place, to) for place in chosen}
-    if not force:
-        await _refuse_what_repeats(settings, service, chosen, wanted)
-    try:
-        for place in chosen:
-            await asyncio.wait_for(_commit(settings, service, place.partition, wanted[place.partition]), WITHIN)
-    except TimeoutError:
-        raise KafkaUnavailable(
-            f"Kafka did not take the offset within {WITHIN:g} s. See its log, then run the command again."
-        ) from None
-    except KafkaError as error:
-        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    return wanted
-
-
-async def _members(settings: Settings, group: str) -> int:
-    admin = AIOKafkaAdminClient(**settings.kafka.client_options())
-    try:
-        await admin.start()
-        (response,) = await admin.describe_consumer_groups([group])
-        return len(response.groups[0][5])
-    except KafkaError as error:
-        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
-    finally:
-        await admin.close()
-
-
-async def _offset_of(settings: Settings, topic: str, place: Place, to: str) -> int:
-    if to in ("earliest", "latest"):
-        return place.first if to == "earliest" else place.end
-    if to.isdecimal():
-        if not place.first <= int(to) <= place.end:
-            raise Refused(
-                f"Partition {place.partition} of {topic} has offsets {place.first} to {place.end}; {to} is not among "
-                "them. Name one that is."
-            )
-        return int(to)
-    try:
-        since = datetime.fromisoformat(to)
-    except ValueError:
-        since = None
-    if since is None or since.tzinfo is None:
-        raise Refused(f"--to {to} is not an offset, earliest, latest, or a time such as 2026-11-24T10:00:00Z.")
-    tp = TopicPartition(topic, place.partition)
-    return (await bounds(settings.kafka, [tp], since, "read_committed"))[0][tp]
-
-
-async def _refuse_what_repeats(
-    settings: Settings, service: Service, chosen: list[Place], wanted: dict[int, int]
-) -> None:
-    evidence = Evidence(settings)
-    for place in chosen:
-        done = place.committed or 0
-        if service is Service.GUARD:
-            last = (await evidence.of(place.partition)).last
-            done = max(done, 0 if last is None else last + 1)
-        to = wanted[place.partition]
-        if max(to, place.first) < min(done, place.end):
-            what = "approve outputs" if service is Service.GUARD else "count tallies and obey commands"
-            raise Refused(
-                f"Partition {place.partition} was checked up to offset {done}. From offset {to} the {service} would "
-                f"{what} a second time. Name {done} or a later offset, or add --force."
-            )
-
-
-async def _commit(settings: Settings, service: Service, partition: int, offset: int) -> None:
-    topic, group = _read_by(settings, service)
-    producer = AIOKafkaProducer(
-        transactional_id=f"{group}-{topic}-{partition}", enable_idempotence=True, **settings.kafka.client_options()
-    )
-    await producer.start()
-    try:
-        topic_id = (await topic_ids(producer.client, [topic])).get(topic)
-        metadata = Committed(offset, is_position=True, topic_id=topic_id).metadata()
-        async with producer.transaction():
-            await producer.send_offsets_to_transaction(
-                {TopicPartition(topic, partition): OffsetAndMetadata(offset, metadata)}, group
-            )
-    finally:
-        await producer.stop()
-
-
-ServiceArgument = Annotated[Service, typer.Argument(help="Whose offsets.")]
+def _group_and_topic(settings: Settings, service: Service) -> tuple[str, str]:
+    if service is Service.GUARD:
+        return settings.guard.group, settings.topics.predictions
+    return settings.switch.group, settings.topics.control
 
 
 @offsets_app.command("show")
-def offsets_show(
-    service: ServiceArgument = Service.GUARD, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
-    """Print by partition how far it was checked, and how many offsets wait."""
-    found = perform(lambda: run(places(load_settings(config), service)))
+def offsets_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show up to which offset each partition is checked, and how much waits."""
+    found = perform(lambda: run(positions(load_settings(config), list(Service))))
 
     def display(console: Console) -> None:
-        table = Table("partition", "first", "goes on at", "end", "waiting")
-        for place in found:
-            committed = "not begun" if place.committed is None else str(place.committed)
-            table.add_row(str(place.partition), str(place.first), committed, str(place.end), str(place.waiting))
+        table = Table("service", "partition", "first", "goes on at", "end", "waits")
+        for one in found:
+            goes_on = "nothing committed" if one.committed is None else f"{one.committed:,}"
+            cells = [f"{one.first:,}", goes_on, f"{one.end:,}", f"{one.waits:,}"]
+            table.add_row(one.service, f"{one.topic}/{one.partition}", *cells)
         console.print(table)
 
-    facts: list[dict[str, Any]] = [
-        {
-            "partition": place.partition,
-            "first": place.first,
-            "committed": place.committed,
-            "end": place.end,
-            "waiting": place.waiting,
-        }
-        for place in found
-    ]
-    show(as_json, facts, display)
+    show(as_json, [{**asdict(one), "waits": one.waits} for one in found], display)
 
 
 @offsets_app.command("set")
 def offsets_set(
-    service: ServiceArgument,
-    to: Annotated[str, typer.Option("--to", help="An offset, earliest, latest, or a time: 2026-11-24T10:00:00Z.")],
-    partition: Annotated[list[int] | None, typer.Option(help="One partition, repeatable; all without it.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also where something would be checked again.")] = False,
+    service: Annotated[Service, typer.Argument(help="Whose offsets.", metavar="guard|switch")],
+    to: Annotated[str, typer.Option("--to", help="earliest, latest, an offset, or a time like 2026-11-24T10:00:00Z.")],
+    partition: Annotated[
+        list[int] | None, typer.Option("--partition", min=0, help="One partition; repeatable. All without it.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say where a service goes on; it may run meanwhile.
+    """Say where a partition goes on, also while its service runs.
 
-    What lies before that offset without a verdict stays without one.
+    Records that are passed over get no verdict and are never approved. Records that are gone back to are checked
+    again, and get a second verdict. It needs the rights of that service's own login in Kafka.
     """
 
-    def action() -> dict[int, int]:
+    def action() -> list[Move]:
         settings = load_settings(config)
-        result: dict[int, int] = run(set_offsets(settings, service, partition or [], to, force=force))
-        return result
+        moves = run(plan(settings, service, partition or [], to))
+        if not yes and sys.stdin.isatty():
+            for move in moves:
+                typer.echo(move.in_words(), err=True)
+            if not typer.confirm("Do it?", err=True):
+                raise Refused("Nothing was changed.")
+        run(set_offsets(settings, service, moves))
+        return moves
 
-    done = perform(action)
+    moves = perform(action)
 
     def display(console: Console) -> None:
-        for number, offset in done.items():
-            console.print(f"Partition {number} goes on at offset {offset}.")
+        for move in moves:
+            console.print(move.in_words())
 
-    show(as_json, {str(number): offset for number, offset in done.items()}, display)
+    show(as_json, [asdict(move) for move in moves], display)

@@ -25,7 +25,9 @@ from holdfast.adapters.commands import (
 )
 from holdfast.adapters.policies import known_models
 from holdfast.confirm import YesOption, confirm
+from holdfast.core import findings
 from holdfast.core.consequences import Consequence, consequence
+from holdfast.core.incidents import is_held, serving, what_consumers_have, what_was_done
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
@@ -394,7 +396,18 @@ def _table(*columns: str) -> Table:
 
 def _what_was_done(incident: Incident) -> str:
     switched = incident.action is IncidentAction.SWITCHED
-    return f"switched to {incident.routed_to}" if switched else incident.action.value
+    done = f"switched to {incident.routed_to}" if switched else incident.action.value
+    if incident.action is IncidentAction.HELD or incident.status is IncidentStatus.RESOLVED:
+        return done
+    if is_held(incident):
+        return f"{done}, held now"
+    return done if serving(incident) == incident.routed_to else f"{done}, {serving(incident) or 'nothing'} serves now"
+
+
+def _what_serves(incident: Incident) -> str:
+    if is_held(incident):
+        return "nothing: the model is held"
+    return serving(incident) or "no version"
 
 
 def _find(settings: Settings, prefix: str) -> Incident:
@@ -419,16 +432,20 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
     incident = perform(lambda: _find(load_settings(config), incident_id))
 
     def display(console: Console) -> None:
+        is_open = incident.status is not IncidentStatus.RESOLVED
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim", no_wrap=True)
         facts.add_column(overflow="fold")
         facts.add_row("status", incident.status.value)
         facts.add_row("severity", Text(incident.severity.value, style=_SEVERITY_STYLE[incident.severity.value]))
-        facts.add_row("done", _what_was_done(incident))
+        facts.add_row("done", what_was_done(incident))
+        facts.add_row("serves now" if is_open else "served then", _what_serves(incident))
         facts.add_row("opened", f"{incident.opened_at:%Y-%m-%d %H:%M:%S} UTC")
         if incident.first_blocked_at:
             facts.add_row("first blocked", f"{incident.first_blocked_at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC")
         facts.add_row("blocked", f"{incident.blocked:,} of {incident.seen:,}")
+        if approved := what_consumers_have(incident):
+            facts.add_row("consumers", f"{approved}.")
         facts.add_row(
             "by check", ", ".join(f"{check} {n:,}" for check, n in incident.blocked_by_check.items()) or "none"
         )
@@ -437,11 +454,11 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
         if incident.acknowledged_by:
             facts.add_row("acknowledged", f"by {incident.acknowledged_by}")
         if incident.resolved_by:
-            facts.add_row("resolved", f"by {incident.resolved_by}")
+            because = f": {incident.resolved_because}" if incident.resolved_because else ""
+            facts.add_row("resolved", f"by {incident.resolved_by}{because}")
         evidence = _table("entity", "what was blocked", "source")
         for sample in incident.samples:
-            entity = sample.prediction.get("entity_id", "") if isinstance(sample.prediction, dict) else ""
-            evidence.add_row(Text(str(entity)), _seen(sample.findings), sample.source)
+            evidence.add_row(Text(findings.entity(sample)), _seen(sample.findings), sample.source)
         body = Group(facts, "", evidence) if incident.samples else facts
         console.print(Panel(body, title=Text(incident.dedup_key, style="bold"), title_align="left"))
 
@@ -505,24 +522,9 @@ VersionOption = Annotated[str | None, typer.Option("--version", help="Of one ver
 CheckOption = Annotated[str | None, typer.Option("--check", help="That failed this check.", metavar="CHECK")]
 
 
-def _seen(findings: Sequence[Finding]) -> Text:
-    """One line for each finding: `price_floor: value 1 USD (min 10, max 25,000)`."""
-    lines = []
-    for finding in findings:
-        unit = f" {finding.unit}" if finding.unit else ""
-        subject = f"{finding.field} {_number(finding.seen)}" if finding.field else _number(finding.seen)
-        lines.append(f"{finding.check}: {subject}{unit}" + (f" ({_limit(finding.limit)})" if finding.limit else ""))
-    return Text("\n".join(lines), overflow="fold")
-
-
-def _limit(limit: Any) -> str:
-    if isinstance(limit, dict):
-        return ", ".join(f"{name} {_number(value)}" for name, value in limit.items())
-    return ", ".join(map(_number, limit)) if isinstance(limit, list | tuple) else _number(limit)
-
-
-def _number(value: Any) -> str:
-    return f"{value:,.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+def _seen(found: Sequence[Finding]) -> Text:
+    """One line for each finding."""
+    return Text("\n".join(map(findings.in_words, found)), overflow="fold")
 
 
 def _wanted(

@@ -378,7 +378,7 @@ class _Run:
             return Released(one.source, Answer.SUPERSEDED)
         groups, malformed = decode_by_model(self.policies, [one.record.value])
         if malformed:
-            finding = Finding(check="decodable", severity=Severity.ERROR, enforced=True, seen=malformed[0])
+            finding = Finding(check="decodable", severity=Severity.ERROR, enforced=True, seen=malformed[0].reason)
             return Released(one.source, Answer.STILL_FAILS, (finding,))
         model, batch = groups[0]
         judgement = judge(

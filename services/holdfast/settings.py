@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 import tomllib
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,7 +29,9 @@ from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
-from holdfast.login import check_redis_url, is_loopback, renewable, secret, tls_context
+from holdfast.core.names import Addresses, Host, PlainName, TopicName
+from holdfast.login import is_loopback, renewable, secret, tls_context
+from holdfast.redis_url import check_redis_url
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
 
 
@@ -44,7 +46,7 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """Where Kafka is, and how to log in. Each secret may come from a file instead, which is read at every use."""
 
-    bootstrap_servers: str = "localhost:9092"
+    bootstrap_servers: Addresses = "localhost:9092"
     session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=10)
     """How long a worker may be silent before its partitions go to another."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "PLAINTEXT"
@@ -176,6 +178,9 @@ class RedisSettings(_Section):
     username: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
+    sentinel_password_file: Path | None = None
     ssl_ca_file: Path | None = None
     """Of the server; the system's authorities without it."""
     ssl_cert_file: Path | None = None
@@ -187,27 +192,35 @@ class RedisSettings(_Section):
 
     @model_validator(mode="after")
     def _login_is_whole(self) -> Self:
-        for key in ("url", "password", "ssl_key_password"):
+        for key in ("url", "password", "sentinel_password", "ssl_key_password"):
             _not_twice(self, key)
         if self.username and not (self.password or self.password_file):
             raise ValueError("username needs password or password_file; set one")
         if self.ssl_key_file and not self.ssl_cert_file:
             raise ValueError("ssl_key_file is the key of a client certificate; set ssl_cert_file too")
-        if self.url_file is None and self.password_file is None:
+        if self.url_file is None and self.password_file is None and self.sentinel_password_file is None:
             self._whole_url(None)
         return self
 
     def _whole_url(self, key_password: str | None) -> str:
         """Raises ValueError."""
         url = urlsplit(secret("url_file", self.url, self.url_file) or "")
-        options = {
+        options: dict[str, object] = {
             "ssl_ca_certs": self.ssl_ca_file,
             "ssl_certfile": self.ssl_cert_file,
             "ssl_keyfile": self.ssl_key_file,
             "ssl_password": key_password,
         }
-        if any(options.values()) and url.scheme != "rediss":
-            raise ValueError("ssl_ files are set, but the URL is without TLS; write rediss://")
+        if any(options.values()) and not url.scheme.startswith("rediss"):
+            raise ValueError("ssl_ files are set, but the URL is without TLS; write rediss:// or rediss+…://")
+        if (self.sentinel_username or self.sentinel_password or self.sentinel_password_file) and (
+            not url.scheme.endswith("+sentinel")
+        ):
+            raise ValueError("the login of Sentinels is set, but the URL names none; write redis+sentinel://")
+        options["sentinel_username"] = self.sentinel_username
+        options["sentinel_password"] = secret(
+            "sentinel_password_file", self.sentinel_password, self.sentinel_password_file
+        )
         query = "&".join([*filter(None, [url.query]), urlencode({k: v for k, v in options.items() if v})]).strip("&")
         place = url.netloc
         password = secret("password_file", self.password, self.password_file)
@@ -236,15 +249,15 @@ def _not_twice(section: _Section, key: str) -> None:
 
 
 class TopicNames(_Section):
-    predictions: str = TOPICS["predictions"].default_name
-    approved: str = TOPICS["approved"].default_name
-    blocked: str = TOPICS["blocked"].default_name
-    malformed: str = TOPICS["malformed"].default_name
-    control: str = TOPICS["control"].default_name
-    state: str = TOPICS["state"].default_name
-    routes: str = TOPICS["routes"].default_name
-    incidents: str = TOPICS["incidents"].default_name
-    audit: str = TOPICS["audit"].default_name
+    predictions: TopicName = TOPICS["predictions"].default_name
+    approved: TopicName = TOPICS["approved"].default_name
+    blocked: TopicName = TOPICS["blocked"].default_name
+    malformed: TopicName = TOPICS["malformed"].default_name
+    control: TopicName = TOPICS["control"].default_name
+    state: TopicName = TOPICS["state"].default_name
+    routes: TopicName = TOPICS["routes"].default_name
+    incidents: TopicName = TOPICS["incidents"].default_name
+    audit: TopicName = TOPICS["audit"].default_name
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -264,11 +277,8 @@ class TopicSettings(_Section):
 
 
 class GuardSettings(_Section):
-    group: str = "holdfast-guard"
+    group: PlainName = "holdfast-guard"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
-    start_from: str = "latest"
-    """Where a new installation begins: `latest` (what is in predictions already stays unchecked), `earliest`, or a
-    time with its zone, such as 2026-11-24T10:00:00Z. It is read once, at the first start of all."""
     no_policy: Literal["block", "approve"] = "block"
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
@@ -280,31 +290,18 @@ class GuardSettings(_Section):
     give_up_after: Duration = timedelta(minutes=5)
     """How long a partition keeps failing before the worker stops."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    health_host: str = "127.0.0.1"
-
-    @field_validator("start_from")
-    @classmethod
-    def _place_or_time(cls, text: str) -> str:
-        if text in ("latest", "earliest"):
-            return text
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            raise ValueError("it is not latest, earliest or a time such as 2026-11-24T10:00:00Z") from None
-        if at.tzinfo is None:
-            raise ValueError("the time has no zone; write it as in 2026-11-24T10:00:00Z")
-        return text
+    health_host: Host = "127.0.0.1"
 
 
 class SwitchSettings(_Section):
-    group: str = "holdfast-switch"
+    group: PlainName = "holdfast-switch"
     tick_every: Duration = timedelta(milliseconds=500)
     give_up_after: Duration = timedelta(minutes=5)
     runbook_url: str = "https://holdfast.invalid/runbooks/"
     """Where people find `alerts/runbooks`. One that ends in a slash is a folder: incidents name the page of their
     kind in it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8001
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
 
 class NotifySettings(_Section):
@@ -329,7 +326,7 @@ class NotifySettings(_Section):
     console_url: str = "http://localhost:8080"
     """Where people reach the console; alerts link to it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8002
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
     @field_validator("alertmanager_urls")
     @classmethod
@@ -378,7 +375,7 @@ class NotifySettings(_Section):
 
 
 class ApiSettings(_Section):
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     tokens_file: Path | None = None
     """Lines of `holdfast api token create`; read again when it changes."""
@@ -404,7 +401,7 @@ class AuditSettings(_Section):
     fence_within: Duration = timedelta(seconds=10)
     """How long after a fence was written a guard may still judge without it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8003
-    health_host: str = "127.0.0.1"
+    health_host: Host = "127.0.0.1"
 
 
 class Settings(BaseSettings):
@@ -425,8 +422,21 @@ class Settings(BaseSettings):
     release: ReleaseSettings = ReleaseSettings()
     audit: AuditSettings = AuditSettings()
     policies: Path = Path("policies")
-    worker: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    worker: PlainName = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _a_folder(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("it is empty; name the folder of the policies")
+        return path
+
+    @model_validator(mode="after")
+    def _groups_are_two(self) -> Self:
+        if self.guard.group == self.switch.group:
+            raise ValueError(f"guard.group and switch.group are both {self.guard.group!r}; give each its own name")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -463,7 +473,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             message = f"there is no such key; the keys here are {_keys_beside(first['loc'])}"
         where = f"{named or 'holdfast.toml'} or the environment"
-        raise SettingsError(f"Configuration refused ({where}): {key}: {message}.") from None
+        named_key = f" {key}:" if key else ""
+        raise SettingsError(f"Configuration refused ({where}):{named_key} {message}.") from None
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> str:

@@ -18,8 +18,7 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.batches import Headers, Out
-from holdfast.adapters.begin import SwitchBegin
+from holdfast.adapters.batches import Out
 from holdfast.adapters.kafka import (
     TopicsMismatch,
     TransactionalLoop,
@@ -31,6 +30,7 @@ from holdfast.adapters.kafka import (
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.policy import PolicySet
@@ -45,6 +45,7 @@ from holdfast_schemas import (
     Incident,
     IncidentStatus,
     Outcome,
+    Party,
     Route,
     RouteState,
     Tally,
@@ -187,7 +188,7 @@ class SwitchWork:
             self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
             for model in list(self._states):
                 self._decide(model, Tick())
-        writes = self._writes(aside, records[-1].offset if records else self._switch.position(self._partition) - 1)
+        writes = self._writes(aside)
         if not records and not writes:
             self._progress.set_to_current_time()
         return writes
@@ -210,21 +211,14 @@ class SwitchWork:
         if decision.route or decision.incidents or decision.audits:
             self._decisions.append(decision)
 
-    def _writes(self, aside: list[Out], handled: int) -> list[Write]:
-        """`handled`: the offset of the last control record that the states have taken in; -1 before the first."""
+    def _writes(self, aside: list[Out]) -> list[Write]:
         counts = self._switch.partitions
-        # If the group loses its offsets, this says how far the switch had come.
-        source: Headers = (
-            [(Header.SOURCE.value, f"{self._topics.control}/{self._partition}/{handled}".encode())]
-            if handled >= 0
-            else []
-        )
         writes = [
             Write(
                 self._topics.state,
                 self._partition,
                 [
-                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), source)
+                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), [])
                     for m, s in self._pending.items()
                 ],
             ),
@@ -376,6 +370,7 @@ class Switch:
         """Raises KafkaUnavailable."""
         roles = ("control", "state", "routes", "incidents", "audit", "malformed")
         self.partitions = await check_topics(self.settings, roles)
+        await refuse_uncompacted(self.settings, Party.SWITCH)
         switch = self.settings.switch
         self.loop = TransactionalLoop(
             self.settings.kafka,
@@ -387,20 +382,10 @@ class Switch:
             poll_ms=min(200, int(switch.tick_every.total_seconds() * 1000)),
             max_records=AT_ONCE,
             give_up_after=switch.give_up_after,
-            begin=self._begin,
         )
         beside = (self.mirror.run(), self.policies.follow())
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
-
-    async def _begin(self, tp: TopicPartition) -> int:
-        assert self.loop is not None  # noqa: S101  its lanes ask
-        return await SwitchBegin(self.settings, self.loop).of(tp)
-
-    def position(self, partition: int) -> int:
-        """The offset before which the control records of that partition have been taken in."""
-        assert self.loop is not None  # noqa: S101  its lanes ask
-        return self.loop.lanes[TopicPartition(self.settings.topics.control, partition)].offset
 
     def check_partition(self, number: int, model: str | None = None) -> None:
         """Whether that partition was there from the start, and is that of `model`. Raises TopicsMismatch.

@@ -18,6 +18,7 @@ from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.ready import is_ready
+from holdfast.adapters.topic_settings import fit_topics
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused, run
 
@@ -95,12 +96,12 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
             kafka = stack.enter_context(EmbeddedKafka())
             servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
             servers["HOLDFAST_REDIS__URL"] = stack.enter_context(EmbeddedRedis()).url
-            # Nothing is older than this installation.
-            os.environ.update(servers, HOLDFAST_GUARD__START_FROM="earliest")
+            os.environ.update(servers)
             settings = load_settings(config)
             kafka.create_topics(settings)
         else:
             run(create_topics(settings))
+            run(fit_topics(settings))
         services = _start(settings, config)
         stack.callback(_stop_all, services)
         told, ended = False, None

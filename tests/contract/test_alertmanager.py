@@ -17,6 +17,7 @@ from holdfast_schemas import (
     IncidentAction,
     IncidentSeverity,
     IncidentStatus,
+    RouteState,
     Sample,
     Severity,
 )
@@ -85,12 +86,12 @@ def test_the_worst_sample_is_the_one_farthest_from_its_limit(findings: list[Find
         (
             {"entity_id": "SKU-1"},
             a_finding(9.600000001, {"min": 250.0, "max": 25000.0}),
-            "SKU-1: value 9.6, limit min 250, max 25000 (check c)",
+            "SKU-1: value 9.600000001, expected 250 to 25,000 (c)",
         ),
-        ({"other": 1}, a_finding("inf", None), "p/0/1: value inf, limit absent (check c)"),
-        ("not JSON", a_finding(None, "a value"), "p/0/1: value absent, limit a value (check c)"),
-        ({"entity_id": 7}, a_finding("USD", ["EUR", "GBP"]), '7: value USD, limit ["EUR", "GBP"] (check c)'),
-        ({"entity_id": "a\nb"}, a_finding({"x": 1.0}, "x > 2"), "a b: value x 1, limit x > 2 (check c)"),
+        ({"other": 1}, a_finding("inf", None), "p/0/1: value inf (c)"),
+        ("not JSON", a_finding(None, "a value"), "p/0/1: value nothing, expected a value (c)"),
+        ({"entity_id": 7}, a_finding("USD", ["EUR", "GBP"]), "7: value USD, expected EUR or GBP (c)"),
+        ({"entity_id": "a\nb"}, a_finding({"x": 1.0}, "x > 2"), "a b: value x 1, expected x > 2 (c)"),
     ],
 )
 def test_a_sample_reads_as_a_sentence(prediction: Any, finding: Finding, words: str) -> None:
@@ -110,6 +111,62 @@ def test_what_was_done_names_the_alert(action: IncidentAction, routed_to: str | 
     made = as_alert(an_incident(action=action, routed_to=routed_to))
     assert made["labels"]["alertname"] == name
     assert says in made["annotations"]["summary"]
+
+
+SWITCHED, FENCED, HELD = IncidentAction.SWITCHED, IncidentAction.FENCED, IncidentAction.HELD
+OVER = {"status": IncidentStatus.RESOLVED, "resolved_at": NOW, "resolved_by": "holdfast"}
+
+
+@pytest.mark.parametrize(
+    ("action", "routed_to", "state", "serves", "more", "summary"),
+    [
+        (SWITCHED, "v41", None, None, {}, "pricing v42 was bad and is fenced, v41 serves instead"),
+        (SWITCHED, "v41", "auto", "v41", {}, "pricing v42 was bad and is fenced, v41 serves instead"),
+        (SWITCHED, "v41", "pinned", "v40", {}, "pricing v42 was bad and is fenced, v40 serves now"),
+        (SWITCHED, "v41", "auto", "v41", OVER, "pricing v42 was bad and was fenced, v41 serves instead"),
+        (
+            SWITCHED,
+            "v41",
+            "held",
+            None,
+            {},
+            "pricing v42 was bad and is fenced, and the model is held by now: no version may serve",
+        ),
+        (FENCED, "v41", None, None, {}, "pricing v42 was bad and is fenced, the route did not change"),
+        (FENCED, "v41", "auto", "v41", {}, "pricing v42 was bad and is fenced, the route did not change"),
+        (FENCED, "v41", "auto", "v43", {}, "pricing v42 was bad and is fenced, v43 serves now"),
+        (FENCED, None, "auto", None, {}, "pricing v42 was bad and is fenced, no version serves"),
+        (HELD, None, None, None, {}, "pricing is held: v42 was bad, and no version may serve"),
+        (HELD, None, "held", None, {}, "pricing is held: v42 was bad, and no version may serve"),
+        (HELD, None, "auto", "v43", OVER, "pricing was held because v42 was bad, v43 serves now"),
+    ],
+)
+def test_a_page_says_what_serves_now(
+    action: IncidentAction, routed_to: str | None, state: str | None, serves: str | None, more: Any, summary: str
+) -> None:
+    """Not what served when the incident was opened; an incident from before that was followed says what it knows."""
+    route = {"route_state": state and RouteState(state), "serves": serves}
+    annotations = as_alert(an_incident(action=action, routed_to=routed_to, blocked=0, seen=0, **route, **more))[
+        "annotations"
+    ]
+    assert annotations["summary"] == summary
+    blocks_all = (
+        "Every output of pricing is blocked until a version is promoted or resumed." in annotations["description"]
+    )
+    assert blocks_all is (state == "held" or (action is HELD and state is None))
+    for other in {"v40", "v41", "v43"} - {serves if state else routed_to}:
+        assert f"{other} serves" not in annotations["summary"] + annotations["description"]
+
+
+def test_a_page_says_what_consumers_have_and_why_it_is_over() -> None:
+    """Only blocked outputs reached nobody: those of the bad version that passed its checks are counted."""
+    lines = as_alert(an_incident(**OVER, resolved_because="the route is held no longer: v43 serves"))["annotations"][
+        "description"
+    ].splitlines()
+    assert "Resolved by holdfast at 2026-11-24 10:00:00.000 UTC: the route is held no longer: v43 serves." in lines
+    assert "Approved before: at least 13. Consumers may have acted on these." in lines
+    all_blocked = as_alert(an_incident(seen=37))["annotations"]["description"]
+    assert "onsumers" not in all_blocked
 
 
 @pytest.mark.parametrize(
@@ -165,6 +222,9 @@ incidents = st.builds(
     acknowledged_by=st.none() | st.text(max_size=1000),
     resolved_at=st.none() | st.just(NOW),
     resolved_by=st.none() | st.text(max_size=1000),
+    resolved_because=st.none() | st.text(max_size=1000),
+    route_state=st.none() | st.sampled_from(RouteState),
+    serves=st.none() | names,
     seen=st.integers(min_value=0),
     blocked=st.integers(min_value=0),
     blocked_by_check=st.dictionaries(st.text(max_size=2000), st.integers(), max_size=20),

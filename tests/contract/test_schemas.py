@@ -122,7 +122,14 @@ def test_the_asyncapi_document_describes_every_header_that_holdfast_adds() -> No
     }
     assert set().union(*described.values()) == {header.value for header in Header}
     assert {"holdfast-findings", "holdfast-source", "holdfast-verdict"} <= described["blocked"]
-    assert described["malformed"] == {"holdfast-error", "holdfast-source"}
+    assert described["malformed"] == {
+        "holdfast-error",
+        "holdfast-error-kind",
+        "holdfast-policy",
+        "holdfast-model",
+        "holdfast-model-version",
+        "holdfast-source",
+    }
 
 
 def test_the_document_follows_the_configured_names() -> None:

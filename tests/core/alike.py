@@ -9,7 +9,8 @@ import numpy as np
 
 from core.written import Rec
 from holdfast.core.checks import Memory, Table
-from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.judge import Source, decode_by_model, judge, learn, remember, tally, with_malformed
+from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast_schemas import Route, RouteState
 
@@ -34,6 +35,7 @@ class Real:
         self.policy, self.policies = policy, PolicySet.of([policy])
         self.route = route_of(fenced, held)
         self.memory, self.tallies, self.offset = Memory(), [], 0
+        self.approved = []
 
     def judge(self, raws, now=NOW):
         answers = [None] * len(raws)
@@ -43,6 +45,8 @@ class Real:
         records = [Rec(offset, 1_795_514_400_000, None, raw, ()) for offset, raw in enumerate(raws, self.offset)]
         source = Source("predictions", 0, records, "w")
         self.offset += len(raws)
+        told = {}
+        approved = []
         for model, batch in groups:
             policy = self.policies.policies.get(model)
             judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
@@ -50,14 +54,35 @@ class Real:
             for row, position in enumerate(batch.positions):
                 found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]
                 assert answers[position] is None, "one verdict each"
+                if judgement.approved[row]:
+                    approved.append((position, raws[position]))
                 answers[position] = bool(judgement.approved[row]), found
             if policy is not None:
                 written = tally(batch, judgement, policy, source, now)
-                assert all(len(one.to_json()) < 1_000_000 for one in written)
-                self.tallies += written
+                told[model] = written
                 learn(self.memory, policy, batch.columns, judgement)
+        for model, versions in blamed(malformed, self.policies.policies).items():
+            policy = self.policies.policies[model]
+            told[model] = with_malformed(told.get(model, []), versions, malformed, policy, self.route, source, now)
+        for written in told.values():
+            assert all(len(one.to_json()) < 1_000_000 for one in written)
+            self.tallies += [type(one).model_validate_json(one.to_json()) for one in written]
         assert None not in answers, "a verdict each"
+        self.approved += [raw for _, raw in sorted(approved)]
         return answers
+
+    def restart(self):
+        """Begin with a memory that is read back from what was approved, in batches of another size."""
+        self.memory = Memory()
+        for start in range(0, len(self.approved), 7):
+            for model, batch in decode_by_model(self.policies, self.approved[start : start + 7], approved=True)[0]:
+                if model == self.policy.model:
+                    remember(self.memory, batch.columns, self.policy)
+
+    @property
+    def recent(self):
+        """The recent values by field, in the order in which segments are forgotten."""
+        return {name: [(s, v.values()) for s, v in known.items()] for (_, name), known in self.memory.recent.items()}
 
     @property
     def last(self):

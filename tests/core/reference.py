@@ -10,14 +10,34 @@ import statistics
 from dataclasses import dataclass, field
 from datetime import datetime
 
+
+def equal(one, other):
+    """Two numbers that differ by a billionth are equal."""
+    return abs(one - other) <= 5e-10 * abs(one) + 5e-10 * abs(other)
+
+
+def inside(value, low, high):
+    """Whether the bounds hold; a number that differs from its bound by a billionth of it is at the bound."""
+    above_low = value >= low or low - value <= 1e-9 * abs(low)
+    return above_low and (value <= high or value - high <= 1e-9 * abs(high))
+
+
+def at_least(one, other):
+    return one > other or equal(one, other)
+
+
+def above(one, other):
+    return one > other and not equal(one, other)
+
+
 CONDITIONS = {
-    "value >= 1.02 * cost": (("value", "cost"), lambda value, cost: value >= finite(1.02 * cost)),
+    "value >= 1.02 * cost": (("value", "cost"), lambda value, cost: at_least(value, finite(1.02 * cost))),
     "0 < value <= list_price or cost == 0": (
         ("value", "list_price", "cost"),
-        lambda value, list_price, cost: 0 < value <= list_price or cost == 0,
+        lambda value, list_price, cost: (above(value, 0) and at_least(list_price, value)) or equal(cost, 0),
     ),
-    "not (value / cost > 3)": (("value", "cost"), lambda value, cost: not (finite(value / cost) > 3)),
-    "outputs.low <= outputs.high": (("outputs.low", "outputs.high"), lambda low, high: low <= high),
+    "not (value / cost > 3)": (("value", "cost"), lambda value, cost: not above(finite(value / cost), 3)),
+    "outputs.low <= outputs.high": (("outputs.low", "outputs.high"), lambda low, high: at_least(high, low)),
 }
 """Expressions, the names that they read, and what they mean. Division by zero and overflow are failures."""
 
@@ -40,6 +60,10 @@ def unique(pairs):
     if len({key for key, _ in pairs}) < len(pairs):
         raise Malformed("a key stands twice")
     return dict(pairs)
+
+
+def whole(text):
+    return -0.0 if text == "-0" else int(text)
 
 
 def walk(node):
@@ -67,13 +91,15 @@ def decode(raw, policy):
     if raw is None:
         raise Malformed("no value")
     try:
-        event = json.loads(raw.decode(), object_pairs_hook=unique)
+        event = json.loads(raw.decode(), object_pairs_hook=unique, parse_int=whole)
         json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Malformed(str(error)) from None
     if not isinstance(event, dict):
         raise Malformed("not an object")
     for name in ("prediction_id", "model", "model_version", "entity_id"):
+        if isinstance(event.get(name), int) and not isinstance(event[name], bool) and abs(event[name]) < 10**308:
+            event[name] = str(event[name])
         if not isinstance(event.get(name), str) or not 1 <= len(event[name]) <= 1000:
             raise Malformed(name)
     if event["model"] == policy.model and not re.fullmatch(
@@ -127,12 +153,24 @@ def look(event, name):
     return inside.get(leaf) if isinstance(inside, dict) else None
 
 
+def double(value):
+    """The number as a double, infinite where no finite one holds it."""
+    return float(value) if abs(value) <= LARGEST else (math.inf if value > 0 else -math.inf)
+
+
 def number(event, name):
     """The field as a number, infinite where no double holds it; None where it is none."""
     seen = look(event, name)
     if not is_number(seen) or seen != seen:
         return None
-    return float(seen) if abs(seen) <= LARGEST else (math.inf if seen > 0 else -math.inf)
+    return double(seen)
+
+
+def total(parts):
+    try:
+        return math.fsum(parts)
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 @dataclass
@@ -146,18 +184,22 @@ class Reference:
     recent: dict = field(default_factory=dict)
 
     def judge(self, raws, now):
-        """The reference of `outlier` is that of the batch's start; everything else goes record by record."""
-        start = {key: list(values) for key, values in self.recent.items()}
-        return [self.one(raw, now, start) for raw in raws]
+        """Record by record."""
+        return [self.one(raw, now) for raw in raws]
 
-    def one(self, raw, now, start):
+    def one(self, raw, now):
         try:
             event = decode(raw, self.policy)
         except Malformed:
             return "malformed"
         found = []
-        if any(is_number(node) and not abs(node) <= LARGEST for node in walk(event)):
-            found.append(("non_finite", True))
+        infinite = lambda part: any(is_number(node) and not abs(node) <= LARGEST for node in walk(part))  # noqa: E731
+        if infinite(event):
+            read = {name for check in self.policy.active_checks() for name in check.reads()}
+            if event["model"] != self.policy.model:
+                read = set()
+            decides = any(infinite(look(event, name)) for name in {"value", "outputs", *read})
+            found.append(("non_finite", decides or self.policy.non_finite == "all"))
         outputs = [event.get("value"), *(event.get("outputs") or {}).values()]
         parts = [part for output in outputs for part in (output if isinstance(output, list) else [output])]
         if any(isinstance(part, float) and part == 0 and math.copysign(1, part) < 0 for part in parts):
@@ -169,7 +211,7 @@ class Reference:
         if event["model_version"] in self.fenced:
             found.append(("fenced", True))
         for check in self.policy.active_checks():
-            answer = getattr(self, check.kind)(check, event, now, start)
+            answer = getattr(self, check.kind)(check, event, now)
             if answer == "fail" or (answer == "unknown" and check.unknown == "fail"):
                 found.append((check.name, self.policy.enforces(check)))
         approved = not any(enforced for _, enforced in found)
@@ -182,7 +224,7 @@ class Reference:
                     self.recent.setdefault((name, event.get("segment")), []).append(value)
         return approved, found
 
-    def range(self, check, event, now, start):
+    def range(self, check, event, now):
         value = number(event, check.field)
         if value is None:
             return "unknown"
@@ -197,18 +239,19 @@ class Reference:
                 high = high if math.isnan(own_high) else own_high
             elif low is None and high is None and check.unlisted == "fail":
                 return "fail"
-        return "pass" if (low is None or value >= low) and (high is None or value <= high) else "fail"
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        return "pass" if inside(value, low, high) else "fail"
 
-    def max_change(self, check, event, now, start):
+    def max_change(self, check, event, now):
         value, last = number(event, check.field), self.last.get((check.field, event["entity_id"]))
         if value is None or last is None or last == 0:
             return "unknown"
         ends = sorted(
             (last * (0.0 if check.down is None else check.down), last * (math.inf if check.up is None else check.up))
         )
-        return "pass" if ends[0] <= value <= ends[1] else "fail"
+        return "pass" if inside(value, *ends) else "fail"
 
-    def expression(self, check, event, now, start):
+    def expression(self, check, event, now):
         names, condition = CONDITIONS[check.expression]
         values = [number(event, n if n == "value" or "." in n else f"features.{n}") for n in names]
         if None in values:
@@ -218,20 +261,20 @@ class Reference:
         except (NotANumber, ZeroDivisionError, OverflowError):
             return "fail"
 
-    def one_of(self, check, event, now, start):
+    def one_of(self, check, event, now):
         seen = look(event, check.field)
         if seen is None:
             return "unknown"
         same = any(seen == value and isinstance(seen, bool) == isinstance(value, bool) for value in check.values)
         return "pass" if same else "fail"
 
-    def freshness(self, check, event, now, start):
+    def freshness(self, check, event, now):
         if event.get("predicted_at") is None:
             return "unknown"
         at = moment(event["predicted_at"])
         return "pass" if now - check.max_age <= at <= now + check.max_ahead else "fail"
 
-    def simplex(self, check, event, now, start):
+    def simplex(self, check, event, now):
         if check.field == "outputs":
             if event.get("outputs") is None:
                 return "unknown"
@@ -240,18 +283,19 @@ class Reference:
             parts = look(event, check.field)
         if not isinstance(parts, list):
             return "unknown"
+        parts = [double(part) for part in parts]
         tolerance = check.tolerance
         good = (
             parts
             and (check.length is None or len(parts) == check.length)
-            and all(-tolerance <= part <= 1 + tolerance for part in parts)
-            and abs(math.fsum(parts) - 1) <= tolerance
+            and all(inside(part, -tolerance, 1 + tolerance) for part in parts)
+            and inside(total(parts), 1 - tolerance, 1 + tolerance)
         )
         return "pass" if good else "fail"
 
-    def outlier(self, check, event, now, start):
+    def outlier(self, check, event, now):
         value = number(event, check.field)
-        tail = start.get((check.field, event.get("segment")), [])[-check.window :]
+        tail = self.recent.get((check.field, event.get("segment")), [])[-check.window :]
         if value is None:
             return "unknown"
         if check.log:
@@ -262,9 +306,9 @@ class Reference:
             return "unknown"
         centre = statistics.median(tail)
         spread = statistics.median([abs(one - centre) for one in tail])
-        if spread == 0:
+        if not 0 < spread < math.inf:
             return "unknown"
-        return "fail" if 0.6745 * abs(value - centre) / spread > check.max_score else "pass"
+        return "fail" if 0.6745 * abs(value - centre) / spread > check.max_score * (1 + 1e-9) else "pass"
 
-    def required(self, check, event, now, start):
+    def required(self, check, event, now):
         return "fail" if any(look(event, name) in (None, "") for name in check.fields) else "pass"

@@ -1,7 +1,9 @@
 """Each kind of check at its limits: what passes, what fails, and what cannot be told."""
 
 import math
+import statistics
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 
 from core.alike import NOW, Real, failures, policy_of, raw, same
 from core.reference import CONDITIONS, Reference
+from holdfast.core import recent as recent_values
 from holdfast.core.decode import Columns, Decoded
 from holdfast.core.judge import remember
+from holdfast.core.recent import as_recent
 
 HEAD = 'model = "pricing"\n[[checks]]\nname = "it"\n'
 
@@ -35,9 +39,11 @@ SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
     ("check", "event", "expected"),
     [
         (RANGE, {"value": 10}, "pass"),
-        (RANGE, {"value": math.nextafter(10, 0)}, "fail"),
+        (RANGE, {"value": 10 - 1.1e-8}, "fail"),
+        (RANGE, {"value": 10 - 0.9e-8}, "pass"),
         (RANGE, {"value": 20}, "pass"),
-        (RANGE, {"value": math.nextafter(20, 30)}, "fail"),
+        (RANGE, {"value": 20 + 2.2e-8}, "fail"),
+        (RANGE, {"value": 20 + 1.8e-8}, "pass"),
         (RANGE, {"value": 1e308}, "fail"),
         (RANGE, {"value": None, "outputs": {"p": 1}}, "unknown"),
         ('kind = "range"\nmin = 0', {"value": 5e-324}, "pass"),
@@ -55,6 +61,8 @@ SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
         # A segment's own side, and the global one where it leaves it open
         (SEGMENT, {"value": 15, "segment": "cameras"}, "pass"),
         (SEGMENT, {"value": 14.99, "segment": "cameras"}, "fail"),
+        (SEGMENT, {"value": 15 - 1.4e-8, "segment": "cameras"}, "pass"),
+        (SEGMENT, {"value": 15 - 1.6e-8, "segment": "cameras"}, "fail"),
         (SEGMENT, {"value": 20.01, "segment": "cameras"}, "fail"),
         (SEGMENT, {"value": 14.99, "segment": "phones"}, "pass"),
         (SEGMENT, {"value": 14.99, "segment": None}, "pass"),
@@ -70,6 +78,8 @@ SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
         (TABLE + 'unlisted = "fail"', {"entity_id": "z", "value": 1}, "fail"),
         (TABLE + 'unlisted = "fail"\nmin = 1', {"entity_id": "z", "value": 1}, "pass"),
         (TABLE + "min = 3", {"entity_id": "b", "value": 2.99}, "fail"),
+        (TABLE, {"entity_id": "a", "value": 5 - 4e-9}, "pass"),
+        (TABLE, {"entity_id": "a", "value": 5 - 6e-9}, "fail"),
         (TABLE + "min = 30", {"entity_id": "a", "value": 5}, "pass"),
     ],
 )
@@ -95,6 +105,13 @@ CHANGE = 'kind = "max_change"\ndown = 0.5\nup = 3.0'
         (CHANGE, -10, -30.01, "fail"),
         (CHANGE, -10, 10, "fail"),
         (CHANGE, 0, 10, "unknown"),
+        # 1.15 * 100 is 114.99999999999999, and 0.55 * 100 is 55.00000000000001
+        ('kind = "max_change"\nup = 1.15', 100, 115, "pass"),
+        ('kind = "max_change"\nup = 1.15', 100, 115.000001, "fail"),
+        ('kind = "max_change"\ndown = 0.55', 100, 55, "pass"),
+        ('kind = "max_change"\ndown = 0.55', 100, 54.999999, "fail"),
+        ('kind = "max_change"\nup = 1.15', -100, -115, "pass"),
+        ('kind = "max_change"\ndown = 0.55', -100, -55, "pass"),
         (CHANGE, 1e308, 1e308, "pass"),
         ('kind = "max_change"\nup = 3', 10, 0, "pass"),
         ('kind = "max_change"\nup = 3', 10, -0.01, "fail"),
@@ -130,6 +147,22 @@ def expression(text):
     [
         ("value >= 1.02 * cost", 10.2, {"cost": 10}, "pass"),
         ("value >= 1.02 * cost", 10.19, {"cost": 10}, "fail"),
+        # 1.1 * 100 is 110.00000000000001, and 1.15 * 100 is 114.99999999999999
+        ("value >= 1.1 * cost", 110, {"cost": 100}, "pass"),
+        ("value >= 1.1 * cost", 109.999999, {"cost": 100}, "fail"),
+        ("value <= 1.15 * cost", 115, {"cost": 100}, "pass"),
+        ("value == 1.1 * cost", 110, {"cost": 100}, "pass"),
+        ("value == 1.1 * cost", 110.000001, {"cost": 100}, "fail"),
+        ("value != 1.1 * cost", 110, {"cost": 100}, "fail"),
+        ("value != 1.1 * cost", 110.000001, {"cost": 100}, "pass"),
+        ("value < 1.1 * cost", 110, {"cost": 100}, "fail"),
+        ("value > 1.15 * cost", 115, {"cost": 100}, "fail"),
+        ("not value > 1.15 * cost", 115, {"cost": 100}, "pass"),
+        ("value < 1.1 * cost", 109.999999, {"cost": 100}, "pass"),
+        ("0 < value", 5e-324, {}, "pass"),
+        ("value == 0", 5e-324, {}, "fail"),
+        ("value <= cost", 1e308, {"cost": -1e308}, "fail"),
+        ("value > cost", 1e308, {"cost": -1e308}, "pass"),
         ("value > cost", 10, {"cost": 10}, "fail"),
         ("value != cost", 10, {"cost": 10}, "fail"),
         ("1 < value <= 10", 10, {}, "pass"),
@@ -219,6 +252,9 @@ SIMPLEX = 'kind = "simplex"\nfield = "outputs.p"\ntolerance = 0.01\n'
         (SIMPLEX, {"p": [0.5, 0.489]}, "fail"),
         (SIMPLEX, {"p": [-0.009, 1.009]}, "pass"),
         (SIMPLEX, {"p": [-0.011, 1.011]}, "fail"),
+        # 0.51 + 0.5 - 1 is 0.010000000000000009
+        (SIMPLEX, {"p": [0.51, 0.5]}, "pass"),
+        (SIMPLEX, {"p": [0.49, 0.5]}, "pass"),
         (SIMPLEX, {"p": [1]}, "pass"),
         (SIMPLEX, {"p": []}, "fail"),
         (SIMPLEX, {"p": [1e308, 1e308]}, "fail"),
@@ -246,6 +282,9 @@ OUTLIER = 'kind = "outlier"\nmin_values = 5\nwindow = 10\n'
         # The median is 3 and the MAD 1: the score of x is 0.6745 * |x - 3|
         (OUTLIER + "max_score = 1.349", [1, 2, 3, 4, 5], 5, "pass"),
         (OUTLIER + "max_score = 1.348", [1, 2, 3, 4, 5], 5, "fail"),
+        # The MAD is 0.1 in decimal, and 0.10000000000000009 in binary
+        (OUTLIER + "max_score = 0.6745", [0.8, 0.9, 1.0, 1.1, 1.2], 1.1, "pass"),
+        (OUTLIER + "max_score = 0.6745", [0.8, 0.9, 1.0, 1.1, 1.2], 0.9, "pass"),
         (OUTLIER + "max_score = 1.348", [1, 2, 3, 4, 5], 1, "fail"),
         (OUTLIER, [1, 2, 3, 4], 1e6, "unknown"),
         (OUTLIER, [3, 3, 3, 3, 3], 1e6, "unknown"),
@@ -261,7 +300,7 @@ def test_an_outlier_is_told_by_the_recent_approved_values_of_its_segment(check, 
     answers = set()
     for meaning in ("pass", "fail"):
         real = Real(policy_of(f'{HEAD}unknown = "{meaning}"\n{check}'))
-        real.memory.recent["pricing", "value"] = {"cameras": [float(one) for one in recent]}
+        real.memory.recent["pricing", "value"] = as_recent(500, {"cameras": map(float, recent)})
         answers.add("fail" if failures(real.judge([raw(value=value, segment="cameras")])[0]) else "pass")
         elsewhere = real.judge([raw(value=abs(value) + 1, segment="phones")])[0]
         assert bool(failures(elsewhere)) is (meaning == "fail")
@@ -347,25 +386,83 @@ def test_a_batch_is_judged_as_the_reference_judges_record_by_record(policy, seve
     for batch in several:
         assert list(map(same, real.judge(batch))) == list(map(same, reference.judge(batch, NOW)))
         assert real.last == reference.last
-        tails = {(f, s): v for (_, f), segments in real.memory.recent.items() for s, v in segments.items()}
+        tails = {(f, s): v.values() for (_, f), segments in real.memory.recent.items() for s, v in segments.items()}
         assert tails == {key: values[-len(tails.get(key, ())) :] for key, values in reference.recent.items()}
 
 
-@settings(max_examples=100)
-@given(policies, batches, st.data())
-def test_how_records_are_cut_into_batches_does_not_matter(policy, batch, data):
-    """The same verdicts, memory and sums of tallies; but `outlier` holds a batch against what was before it."""
-    kept = tuple(check for check in policy.checks if check.kind != "outlier")
-    policy = policy.model_copy(update={"checks": kept})
+def cut(batch, data):
+    """The records of `batch` in batches of any sizes."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=4)))
+    return [batch[a:b] for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True) if a < b]
+
+
+@settings(max_examples=150)
+@given(policies, st.lists(events, min_size=1, max_size=60), st.data())
+def test_how_records_are_cut_into_batches_does_not_matter(policy, batch, data):
+    """The same verdicts, memory and sums of tallies, also where the guard starts again between two batches."""
     whole, pieces = Real(policy, fenced=("bad",)), Real(policy, fenced=("bad",))
-    answers = [
-        answer for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True) for answer in pieces.judge(batch[a:b])
-    ]
+    answers = []
+    for piece in cut(batch, data):
+        if data.draw(st.booleans()):
+            pieces.restart()
+        answers += pieces.judge(piece)
     assert list(map(same, answers)) == list(map(same, whole.judge(batch)))
     assert pieces.last == whole.last
+    assert pieces.recent == whole.recent
     for count in ("seen", "approved", "blocked", "failed", "critical"):
         assert sum(getattr(t, count) for t in pieces.tallies) == sum(getattr(t, count) for t in whole.tallies)
+
+
+@pytest.mark.parametrize("size", [1, 7, 260])
+def test_values_that_rise_slowly_are_no_outliers_however_they_were_batched(size):
+    """Each is held against the values before it; those of the same batch count too."""
+    check = 'kind = "outlier"\nwindow = 50\nmin_values = 20\nmax_score = 10\n'
+    real = Real(policy_of(f"{HEAD}{check}"))
+    values = [100 + (i * 7919 % 13 - 6) / 2 for i in range(60)]
+    values += [100 + 0.1 * i for i in range(1, 201)]
+    answers = []
+    for start in range(0, len(values), size):
+        answers += real.judge([raw(value=value) for value in values[start : start + size]])
+    assert all(approved for approved, _ in answers)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 40)), min_size=1, max_size=80), st.data())
+def test_segments_are_forgotten_at_the_same_record_however_records_were_batched(pairs, data):
+    """With room for three segments only: the one approved least recently goes, at once."""
+    check = 'kind = "outlier"\nwindow = 10\nmin_values = 3\nunknown = "fail"\nmode = "shadow"\n'
+    batch = [raw(segment=segment, value=value) for segment, value in pairs]
+    with mock.patch.object(recent_values, "MAX_SEGMENTS", 3):
+        whole, pieces = Real(policy_of(f"{HEAD}{check}")), Real(policy_of(f"{HEAD}{check}"))
+        answers = []
+        for piece in cut(batch, data):
+            if data.draw(st.booleans()):
+                pieces.restart()
+            answers += pieces.judge(piece)
+        assert answers == whole.judge(batch)
+        assert pieces.recent == whole.recent
+        assert all(len(segments) <= 3 for segments in whole.memory.recent.values())
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.floats(-50, 50) | st.integers(-3, 3).map(float), max_size=60),
+    st.integers(1, 12),
+    st.integers(12, 20),
+    st.booleans(),
+)
+def test_a_window_knows_its_median_and_its_spread_at_every_step(values, window, keep, log):
+    """Against the statistics module, over the same values."""
+    moving = recent_values.Recent(keep)
+    for number, value in enumerate(values, start=1):
+        moving.push(value)
+        tail = [one for one in values[max(0, number - window) : number] if one > 0 or not log]
+        tail = [math.log(one) for one in tail] if log else tail
+        count, centre, spread = moving.reference((window, log))
+        assert count == len(tail)
+        if tail:
+            assert centre == statistics.median(tail)
+            assert spread == statistics.median([abs(one - centre) for one in tail])
 
 
 @settings(max_examples=200)

@@ -3,6 +3,7 @@
 import pytest
 
 from core.alike import Real, policy_of, raw
+from holdfast.core.recent import as_recent
 
 COST, TIER = (
     'kind = "range"\nfield = "features.cost"\nmin = 1',
@@ -37,6 +38,8 @@ def parts(total, low, high, length):
         (FLOORS, [], {"entity_id": "b", "value": 21}, "value", 21.0, {"max": 20.0}),
         (FLOORS + 'unlisted = "fail"', [], {"entity_id": "new"}, "value", 10.0, "a row in the table"),
         (COST, [], {}, "features.cost", None, {"min": 1.0}),
+        (CHANGE + "up = 1.15", [100], {"value": 116}, "value", 116.0, {"last": 100.0, "max": 115.0}),
+        (CHANGE + "down = 0.55", [100], {"value": 54}, "value", 54.0, {"last": 100.0, "min": 55.0}),
         (CHANGE + "up = 2", [10], {"value": 21}, "value", 21.0, {"last": 10.0, "max": 20.0}),
         (CHANGE + "down = 0.5", [10], {"value": 4}, "value", 4.0, {"last": 10.0, "min": 5.0}),
         (CHANGE + "up = 2", [-10], {"value": -21}, "value", -21.0, {"last": -10.0, "min": -20.0}),
@@ -65,7 +68,7 @@ def test_a_finding_says_what_was_seen_and_what_the_limit_is(check, recent, event
     """`recent`: the values approved before, of the same entity and segment, the last one last."""
     real = Real(policy_of(f'model = "pricing"\n[[checks]]\nname = "it"\n{check}'))
     if recent and "outlier" in check:
-        real.memory.recent["pricing", "value"] = {None: [float(one) for one in recent]}
+        real.memory.recent["pricing", "value"] = as_recent(500, {None: map(float, recent)})
     elif recent:
         real.judge([raw(value=recent[-1])])
     assert real.judge([raw(**event)]) == [(False, [("it", True)])]

@@ -6,8 +6,9 @@ import pytest
 
 from core.alike import NOW, Real, failures, policy_of, raw, route_of
 from holdfast.core.checks import Memory
-from holdfast.core.judge import MAX_SEGMENTS, decode_by_model, judge
+from holdfast.core.judge import decode_by_model, judge
 from holdfast.core.policy import PolicySet
+from holdfast.core.recent import MAX_SEGMENTS
 from holdfast.core.record import time_of
 
 FLOOR = 'model = "pricing"\nmode = "{mode}"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'
@@ -140,7 +141,7 @@ def test_only_approved_values_become_recent_ones():
     real.judge([raw(value=value) for value in (1, 2, 3, 4, 5)])
     for _ in range(20):
         assert real.judge([raw(value=1000)])[0][0] is False
-    assert real.memory.recent["pricing", "value"][None] == [1, 2, 3, 4, 5]
+    assert real.memory.recent["pricing", "value"][None].values() == [1, 2, 3, 4, 5]
     for value in range(20):
         real.judge([raw(value=3 + value / 100)])
     assert len(real.memory.recent["pricing", "value"][None]) == 10

@@ -633,3 +633,19 @@ def test_a_field_that_an_entitys_later_records_lack_may_be_unknown_to_a_guard() 
     made.rules = dataclasses.replace(made.rules, restore_records=10)
     assert len(made.out[Stream.APPROVED]) == 41
     assert made.violations() == [], made.details
+
+
+def test_what_could_not_be_decoded_adds_up_too() -> None:
+    """A malformed record whose version is to blame is in that version's tally, and a tally without it is found."""
+    records = [prediction(i, f"E{i % 5}", 100 + i, f"v{1 + i % 2}") for i in range(20)]
+    for i, value in ((3, None), (9, "12.5"), (10, "NaN")):
+        records[i] = prediction(i, f"E{i % 5}", value, f"v{1 + i % 2}")
+    made = history(records)
+    assert len(made.out[Stream.MALFORMED]) == 3
+    for chunk in (1, 3, 100):
+        assert made.violations(chunk=chunk) == [], made.details
+    place = next(i for i, (one, _) in enumerate(made.tallies) if one.blocked)
+    told, at = made.tallies[place]
+    less = {"seen": told.seen - 1, "blocked": 0, "failed": 0, "blocked_by_check": {}}
+    made.tallies[place] = told.model_copy(update=less), at
+    assert made.violations() == [Kind.TALLY], made.details

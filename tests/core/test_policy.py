@@ -81,7 +81,7 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
             ]
         ),
         ('model = "p"\n[fields]\nprice = "x"', "fields", "no field 'price'"),
-        ('model = "p"\n[fields]\nvalue = "a..b"', "fields", "is no dotted path for the field 'value'"),
+        ('model = "p"\n[fields]\nvalue = "a..b"', "fields", "'a..b' is not a dotted path"),
         ('model = "p"\n[fields]\nvalue = "x"\nmodel = "x.name"', "pricing.toml", "is taken by another field"),
         ('model = "p"\n[fields]\nvalue = "x"\nmodel = "x"', "pricing.toml", "is taken by another field"),
         ('model = "p"\n[breaker]\nwindows = "30s"', "breaker.windows", "no such key; the keys here are good_after"),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from holdfast.core.checks import Memory
-from holdfast.core.judge import Source, decode_by_model, judge, learn, tally
+from holdfast.core.judge import Source, decode_by_model, judge, learn, tally, with_malformed
 from holdfast.core.ledger import VERDICTS, Stream
+from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet
 from holdfast_schemas import Header, Tally
 
@@ -35,7 +36,6 @@ def write_verdicts(
 ) -> Written:
     """Judge one batch of a partition of the topic `predictions`."""
     out: dict[Stream, list[Rec]] = {stream: [] for stream in VERDICTS}
-    tallies: list[Tally] = []
     learned = []
     raws = [record.value for record in records]
     groups, malformed = decode_by_model(policies, raws)
@@ -45,8 +45,19 @@ def write_verdicts(
     def write(stream: Stream, i: int, headers: Sequence[tuple[str, bytes]]) -> None:
         out[stream].append(dataclasses.replace(records[i], headers=tuple(headers)))
 
-    for i, reason in malformed.items():
-        write(Stream.MALFORMED, i, [(Header.ERROR.value, reason.encode()), named[i]])
+    told: dict[str, list[Tally]] = {}
+    blame = blamed(malformed, policies.policies)
+    whose = {i: (model, version) for model, of in blame.items() for version, rows in of.items() for i in rows}
+    for i, flaw in malformed.items():
+        theirs = []
+        if i in whose:
+            model, version = whose[i]
+            theirs = [
+                (Header.POLICY.value, policies.policies[model].id.encode()),
+                (Header.MODEL.value, model.encode()),
+                (Header.MODEL_VERSION.value, version.encode()),
+            ]
+        write(Stream.MALFORMED, i, [(Header.ERROR.value, flaw.reason.encode()), *theirs, named[i]])
     for model, group in groups:
         known = policies.policies.get(model)
         judged = judge(group, known, memory, None, now, model=model)
@@ -67,7 +78,12 @@ def write_verdicts(
                 write(Stream.BLOCKED, i, [*ours, named[i]])
         if known is not None:
             learned.append((known, group.columns, judged))
-            tallies += tally(group, judged, known, source, now)
+            told[model] = tally(group, judged, known, source, now)
+    for model, versions in blame.items():
+        told[model] = with_malformed(
+            told.get(model, []), versions, malformed, policies.policies[model], None, source, now
+        )
+    tallies = [one for of in told.values() for one in of]
     for records_of in out.values():
         records_of.sort(key=lambda record: record.offset)
 

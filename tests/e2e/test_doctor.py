@@ -118,14 +118,14 @@ async def test_topics_that_are_not_as_they_must_be(kafka, redis_server, tmp_path
             if role not in {"audit", "malformed", "approved", "blocked"}:
                 await kafka.create_topic(names[role], 2, topic.settings)
         await kafka.create_topic(names["approved"], 1, TOPICS["approved"].settings)
-        await kafka.create_topic(names["blocked"], 2, {**TOPICS["blocked"].settings, "compression.type": "producer"})
+        await kafka.create_topic(names["blocked"], 2, {**TOPICS["blocked"].settings, "max.message.bytes": "1000000"})
         code, areas = await ask(stack)
     assert code == 1
     found(
         areas, "topics", "failed", f"missing, or not to be seen by this login: {names['malformed']}, {names['audit']}"
     )
-    found(areas, "topics", "failed", f"{names['approved']} has 1 partitions and {names['predictions']} has 2", "Give")
-    found(areas, "topics", "failed", f"{names['blocked']} has compression.type=producer", "--add-config compression.")
+    found(areas, "topics", "failed", f"{names['approved']} has 1 partitions: {names['predictions']} has 2", "Give")
+    found(areas, "topics", "failed", f"{names['blocked']} has max.message.bytes=1000000", "topics create --fix")
     found(areas, "policies", "warning", "there is none in", "every prediction is blocked")
 
 

@@ -1,11 +1,14 @@
 """Logs that go on behind the last record, and logs that lose their beginning: progress is a position."""
 
 import asyncio
+import contextlib
+import json
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
+from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack
 
 pytestmark = pytest.mark.real_kafka
@@ -45,18 +48,28 @@ async def commit(stack, group, role, offset, metadata=""):
         await consumer.stop()
 
 
-async def transactional(stack, transactional_id):
-    producer = AIOKafkaProducer(bootstrap_servers=stack.kafka.bootstrap, transactional_id=transactional_id)
+@contextlib.asynccontextmanager
+async def transaction(stack, values, partition=0):
+    """Predictions in a transaction of another producer, which is open for as long as the block lasts."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=stack.kafka.bootstrap, transactional_id=f"{stack.run}-outer", linger_ms=5
+    )
     await producer.start()
-    return producer
-
-
-async def sent_in(stack, producer, values, partition=0):
-    """Write predictions into the producer's open transaction."""
-    for number, value in enumerate(values):
-        document = stack.prediction("pricing", "v1", f"SKU-{number}", value)
-        encoded = __import__("json").dumps(document).encode()
-        await producer.send_and_wait(stack.topic("predictions"), encoded, key=b"k", partition=partition)
+    try:
+        await producer.begin_transaction()
+        sent = [
+            await producer.send(
+                stack.topic("predictions"),
+                json.dumps(stack.prediction("pricing", "v1", f"SKU-{number}", value)).encode(),
+                key=b"k",
+                partition=partition,
+            )
+            for number, value in enumerate(values)
+        ]
+        await asyncio.gather(*sent)
+        yield producer
+    finally:
+        await producer.stop()
 
 
 async def forty_outputs(stack):
@@ -85,3 +98,129 @@ async def test_a_switch_goes_on_after_its_topic_was_emptied(kafka, redis_server,
         await stack.command("pricing", "promote", "v2")
         await stack.until(lambda: switch.ready() or second.ready(), "one of them has the partition")
         assert all(worker.running for worker in (guard, switch, second))
+
+
+async def test_a_guard_goes_on_after_the_topic_of_a_transactional_producer_was_emptied(kafka, redis_server, tmp_path):
+    """Five predictions and their marker; the guard stops, the topic is emptied, the guard starts."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        async with transaction(stack, [20.0] * 5) as producer:
+            await producer.commit_transaction()
+        await stack.until(lambda: judged(stack) == 5, "five verdicts")
+        assert await caught_up(stack, "predictions", stack.settings.guard.group) == 6
+        guard.stop()
+        await kafka.empty_topic(stack.topic("predictions"))
+        guard.start()
+        await stack.ready(guard)
+        await stack.send([stack.prediction("pricing", "v1", "SKU-9", 21)])
+        await stack.until(lambda: judged(stack) == 6, "it goes on")
+
+
+async def test_an_installation_of_before_goes_on_behind_its_markers(kafka, redis_server, tmp_path):
+    """Its commit is "last record + 1" without metadata, and the marker behind it is gone; the next commit is whole."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        async with transaction(stack, [20.0] * 5) as producer:
+            await producer.commit_transaction()
+        await caught_up(stack, "predictions", stack.settings.guard.group)
+        guard.stop()
+        await commit(stack, stack.settings.guard.group, "predictions", 5)
+        await kafka.empty_topic(stack.topic("predictions"))
+        said = await holdfast(stack.folder / "base.toml", "doctor", "--json")
+        assert not [one for one in said.facts if "removed" in one["finding"]], said.facts
+        guard.start()
+        await stack.ready(guard)
+        await stack.send([stack.prediction("pricing", "v1", "SKU-9", 21)])
+        await stack.until(lambda: judged(stack) == 6, "it goes on")
+        await caught_up(stack, "predictions", stack.settings.guard.group)
+
+
+async def test_records_that_were_removed_unseen_stop_their_partition_and_no_other(kafka, redis_server, tmp_path):
+    """It says so everywhere, the rest goes on, and a command says where this one does."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
+        (guard,) = await stack.start("guard")
+        for partition in (0, 1):
+            await stack.send([stack.prediction("pricing", "v1", "SKU-1", 20)], partition=partition)
+        await stack.until(lambda: judged(stack) == 2, "both partitions are judged")
+        guard.stop()
+        await stack.send([stack.prediction("pricing", "v1", "SKU-1", 20)] * 3, partition=0)
+        await kafka.empty_topic(stack.topic("predictions"))
+        guard.start()
+        place = f"{stack.topic('predictions')}/0"
+        gone = f"{place}: the records from offset 1 to 3 were removed before they were checked."
+        await stack.until(lambda: gone in guard.get("/ready")[1], "partition 0 has stopped")
+        assert guard.get("/ready")[0] == 503
+        assert "holdfast offsets set guard --partition 0 --to earliest" in guard.get("/ready")[1]
+        assert guard.metric("holdfast_partition_stopped", service="guard", partition="0") == 1
+        assert guard.metric("holdfast_partition_stopped", service="guard", partition="1") == 0
+        (told,) = guard.told("partition stopped, the others go on")
+        assert told["reason"].startswith(gone)
+        said = await holdfast(stack.folder / "base.toml", "doctor", "--json")
+        (found,) = [one for one in said.facts if place in one["finding"]]
+        assert (said.code, found["health"]) == (1, "failed")
+        assert found["advice"].endswith("holdfast offsets set guard --partition 0 --to earliest")
+
+        await stack.send([stack.prediction("pricing", "v1", "SKU-1", 21)], partition=1)
+        await stack.until(lambda: judged(stack) == 3, "partition 1 goes on")
+        await stack.send([stack.prediction("pricing", "v1", "SKU-1", 22)], partition=0)
+
+        arguments = ("offsets", "set", "guard", "--partition", "0", "--to", "earliest", "--json")
+        (moved,) = (await holdfast(stack.folder / "base.toml", *arguments)).facts
+        assert (moved["before"], moved["after"], moved["passed_over"], moved["repeated"]) == (1, 4, 3, 0)
+        await stack.ready(guard)
+        await stack.until(lambda: judged(stack) == 4, "partition 0 goes on")
+        assert guard.metric("holdfast_partition_stopped") == 0
+
+
+async def test_an_aborted_transaction_leaves_no_lag(kafka, redis_server, tmp_path):
+    """1,050 predictions that were aborted, and their marker, are behind the guard's position."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        async with transaction(stack, [20.0] * 1050) as producer:
+            await producer.abort_transaction()
+        assert await caught_up(stack, "predictions", stack.settings.guard.group) == 1051
+        await stack.until(lambda: guard.metric("holdfast_guard_lag_records") == 0, "no lag")
+        said = await holdfast(stack.folder / "base.toml", "doctor", "--json")
+        assert f"0 records of {stack.topic('predictions')} wait" in [one["finding"] for one in said.facts]
+        assert judged(stack) == 0
+
+
+async def test_an_open_transaction_of_another_producer_is_named(kafka, redis_server, tmp_path):
+    """One prediction in it and 30 plain ones behind it: doctor, lag and a metric tell; then all of them are judged."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        async with transaction(stack, [20.0]) as producer:
+            await stack.send([stack.prediction("pricing", "v1", "SKU-1", 20)] * 30)
+            said = await holdfast(stack.folder / "base.toml", "doctor", "--json")
+            findings = [one["finding"] for one in said.facts]
+            place = f"{stack.topic('predictions')}/0"
+            (held,) = [one for one in findings if one.startswith(f"a transaction of another producer holds {place}")]
+            assert " since 20" in held
+            assert held.endswith("everything from offset 0 up to 30 waits for its end")
+            assert f"31 records of {stack.topic('predictions')} wait" in findings
+            await stack.until(lambda: guard.metric("holdfast_guard_lag_records") == 31, "the lag shows")
+            await stack.until(lambda: guard.metric("holdfast_held_by_transaction_seconds") > 0, "the metric tells")
+            assert judged(stack) == 0
+            await producer.commit_transaction()
+        await stack.until(lambda: judged(stack) == 31, "all are judged")
+        await stack.until(lambda: guard.metric("holdfast_held_by_transaction_seconds") == 0, "nothing is held")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--to", "nowhere"), "'nowhere' is not a place to go on."),
+        (("--to", "7"), "and 7 is not between them."),
+        (("--to", "earliest", "--partition", "5"), "has no partition 5."),
+        (("--to", "2026-11-24T10:00:00"), "is not a place to go on."),
+    ],
+)
+async def test_offsets_are_set_only_to_where_there_is_something(kafka, redis_server, tmp_path, arguments, sentence):
+    """A refusal says what is possible, and changes nothing."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        said = await holdfast(stack.folder / "base.toml", "offsets", "set", "guard", *arguments)
+        assert said.code == 1
+        assert sentence in said.flat()
+        assert (await offsets_of(stack, "predictions", stack.settings.guard.group))[2] is None
+        shown = await holdfast(stack.folder / "base.toml", "offsets", "show", "--json")
+        assert [one["committed"] for one in shown.facts] == [None, None]

@@ -129,10 +129,17 @@ async def test_a_price_at_a_bound_passes(stack, bound):
 MALFORMED = {
     "no JSON": (b"{not json", "the value is not JSON: "),
     "not UTF-8": (b'{"prediction_id":"\xff"}', "the value is not UTF-8: byte 18 is 0xff"),
-    "no version": (b'{"prediction_id":"1","model":"pricing","entity_id":"s","value":100.0}', "`model_version`"),
+    "no version": (
+        b'{"prediction_id":"1","model":"pricing","entity_id":"s","value":100.0}',
+        "it lacks the required field `model_version`: nothing stands at `model_version`",
+    ),
+    "the framing of a schema registry": (
+        b'\x00\x00\x00\x00\x2a{"prediction_id":"6","model":"pricing"}',
+        "the framing of a schema registry (byte 0, then the schema's id 42), and JSON behind it",
+    ),
     "text for a number": (
         b'{"prediction_id":"2","model":"pricing","model_version":"v1","entity_id":"s","value":"100.5"}',
-        "`value`",
+        'expected a number for `value`, got the text "100.5"',
     ),
     "a key twice": (
         b'{"prediction_id":"3","model":"pricing","model_version":"v1","entity_id":"s","value":1,"value":100.0}',
@@ -155,13 +162,24 @@ MALFORMED = {
 }
 
 
+BLAMED = {"text for a number", "a key twice", "no output"}
+"""Of these the model and version can be read."""
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 async def test_a_malformed_record_is_put_aside_with_the_reason(stack, case):
     """It is neither approved nor blocked; it is kept as it came, with the reason and the source."""
     raw, reason = MALFORMED[case]
     sent, out = await verdict(stack, raw, "malformed", key=b"s", partition=0, headers=[("trace", b"\x00")])
     assert (out.value, out.key, out.timestamp) == (raw, b"s", sent.timestamp)
-    assert [name for name, _ in out.headers] == ["trace", "holdfast-error", "holdfast-source"]
+    blame = OURS[1:] if case in BLAMED else []
+    assert [name for name, _ in out.headers] == [
+        "trace",
+        "holdfast-error",
+        "holdfast-error-kind",
+        *blame,
+        "holdfast-source",
+    ]
     assert reason in headers(out)["holdfast-error"].decode()
     assert headers(out)["holdfast-source"] == f"{stack.topic('predictions')}/0/{sent.offset}".encode()
 
@@ -249,7 +267,7 @@ async def test_a_producer_cannot_speak_for_the_guard(stack):
     _, out = await verdict(stack, stack.prediction("pricing", "v9", "SKU-1", 100.0), "approved", headers=forged)
     assert [name for name, _ in out.headers] == ["mine", *OURS]
     _, out = await verdict(stack, b"{forged", "malformed", headers=forged)
-    assert [name for name, _ in out.headers] == ["mine", "holdfast-error", "holdfast-source"]
+    assert [name for name, _ in out.headers] == ["mine", "holdfast-error", "holdfast-error-kind", "holdfast-source"]
 
 
 async def test_a_header_that_is_not_utf8_passes_through(stack):

@@ -14,9 +14,12 @@ import pytest
 from redis.asyncio import Redis
 
 import backends
+from backends import RedisServer
 from e2e.stack import Stack
 from faults.campaign import LONG, PATIENT, POLICIES, campaign
 from holdfast.adapters.kafka import partition_for
+from holdfast.client import RouteReader
+from redis_servers import MovingName, demote, follow
 
 pytestmark = pytest.mark.real_kafka
 
@@ -145,6 +148,45 @@ async def test_whatever_happens_to_redis_it_is_repaired_and_guards_do_not_care(b
             await mirrored("Redis replaced by a stale copy")
         await raw.aclose()
     figures["Redis"] = run.figures()
+
+
+async def test_redis_that_fails_over_behind_its_name_is_followed(broker, tmp_path, figures):
+    """The primary is demoted and goes on answering, or dies: switch and readers are on the new one soon after."""
+    with RedisServer() as one, RedisServer() as other, MovingName(one.port) as name:
+        await asyncio.to_thread(follow, other, one)
+        async with (
+            campaign(broker, name.url, tmp_path) as run,
+            RouteReader(name.url, "pricing", poll_seconds=0.5) as reader,
+        ):
+
+            async def followed(primary):
+                raw = Redis.from_url(primary.url)
+                async with asyncio.timeout(PATIENT):
+                    while True:
+                        route = run.stack.route("pricing")
+                        seen, state = reader.route("pricing"), await raw.hgetall("holdfast:{pricing}:state")
+                        at = {int(state.get(b"epoch", 0)), seen.epoch, route["epoch"]}
+                        if len(at) == 1 and not seen.stale:
+                            break
+                        await asyncio.sleep(0.1)
+                await raw.aclose()
+
+            old, new = one, other
+            for number in range(20 if LONG else 2):
+                name.target = new.port
+                await asyncio.to_thread(demote, old, new)
+                if number % 2:
+                    await asyncio.to_thread(old.kill)
+                    run.done["primaries of Redis lost"] += 1
+                else:
+                    run.done["primaries of Redis demoted"] += 1
+                await followed(new)
+                await run.progress()
+                if not old.running:
+                    await asyncio.to_thread(old.start)
+                await asyncio.to_thread(follow, old, new)
+                old, new = new, old
+    figures["Redis failover"] = run.figures()
 
 
 @pytest.mark.long_faults

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.adapters.topic_settings import compacted_roles
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
@@ -56,12 +57,12 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     for party in Party:
         grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.readers], "Read")
         grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.writers], "Write")
+    for party in (Party.GUARD, Party.SWITCH):
+        # They start only where these are compacted.
+        grant(party, "topic", [names[role] for role in compacted_roles(party)], "DescribeConfigs")
     guard, switch = settings.guard.group, settings.switch.group
     grant(Party.GUARD, "group", [guard], "Read")
     grant(Party.GUARD, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
-    # How long the topics of verdicts keep what is written to them.
-    judged = [names[role] for role in ("predictions", "approved", "blocked", "malformed")]
-    grant(Party.GUARD, "topic", judged, "DescribeConfigs")
     grant(Party.SWITCH, "group", [switch], "Read")
     grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
     grant(Party.OPERATOR, "transactional-id", [f"{guard}-release"], "Write")
@@ -71,12 +72,8 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
     grant(Party.AUDITOR, "group", [guard], "Describe")
-    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs")
-    # `holdfast offsets set`: to move what is checked, and to see what was.
-    grant(Party.ADMIN, "topic", everything, "Read")
-    grant(Party.ADMIN, "group", [guard, switch], "Read")
-    grant(Party.ADMIN, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
-    grant(Party.ADMIN, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
+    # To correct with `--fix` what somebody else has made.
+    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
     return sorted(found, key=lambda one: list(Party).index(one.party))
 
 
@@ -100,14 +97,18 @@ class RedisUser:
 
 
 REDIS_USERS = (
-    # EVALSHA runs the script that compares epochs; the commands from TYPE on are what the script calls.
+    # EVALSHA runs the script that compares epochs; the commands from TYPE on are what the script calls. In a cluster
+    # a client asks which node has which slots.
     RedisUser(
         "holdfast-switch",
         (
-            *("ping", "select", "evalsha", "script|exists", "script|load"),
+            *("ping", "select", "cluster|slots", "command", "evalsha", "script|exists", "script|load"),
             *("type", "get", "hgetall", "del", "set", "hset", "publish"),
         ),
     ),
     # Serving code; HGET and TIME are for `holdfast doctor`.
-    RedisUser("holdfast-serving", ("ping", "select", "get", "hgetall", "subscribe", "unsubscribe", "hget", "time")),
+    RedisUser(
+        "holdfast-serving",
+        ("ping", "select", "cluster|slots", "command", "get", "hgetall", "subscribe", "unsubscribe", "hget", "time"),
+    ),
 )

@@ -6,8 +6,6 @@ What changes (status, counts, who has it) is in the annotations. Every text is b
 """
 
 import base64
-import json
-import math
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -16,15 +14,15 @@ from urllib.parse import quote
 
 import httpx
 
+from holdfast.core import findings, incidents
+from holdfast.core.findings import cut
 from holdfast.login import secret, tls_context
 from holdfast.settings import NotifySettings
-from holdfast_schemas import ALERT_NAMES, Finding, Incident, IncidentAction, IncidentStatus, Sample
+from holdfast_schemas import ALERT_NAMES, Incident, IncidentStatus, Sample
 
 Alert = dict[str, Any]
 
 TIMEOUT = httpx.Timeout(5.0, connect=2.0)
-MAX_NAME = 80
-"""Characters of an entity or a value in a text."""
 MAX_TEXT = 300
 MAX_CHECKS = 5
 """Checks named in a text; the others are counted."""
@@ -156,14 +154,7 @@ def alert(incident: Incident, *, console_url: str, now: datetime, lasts: timedel
 
 
 def _summary(incident: Incident) -> str:
-    bad = f"{incident.model} {incident.bad_version}"
-    match incident.action:
-        case IncidentAction.SWITCHED:
-            text = f"{bad} was bad and is fenced, {incident.routed_to or 'another version'} serves instead"
-        case IncidentAction.FENCED:
-            text = f"{bad} was bad and is fenced, the route did not change"
-        case IncidentAction.HELD:
-            text = f"{incident.model} is held: {incident.bad_version} was bad, and no version may serve"
+    text = incidents.headline(incident)
     if incident.blocked:
         text += f" ({incident.blocked:,} of {incident.seen:,} outputs blocked)"
     return cut(text, 2 * MAX_TEXT)
@@ -172,24 +163,19 @@ def _summary(incident: Incident) -> str:
 def _description(incident: Incident) -> str:
     lines = []
     if incident.status is IncidentStatus.ACKNOWLEDGED:
-        lines.append(f"{incident.acknowledged_by or 'Somebody'} has it{_at(' since', incident.acknowledged_at)}.")
+        lines.append(f"{incident.acknowledged_by or 'Somebody'} has it{_at(' since', incident.acknowledged_at)}")
     if incident.status is IncidentStatus.RESOLVED:
-        lines.append(f"Resolved by {incident.resolved_by or 'somebody'}{_at(' at', incident.resolved_at)}.")
-    match incident.action:
-        case IncidentAction.SWITCHED:
-            lines.append(f"The route moved from {incident.bad_version} to {incident.routed_to or 'another version'}.")
-        case IncidentAction.FENCED:
-            serving = f": {incident.routed_to} serves" if incident.routed_to else ""
-            lines.append(f"{incident.bad_version} was not active, so the route stays{serving}.")
-        case IncidentAction.HELD:
-            lines.append(f"Every output of {incident.model} is blocked until a version is promoted or resumed.")
-    lines.append(f"Blocked: {incident.blocked:,} of {incident.seen:,}{_by_check(incident.blocked_by_check)}.")
+        because = f": {incident.resolved_because}" if incident.resolved_because else ""
+        lines.append(f"Resolved by {incident.resolved_by or 'somebody'}{_at(' at', incident.resolved_at)}{because}")
+    lines.append(incidents.what_was_done(incident))
+    lines.append(incidents.how_it_stands(incident))
+    lines.append(f"Blocked: {incident.blocked:,} of {incident.seen:,}{_by_check(incident.blocked_by_check)}")
+    lines.append(incidents.what_consumers_have(incident))
     if worst := _worst_sample(incident.samples):
-        lines.append(f"Worst: {worst}.")
+        lines.append(f"Worst: {worst}")
     times = _at("First blocked at", incident.first_blocked_at), _at("route changed at", incident.switched_at)
-    if told := ", ".join(time for time in times if time):
-        lines.append(f"{told}.")
-    return "\n".join(cut(line, 2 * MAX_TEXT) for line in lines)
+    lines.append(", ".join(time for time in times if time))
+    return "\n".join(f"{cut(line, 2 * MAX_TEXT)}." for line in lines if line)
 
 
 def _at(words: str, time: datetime | None) -> str:
@@ -198,7 +184,7 @@ def _at(words: str, time: datetime | None) -> str:
 
 def _by_check(blocked: Mapping[str, int]) -> str:
     ranked = sorted(blocked.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{cut(check, MAX_NAME)} {count:,}" for check, count in ranked[:MAX_CHECKS]]
+    named = [f"{cut(check)} {count:,}" for check, count in ranked[:MAX_CHECKS]]
     if len(ranked) > MAX_CHECKS:
         named.append(f"and {len(ranked) - MAX_CHECKS} more checks")
     return f" (by {', '.join(named)})" if named else ""
@@ -206,58 +192,7 @@ def _by_check(blocked: Mapping[str, int]) -> str:
 
 def _worst_sample(samples: Sequence[Sample]) -> str:
     """The finding that is farthest from its limit, in words; empty without evidence."""
-    found = [(sample, finding) for sample in samples for finding in sample.findings]
-    if not found:
+    if (worst := findings.worst(samples)) is None:
         return ""
-    sample, finding = max(found, key=lambda pair: (pair[1].enforced, _deviation(pair[1])))
-    entity = sample.prediction.get("entity_id") if isinstance(sample.prediction, dict) else None
-    field = f"{finding.field} " if finding.field else ""
-    unit = f" {finding.unit}" if finding.unit else ""
-    return cut(
-        f"{_words(entity) if entity is not None else sample.source}: {field}{_words(finding.seen)}{unit}, "
-        f"limit {_words(finding.limit)}{unit} (check {finding.check})",
-        2 * MAX_TEXT,
-    )
-
-
-def _deviation(finding: Finding) -> float:
-    """How far a number is beyond its bound, on a scale on which 100 times too low is as far as 100 times too high.
-
-    A number that is none is farther than every number; what has no numeric bound is nearer than all.
-    """
-    if finding.seen in ("nan", "inf", "-inf"):
-        return math.inf
-    seen, limit = _number(finding.seen), finding.limit
-    if seen is None or not isinstance(limit, dict):
-        return -1.0
-    low, high = _number(limit.get("min")), _number(limit.get("max"))
-    if low is not None and seen < low:
-        return math.asinh(low) - math.asinh(seen)
-    if high is not None and seen > high:
-        return math.asinh(seen) - math.asinh(high)
-    return -1.0
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _words(value: object) -> str:
-    if isinstance(value, float):
-        text = f"{value:.6g}"
-    elif isinstance(value, dict):
-        text = ", ".join(f"{name} {_words(part)}" for name, part in value.items())
-    elif isinstance(value, str):
-        text = value
-    else:
-        text = "absent" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return cut(" ".join(text.split()), MAX_NAME if isinstance(value, str) else 2 * MAX_NAME)
-
-
-def cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    sample, finding = worst
+    return cut(f"{findings.entity(sample) or sample.source}: {findings.in_words(finding)}", 2 * MAX_TEXT)

@@ -48,9 +48,10 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
+from holdfast.adapters.held_back import HeldBack
 from holdfast.adapters.kafka_login import explain, renew_logins
+from holdfast.adapters.no_topic_creation import forbid_topic_creation
 from holdfast.adapters.offsets import committed_progress
-from holdfast.adapters.open_transactions import HeldBack
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.errors import HoldfastError, describe
@@ -61,6 +62,7 @@ from holdfast_schemas import TOPICS
 
 replace_readers()
 renew_logins()
+forbid_topic_creation()
 # How long a transaction waits that follows closely on another; the library's 20 ms are more than the markers take.
 sender.BACKOFF_OVERRIDE = 0.002
 log = structlog.get_logger("holdfast.kafka")
@@ -258,10 +260,10 @@ class _Lane:
                 raise UnknownTopicOrPartitionError(self.tp.topic)
             self._topic_id = ids[self.tp.topic]
             first = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
-        position = await self.loop.begin(self.tp) if committed is None else self._where_to_go_on(committed, first)
-        self.consumer.seek(self.tp, position)
-        self.offset = self._fetched_to = position
-        self._out_of_range = None
+            position = first if committed is None else self._where_to_go_on(committed, first)
+            self.consumer.seek(self.tp, position)
+            self.offset = self._fetched_to = position
+            self._out_of_range = None
         await self.work.restore()
 
     def _where_to_go_on(self, committed: Committed, first: int) -> int:
@@ -514,15 +516,10 @@ class TransactionalLoop:
         poll_ms: int = 200,
         max_records: int = 10_000,
         give_up_after: timedelta = timedelta(minutes=5),
-        begin: Callable[[TopicPartition], Awaitable[int]] | None = None,
     ) -> None:
-        """`begin` says, and commits, where a partition begins that has no committed offset; without it, at its
-        first record.
-        """
         self.kafka, self.service, self.topic, self.group, self.worker = kafka, service, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
-        self.begin = begin or self._begin_at_first
         self.lanes: dict[TopicPartition, _Lane] = {}
         self.error: BaseException | None = None
         self.joined = False
@@ -560,7 +557,7 @@ class TransactionalLoop:
         options: dict[str, Any] = {"enable_idempotence": True}
         if self.exactly_once:
             options = {
-                "transactional_id": f"{self.group}-{tp.topic}-{tp.partition}",
+                "transactional_id": transactional_id(self.group, tp),
                 "transaction_timeout_ms": int(TRANSACTION_TIMEOUT * 1000),
             }
         return AIOKafkaProducer(
@@ -579,22 +576,6 @@ class TransactionalLoop:
         self._uncommitted |= offsets
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit())
-
-    async def commit_begin(self, begins: Mapping[TopicPartition, Committed]) -> None:
-        """Commit where partitions of the topic begin, all or none; also of partitions that others are assigned."""
-        topic_id = (await topic_ids(self.consumer._client, [self.topic])).get(self.topic)
-        offsets = {
-            tp: OffsetAndMetadata(begin.offset, begin._replace(topic_id=topic_id).metadata())
-            for tp, begin in begins.items()
-        }
-        # The consumer's own `commit` takes only what it is assigned. The group's generation goes with it: a worker
-        # that was taken for dead commits nothing.
-        await self.consumer._coordinator.commit_offsets(None, offsets)
-
-    async def _begin_at_first(self, tp: TopicPartition) -> int:
-        first = int((await self.consumer.beginning_offsets([tp]))[tp])
-        await self.commit_begin({tp: Committed(first, is_position=True)})
-        return first
 
     async def committed_all(self) -> None:
         """Wait until what was given to `commit_soon` is committed, or was refused."""
@@ -711,6 +692,11 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             self._loop.lanes[tp] = _Lane(self._loop, tp)
         self._loop.joined = True
         log.info("partitions assigned", topic=self._loop.topic, partitions=sorted(tp.partition for tp in assigned))
+
+
+def transactional_id(group: str, tp: TopicPartition) -> str:
+    """The id under which only one worker at a time writes what becomes of a partition."""
+    return f"{group}-{tp.topic}-{tp.partition}"
 
 
 def partition_for(key: str, partitions: int) -> int:

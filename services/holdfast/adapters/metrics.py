@@ -24,7 +24,13 @@ FINDINGS = Counter(
 UNKNOWN = Counter(
     "holdfast_unknown_total", "Checks that had not enough to tell.", ["model", "check"], registry=REGISTRY
 )
-MALFORMED = Counter("holdfast_malformed_total", "Records that could not be decoded.", registry=REGISTRY)
+MALFORMED = Counter(
+    "holdfast_malformed_total",
+    "Records that could not be decoded, by the model to blame (`none` where the record does not say) and the kind of "
+    "reason.",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

@@ -3,22 +3,28 @@
 Redis is a projection: `holdfast.routes` is the truth, and whatever happens to Redis (FLUSHALL, a failover
 that loses writes, an outage) heals with the next re-assertion. One Lua script compares the epoch and writes:
 a writer that was asleep, or races another, never puts an older route over a newer one.
+
+The primary may move: behind one name, by Sentinel, or in a cluster. After every refusal, and now and then without
+one, the connections are dropped, and the next call looks the primary up again.
 """
 
 import asyncio
+import contextlib
+import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from redis import exceptions
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import RedisCluster
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from holdfast.core.errors import HoldfastError
-from holdfast.login import REDIS_URL
+from holdfast.redis_url import AsyncClient, Kind, connect_async, parse_redis_url, sentinels
 from holdfast_schemas import Route, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
 
@@ -28,6 +34,11 @@ SOCKET_TIMEOUT = 0.4
 """Seconds to wait for one answer."""
 CALL_TIMEOUT = 1.0
 """Seconds for one whole call, name look-up and login included; it also bounds a client that retries."""
+SEARCH_TIMEOUT = 2.0
+"""The same where Sentinels or nodes of a cluster are asked first, some of which may be away."""
+LOOK_UP_EVERY = 30.0
+"""Seconds after which the connections are dropped without a refusal: a name may have moved away from a server that
+still answers as a primary."""
 PIPELINE_SIZE = 500
 """Routes sent at once: few enough to be written well within `CALL_TIMEOUT`."""
 
@@ -90,15 +101,24 @@ class RouteMirror:
     the caller re-asserts on a timer anyway.
     """
 
-    def __init__(self, redis: Redis | str) -> None:
-        """Take a client, which stays the caller's to close, or a URL (`redis://`, `rediss://`, `unix://`).
+    def __init__(self, redis: AsyncClient | str) -> None:
+        """Take a client, which stays the caller's to close, or a URL, as `holdfast.redis_url` describes it.
 
         Raises ValueError for a URL that cannot be used.
         """
         self._owns_client = isinstance(redis, str)
-        self._redis = _connect(redis) if isinstance(redis, str) else redis
-        self._compare_and_set = self._redis.register_script(_COMPARE_AND_SET)
-        self._address = _address(self._redis)
+        self._timeout = CALL_TIMEOUT
+        if isinstance(redis, str):
+            place = parse_redis_url(redis)
+            self._redis = connect_async(place, connect_timeout=CONNECT_TIMEOUT, answer_timeout=SOCKET_TIMEOUT)
+            self._address = place.address
+            if place.kind is not Kind.SERVER:
+                self._timeout = SEARCH_TIMEOUT
+        else:
+            self._redis = redis
+            self._address = _address(redis)
+        self._script_sha = hashlib.sha1(_COMPARE_AND_SET.encode(), usedforsecurity=False).hexdigest()
+        self._looked_up = time.monotonic()
 
     async def publish(self, route: Route) -> PublishOutcome:
         """Write the route, unless Redis holds a higher epoch, and announce it if anything changed.
@@ -106,9 +126,7 @@ class RouteMirror:
         The same epoch with other or missing fields is a damaged copy, and is repaired.
         Raises RedisUnavailable.
         """
-        async with self._bounded():
-            keys, args = _script_input(route)
-            return _OUTCOMES[int(await self._compare_and_set(keys=keys, args=args))]
+        return (await self.publish_all([route]))[route.model]
 
     async def publish_all(self, routes: Sequence[Route]) -> dict[str, PublishOutcome]:
         """Re-assert many routes, `PIPELINE_SIZE` to a round trip; the outcome for each model.
@@ -118,16 +136,27 @@ class RouteMirror:
         outcomes: dict[str, PublishOutcome] = {}
         for start in range(0, len(routes), PIPELINE_SIZE):
             some = routes[start : start + PIPELINE_SIZE]
-            async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-                for route in some:
-                    keys, args = _script_input(route)
-                    await self._compare_and_set(keys=keys, args=args, client=pipe)
-                answers = await pipe.execute(raise_on_error=False)
+            async with self._bounded():
+                answers = await self._offer(some)
+                missed = [n for n, answer in enumerate(answers) if isinstance(answer, exceptions.NoScriptError)]
+                if missed:
+                    # The server has restarted, or another one is the primary now. The others have their outcomes.
+                    await self._redis.script_load(_COMPARE_AND_SET)
+                    for n, answer in zip(missed, await self._offer([some[n] for n in missed]), strict=True):
+                        answers[n] = answer
                 for route, answer in zip(some, answers, strict=True):
                     if isinstance(answer, Exception):
                         raise answer
                     outcomes[route.model] = _OUTCOMES[int(answer)]
         return outcomes
+
+    async def _offer(self, routes: Sequence[Route]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for route in routes:
+                keys, args = _script_input(route)
+                # The method of this name is barred in a cluster's pipeline; both keys are in one slot.
+                pipe.execute_command("EVALSHA", self._script_sha, len(keys), *keys, *args)
+            return list(await pipe.execute(raise_on_error=False))
 
     async def ping(self) -> None:
         """Raises RedisUnavailable unless Redis answers."""
@@ -157,16 +186,32 @@ class RouteMirror:
             try:
                 async with self._bounded():
                     await self._redis.aclose()
+                    for sentinel in sentinels(self._redis):
+                        await sentinel.aclose()
             except RedisUnavailable:
                 pass  # The connections are gone either way.
 
     @asynccontextmanager
     async def _bounded(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT):
+            async with asyncio.timeout(self._timeout):
+                if time.monotonic() - self._looked_up > LOOK_UP_EVERY:
+                    await self._look_up_again()
                 yield
-        except (exceptions.RedisError, OSError) as error:  # TimeoutError is an OSError
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            # TimeoutError is an OSError.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await self._look_up_again()
             raise RedisUnavailable(_explain(error, self._address)) from error
+
+    async def _look_up_again(self) -> None:
+        """Drop the connections that nobody uses now, so that each call from here on finds out where the primary is."""
+        self._looked_up = time.monotonic()
+        if isinstance(self._redis, RedisCluster):
+            await self._redis.aclose()
+        else:
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 def state_fields(route: Route) -> dict[str, str]:
@@ -190,25 +235,9 @@ def _script_input(route: Route) -> tuple[list[str], list[str]]:
     )
 
 
-def _connect(url: str) -> Redis:
-    try:
-        client = Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=SOCKET_TIMEOUT,
-            # The default is ten retries: 40 s on a server that accepts connections and never answers.
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,  # One round trip less to connect, and understood by every proxy.
-        )
-        # No I/O: finds options of the URL that do not exist.
-        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError):
-        # The cause may quote a part of the URL, and so of the password.
-        raise ValueError(REDIS_URL) from None
-    return client
-
-
-def _address(redis: Redis) -> str:
+def _address(redis: AsyncClient) -> str:
+    if isinstance(redis, RedisCluster):
+        return ", ".join(f"{node.host}:{node.port}" for node in redis.nodes_manager.startup_nodes.values())
     options = redis.connection_pool.connection_kwargs
     return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
@@ -224,11 +253,21 @@ def _explain(error: Exception, address: str) -> str:
             return f"Redis at {address} refused the login ({error}): check the user and password of its URL"
         # Before Redis 7 a script's error has the code inside its text.
         case exceptions.ResponseError() if isinstance(error, exceptions.ReadOnlyError) or "-READONLY" in str(error):
-            return f"Redis at {address} is a read-only replica: give the address of the primary"
+            return (
+                f"Redis at {address} is a read-only replica: give the address of the primary; after a failover its "
+                "name is looked up again with each attempt"
+            )
         case exceptions.BusyLoadingError():
             return f"Redis at {address} is still loading its data: wait until it is ready"
         case exceptions.MovedError() | exceptions.AskError():
-            return f"Redis at {address} is a cluster node without this key: connect with a Redis Cluster client"
+            return f"Redis at {address} is a node of a cluster, without this key: write redis+cluster:// in its URL"
+        case exceptions.ClusterError() | exceptions.RedisClusterException() | exceptions.TryAgainError():
+            return f"Redis at {address} has no node for this key now ({error}): see `redis-cli CLUSTER INFO`"
+        case MasterNotFoundError():
+            return (
+                f"Redis is not found: {address} know no primary that answers: see `redis-cli -p 26379 SENTINEL "
+                "MASTERS`, and check the Sentinels' addresses, their login and the service's name"
+            )
         case exceptions.TimeoutError() | TimeoutError():
             return f"Redis at {address} did not answer in time: check that it is running and not overloaded"
         case exceptions.ConnectionError() | OSError() if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -5,7 +5,7 @@ and the HTML of what has changed since the update before; the page's script puts
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.resources import files
@@ -17,16 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from holdfast.adapters.access import Principal
 from holdfast.board import Board
+from holdfast.core import findings, incidents
 from holdfast.core.routing import Version, VersionState, refusal
 from holdfast_schemas import (
     Action,
-    Finding,
     Incident,
     IncidentSeverity,
     IncidentStatus,
     Route,
     RouteState,
-    Sample,
     utc_now,
 )
 
@@ -121,10 +120,14 @@ class Console:
             "share": share,
             "utc": utc,
             "ago": ago,
-            "plain": plain,
-            "expected": expected,
-            "worst_first": worst_first,
-            "entity": entity,
+            "saw": findings.saw,
+            "expected": findings.expected,
+            "worst": findings.worst,
+            "worst_first": findings.worst_first,
+            "entity": findings.entity,
+            "what_was_done": incidents.what_was_done,
+            "how_it_stands": incidents.how_it_stands,
+            "what_consumers_have": incidents.what_consumers_have,
             "spark": spark,
         }
         self._environment.globals["incident_offers"] = _incident_offers
@@ -178,13 +181,13 @@ class Console:
     def _lists(self, view: View) -> dict[str, _List]:
         board = self._board
         open_of = self._open_by_model()
-        incidents = [
+        shown = [
             one
             for one in board.incidents.values()
             if (view.resolved or one.status is not IncidentStatus.RESOLVED or one.incident_id == view.q)
             and _matches(view.q, one.model, one.bad_version, one.incident_id, one.routed_to)
         ]
-        incidents.sort(key=_incident_rank)
+        shown.sort(key=_incident_rank)
         models = [
             name
             for name in board.models
@@ -198,7 +201,7 @@ class Console:
         ]
         return {
             "incidents": self._cut(
-                [(one.incident_id, f"incident/{one.incident_id}", one) for one in incidents], view.incidents
+                [(one.incident_id, f"incident/{one.incident_id}", one) for one in shown], view.incidents
             ),
             "models": self._cut([(f"model:{name}", f"model/{name}", name) for name in models], view.models),
             "decisions": self._cut(
@@ -250,17 +253,26 @@ class Console:
         )
 
     def _headline(self) -> dict[str, Any]:
-        routes, incidents, now = self._board.routes.values(), self._board.open_incidents(), int(time.time())
+        routes, still_open, now = self._board.routes.values(), self._board.open_incidents(), int(time.time())
         rates = [one.per_second(now) for one in self._board.rates.values()]
         return {
             "models": len(self._board.models),
             "held": sorted(one.model for one in routes if one.state is RouteState.HELD),
             "pinned": sum(one.state is RouteState.PINNED for one in routes),
-            "triggered": sum(one.status is IncidentStatus.TRIGGERED for one in incidents),
-            "open": len(incidents),
+            "triggered": sum(one.status is IncidentStatus.TRIGGERED for one in still_open),
+            "critical": sum(one.severity is IncidentSeverity.CRITICAL for one in still_open),
+            "open": len(still_open),
+            "unserved": sorted(self._unserved()),
             "approved": sum(a for a, _ in rates),
             "blocked": sum(b for _, b in rates),
         }
+
+    def _unserved(self) -> Iterator[str]:
+        """The models that are not held and have no version."""
+        for name in self._board.models:
+            route = self._board.routes.get(name)
+            if route is None or (route.version is None and route.state is not RouteState.HELD):
+                yield name
 
 
 # What comes first
@@ -281,13 +293,13 @@ def _incident_rank(one: Incident) -> tuple[int, int, float]:
     return status, list(IncidentSeverity).index(one.severity), -one.opened_at.timestamp()
 
 
-def _model_rank(route: Route | None, incidents: Sequence[Incident]) -> int:
+def _model_rank(route: Route | None, still_open: Sequence[Incident]) -> int:
     """Trouble first."""
     if route is not None and route.state is RouteState.HELD:
         return 0
-    if any(one.status is IncidentStatus.TRIGGERED for one in incidents):
+    if any(one.status is IncidentStatus.TRIGGERED for one in still_open):
         return 1
-    if incidents:
+    if still_open:
         return 2
     return 3 if route is not None and route.state is RouteState.PINNED else 4
 
@@ -478,57 +490,6 @@ def ago(at: datetime, now: datetime | None = None) -> str:
             count = f"{int(abs(seconds) // size)} {unit}"
             return f"{count} ago" if seconds > 0 else f"in {count}"
     return "just now"
-
-
-def plain(value: Any, unit: str | None = None) -> str:
-    """A value of a finding."""
-    match value:
-        case None:
-            text = "nothing"
-        case bool() | str():
-            text = str(value)
-        case int() | float():
-            text = number(value)
-        case dict():
-            text = ", ".join(f"{key} {plain(one)}" for key, one in value.items())
-        case _:
-            text = ", ".join(plain(one) for one in value) if isinstance(value, list | tuple) else str(value)
-    return f"{text} {unit}" if unit and not isinstance(value, str) and value is not None else text
-
-
-def expected(finding: Finding) -> str:
-    """What a check wanted: `at least 10 USD`, `10 to 25,000 USD`, `USD or EUR`."""
-    limit, unit = finding.limit, f" {finding.unit}" if finding.unit else ""
-    match limit:
-        case {"min": low, "max": high, **rest}:
-            text = f"{plain(low)} to {plain(high)}{unit}"
-        case {"min": low, **rest}:
-            text = f"at least {plain(low)}{unit}"
-        case {"max": high, **rest}:
-            text = f"at most {plain(high)}{unit}"
-        case list() | tuple():
-            return " or ".join(plain(one) for one in limit)
-        case _:
-            return plain(limit, finding.unit)
-    return text + "".join(f" ({key} {plain(one)})" for key, one in rest.items())
-
-
-def entity(sample: Sample) -> str:
-    """Which entity a sample is of, where it says."""
-    prediction = sample.prediction
-    return str(prediction.get("entity_id", "")) if isinstance(prediction, dict) else ""
-
-
-def worst_first(samples: Sequence[Sample]) -> list[Sample]:
-    """By how far, in proportion, the value is beyond its bound."""
-    return sorted(samples, key=lambda one: max(map(_how_far, one.findings), default=0.0), reverse=True)
-
-
-def _how_far(finding: Finding) -> float:
-    if not isinstance(finding.seen, int | float) or not isinstance(finding.limit, dict):
-        return 0.0
-    bounds = [b for name in ("min", "max") if isinstance(b := finding.limit.get(name), int | float)]
-    return max((abs(finding.seen - bound) / (abs(bound) or 1.0) for bound in bounds), default=0.0)
 
 
 def spark(history: Sequence[tuple[int, int]]) -> dict[str, str]:

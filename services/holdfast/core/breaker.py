@@ -32,7 +32,8 @@ class BreakerPolicy(BaseModel):
     min_seen: Annotated[int, Field(ge=1)] = 50
     """Fewer predictions in the window: too few to tell."""
     min_entities: Annotated[int, Field(ge=1, le=MAX_TALLY_ENTITIES)] = 5
-    """Distinct entities among the failures; no more than one tally names."""
+    """Distinct entities among the failures, or all that the model has where those are fewer; no more than one tally
+    names."""
     min_partitions: Annotated[int, Field(ge=1)] = 2
     """Distinct partitions among the failures, or all that were seen where those are fewer."""
     max_blocked_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -145,8 +146,11 @@ class Window(Contract):
             self.failed, policy.max_blocked_ratio * self.seen, rel_tol=1e-12
         )
 
-    def trips(self, policy: BreakerPolicy) -> str | None:
-        """Why the version is bad, in words, or None: it is fine, or there is too little to tell."""
+    def trips(self, policy: BreakerPolicy, min_entities: int | None = None) -> str | None:
+        """Why the version is bad, in words, or None: it is fine, or there is too little to tell.
+
+        `min_entities`: the policy's, or fewer for a model that has fewer.
+        """
         if critical := sum(bucket.critical for bucket in self.buckets):
             return f"{critical} of {self.seen} failed a critical check ({self._worst()})"
         seen_on = frozenset[int]().union(*(bucket.partitions for bucket in self.buckets))
@@ -155,7 +159,7 @@ class Window(Contract):
         if (
             self.seen >= policy.min_seen
             and self.too_many_failed(policy)
-            and len(entities) >= policy.min_entities
+            and len(entities) >= (policy.min_entities if min_entities is None else min_entities)
             and len(failed_on) >= min(policy.min_partitions, len(seen_on))
         ):
             return (

@@ -1,8 +1,8 @@
 """The kinds of check. Each is a frozen value from the policy file that judges a whole batch at once.
 
 A check answers for each prediction pass, fail or *unknown* (not enough to tell); `unknown` in the policy says
-whether that counts as a failure. Bounds are inclusive: a value at its limit passes. NaN stands for an absent
-number, and every comparison is written so that NaN never passes.
+whether that counts as a failure. Bounds are inclusive: a value at its limit passes, where the two are compared as
+`tolerance` says. NaN stands for an absent number, and every comparison is written so that NaN never passes.
 """
 
 import ast
@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, fiel
 
 from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
 from holdfast.core.duration import Duration, format_duration
+from holdfast.core.recent import Segments, View
+from holdfast.core.tolerance import RELATIVE, above, at_least, at_most, below, in_decimal
 from holdfast_schemas import Severity
 
 Mask = NDArray[np.bool_]
@@ -156,12 +158,11 @@ class Entities:
 class Memory:
     """What was approved before, for one partition. Only approved values enter.
 
-    `entities[model]` has the last approved values; `recent[model, field][segment]` are those of the segment, oldest
-    first.
+    `entities[model]` has the last approved values, `recent[model, field]` those of the segments.
     """
 
     entities: dict[str, Entities] = field(default_factory=dict)
-    recent: dict[tuple[str, str], dict[str | None, list[float]]] = field(default_factory=dict)
+    recent: dict[tuple[str, str], Segments] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many entities are remembered."""
@@ -212,7 +213,12 @@ class Check(BaseModel):
         """The fields whose type is up to the producer."""
         return ()
 
+    def reads(self) -> tuple[str, ...]:
+        """All fields that it reads."""
+        return (*self.numbers(), *self.texts(), *self.anything())
+
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
+        """Judge a batch; the checks that hold a record against those before it are run by `judge` in another way."""
         raise NotImplementedError
 
     @property
@@ -321,7 +327,7 @@ class RangeCheck(_OneField):
             high = np.where(missing | np.isnan(own_high), high, own_high)
             unlisted = missing & np.isnan(low) & np.isnan(high)
         # An open side is NaN and never violated; an absent value is NaN and unknown.
-        failed = (seen < low) | (seen > high)
+        failed = below(seen, low) | above(seen, high)
         if unlisted is not None and self.unlisted == "fail":
             failed |= unlisted
         lows, highs = np.broadcast_to(low, seen.shape), np.broadcast_to(high, seen.shape)
@@ -371,12 +377,22 @@ class MaxChangeCheck(_OneField):
         up = self.up if self.up is not None else math.inf
         with np.errstate(over="ignore", invalid="ignore"):
             lower, upper = references * down, references * up
-            within = (lower <= values) & (values <= upper)
+            outside = below(values, lower) | above(values, upper)
             negative = references < 0
             if negative.any():
-                within = np.where(negative, (upper <= values) & (values <= lower), within)
+                outside = np.where(negative, below(values, upper) | above(values, lower), outside)
         unknown = np.isnan(references) | (references == 0.0) | np.isnan(values)
-        return ~within & ~unknown, unknown
+        return outside & ~unknown, unknown
+
+    def compare_one(self, value: float, reference: float) -> bool | None:
+        """Whether one value passes; None: unknown."""
+        if reference != reference or reference == 0.0 or value != value:
+            return None
+        lower = reference * (self.down if self.down is not None else 0.0)
+        upper = reference * (self.up if self.up is not None else math.inf)
+        if reference < 0:
+            lower, upper = upper, lower
+        return at_least(value, lower) and at_most(value, upper)
 
     def keeps(self, failed: Mask, unknown: Mask, enforced: bool) -> Mask:
         """(n,) whether this check lets the row be approved."""
@@ -389,30 +405,30 @@ class MaxChangeCheck(_OneField):
             return "a last approved value to compare with"
         sides = {"last": jsonable(reference)}
         if self.down is not None:
-            sides["min" if reference > 0 else "max"] = jsonable(reference * self.down)
+            sides["min" if reference > 0 else "max"] = jsonable(in_decimal(reference * self.down))
         if self.up is not None:
-            sides["max" if reference > 0 else "min"] = jsonable(reference * self.up)
+            sides["max" if reference > 0 else "min"] = jsonable(in_decimal(reference * self.up))
         return sides
 
 
 def judge_changes(
-    checks: Sequence[MaxChangeCheck],
-    enforced: Sequence[bool],
+    changes: Sequence[tuple[MaxChangeCheck, bool]],
     columns: Columns,
     known: Entities,
     approvable: Mask,
 ) -> tuple[list[Outcome], dict[str, Mask]]:
     """Judge all max_change checks of a policy as if row by row: an entity's second value is held against its first.
 
-    `approvable[i]` says whether every other check lets row i pass. A value becomes the reference when it is finite
-    and these checks let it pass too, all of them. Returns the outcomes, and for each field the rows to learn from.
+    Each check comes with whether it blocks; `approvable[i]` says whether every other check lets row i pass. A value
+    becomes the reference when it is finite and these checks let it pass too, all of them. Returns the outcomes, and for
+    each field the rows to learn from.
     """
     entities = columns.values("entity_id")
-    fields = dict.fromkeys(check.field for check in checks)
+    fields = dict.fromkeys(check.field for check, _ in changes)
     values = {name: columns.numbers(name) for name in fields}
     references, failed, unknown = [], [], []
     kept = approvable.copy()
-    for check, enforces in zip(checks, enforced, strict=True):
+    for check, enforces in changes:
         references.append(known.last(check.field, columns))
         fails, unknowns = check.compare(values[check.field], references[-1])
         failed.append(fails)
@@ -425,23 +441,23 @@ def judge_changes(
             known_now = kept[previous] & ~np.isnan(column[previous])
             newest[name][rows] = np.where(known_now, column[previous], newest[name][previous])
         kept[rows] = approvable[rows]
-        for position, check in enumerate(checks):
+        for position, (check, enforces) in enumerate(changes):
             references[position][rows] = newest[check.field][rows]
             fails, unknowns = check.compare(values[check.field][rows], references[position][rows])
             failed[position][rows], unknown[position][rows] = fails, unknowns
-            kept[rows] &= check.keeps(fails, unknowns, enforced[position])
+            kept[rows] &= check.keeps(fails, unknowns, enforces)
     outcomes = [
         Outcome(
             fails,
             unknowns if unknowns.any() else None,
-            partial(_explain_changes, check, values[check.field], reference),
+            partial(explain_changes, check, values[check.field], reference),
         )
-        for check, fails, unknowns, reference in zip(checks, failed, unknown, references, strict=True)
+        for (check, _), fails, unknowns, reference in zip(changes, failed, unknown, references, strict=True)
     ]
     return outcomes, {name: kept & ~np.isnan(column) for name, column in values.items()}
 
 
-def _explain_changes(check: MaxChangeCheck, values: Numbers, references: Numbers, rows: Rows) -> Explanations:
+def explain_changes(check: MaxChangeCheck, values: Numbers, references: Numbers, rows: Rows) -> Explanations:
     known = (None if reference != reference else reference for reference in references[rows].tolist())
     return repeat(check.field), _plain(values[rows]), map(check.limit, known)
 
@@ -479,6 +495,7 @@ class ExpressionCheck(Check):
 
 
 _LONGEST_EXPRESSION = 2000
+_LONGEST_COMPARISON = 20_000
 _FUNCTIONS = frozenset(
     [
         "abs",
@@ -535,7 +552,7 @@ class _ToNumexpr(ast.NodeTransformer):
         for left, op, right in zip(sides, node.ops, sides[1:], strict=False):
             if not isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE | ast.Eq | ast.NotEq):
                 raise ValueError(f"{ast.unparse(node)!r} is not a numeric comparison")
-            link: ast.expr = ast.Compare(left, [op], [right])
+            link = _link(left, op, right)
             result = link if result is None else ast.BinOp(result, ast.BitAnd(), link)
         assert result is not None  # noqa: S101  a comparison has at least two sides
         return result
@@ -570,6 +587,27 @@ class _ToNumexpr(ast.NodeTransformer):
         if field != "value" and (field.count(".") != 1 or not field.startswith(("outputs.", "features."))):
             raise ValueError(f"there is no number {field!r}; there are value, outputs.<name> and feature names")
         return ast.Name(self.names.setdefault(field, f"x{len(self.names)}"))
+
+
+def _link(left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
+    """One comparison, in which two numbers that differ by a billionth are equal: `<=` and `>=` hold for them, `<`, `>`
+    and `!=` do not."""
+    a, b = ast.unparse(left), ast.unparse(right)
+    if len(a) + len(b) > _LONGEST_COMPARISON:
+        # Each side is written several times, and so are comparisons within it.
+        raise ValueError("comparisons are nested too deeply")
+    # Half of each: their sum might be too large for a double.
+    near = f"({RELATIVE / 2} * abs({a}) + {RELATIVE / 2} * abs({b}))"
+    less, more = f"(({a}) - ({b}) < -{near})", f"(({a}) - ({b}) > {near})"
+    texts = {
+        ast.Lt: less,
+        ast.Gt: more,
+        ast.LtE: f"(({a}) - ({b}) <= {near})",
+        ast.GtE: f"(({a}) - ({b}) >= -{near})",
+        ast.Eq: f"(abs(({a}) - ({b})) <= {near})",
+        ast.NotEq: f"({less} | {more})",
+    }
+    return ast.parse(texts[type(op)], mode="eval").body
 
 
 def _compile_expression(text: str) -> tuple[tuple[str, ...], Any]:
@@ -705,7 +743,8 @@ class SimplexCheck(Check):
 
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
         vectors = [_vector(value) for value in columns.values(self.field)]
-        low, high, tolerance = -self.tolerance, 1 + self.tolerance, self.tolerance
+        tolerance = self.tolerance
+        low, high, lightest = -tolerance, 1 + tolerance, 1 - tolerance
         failed = [
             i
             for i, parts in enumerate(vectors)
@@ -713,9 +752,10 @@ class SimplexCheck(Check):
             and not (
                 parts
                 and (self.length is None or len(parts) == self.length)
-                and low <= min(parts)
-                and max(parts) <= high
-                and abs(math.fsum(parts) - 1) <= tolerance
+                and at_least(min(parts), low)
+                and at_most(max(parts), high)
+                and at_least(total := math.fsum(parts), lightest)
+                and at_most(total, high)
             )
         ]
         unknown = [i for i, parts in enumerate(vectors) if parts is None]
@@ -746,7 +786,8 @@ class OutlierCheck(_OneField):
     """The modified z-score against the recent approved values of the same segment is at most `max_score`.
 
     score = 0.6745 * |x - median| / MAD (Iglewicz and Hoaglin, "How to Detect and Handle Outliers", 1993, who
-    advise 3.5). Fewer than `min_values`, or a MAD of zero: unknown. The reference is that of the batch's start.
+    advise 3.5). Fewer than `min_values`, or a MAD of zero: unknown. The values are the last `window` that were
+    approved before this one, whatever batch they came in: it is judged in `in_order`.
     """
 
     kind: Literal["outlier"]
@@ -767,44 +808,32 @@ class OutlierCheck(_OneField):
     def texts(self) -> tuple[str, ...]:
         return ("segment",)
 
-    def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
-        seen = columns.numbers(self.field)
-        segments: list[str | None] = columns.values("segment")
-        recent = memory.recent.get((model, self.field), {})
-        references = {segment: self._reference(recent.get(segment, ())) for segment in set(segments)}
-        centre = np.array([references[s][0] for s in segments], dtype=np.float64)
-        spread = np.array([references[s][1] for s in segments], dtype=np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scaled = np.log(seen) if self.log else seen
-            score = 0.6745 * np.abs(scaled - centre) / spread
-        failed = score > self.max_score
-        if self.log:
-            failed |= seen <= 0
-        unknown = (np.isnan(score) | np.isnan(seen)) & ~failed
-        return Outcome(
-            failed,
-            unknown,
-            lambda rows: (repeat(self.field), _plain(seen[rows]), map(self._limit, centre[rows], spread[rows])),
-        )
+    @property
+    def view(self) -> View:
+        return self.window, self.log
 
-    def _reference(self, values: Sequence[float]) -> tuple[float, float]:
-        """(median, MAD) of the recent values; NaN where they cannot tell."""
-        tail = np.array(values[-self.window :], dtype=np.float64)
+    def compare_one(self, value: float, count: int, centre: float, spread: float) -> bool | None:
+        """Whether one value passes, against the median and the MAD of `count` values; None: unknown."""
+        if value != value:
+            return None
         if self.log:
-            tail = np.log(tail[tail > 0])
-        if len(tail) < self.min_values:
-            return math.nan, math.nan
-        centre = float(np.median(tail))
-        spread = float(np.median(np.abs(tail - centre)))
-        return centre, spread if spread > 0 else math.nan
+            if value <= 0:
+                return False
+            value = math.log(value)
+        if count < self.min_values or not 0 < spread < math.inf:
+            return None
+        score = 0.6745 * abs(value - centre) / spread
+        return score <= self.max_score * (1 + RELATIVE)
 
-    def _limit(self, centre: np.float64, spread: np.float64) -> dict[str, Any] | str:
-        if math.isnan(centre) or math.isnan(spread):
+    def limit(self, centre: float, spread: float) -> dict[str, Any] | str:
+        if not 0 < spread < math.inf:
             return "enough recent approved values"
-        with np.errstate(over="ignore"):
-            reach = self.max_score * spread / 0.6745
-            low, high = np.exp((centre - reach, centre + reach)) if self.log else (centre - reach, centre + reach)
-        return {"min": jsonable(low), "max": jsonable(high)}
+        reach = self.max_score * spread / 0.6745
+        sides = {"min": centre - reach, "max": centre + reach}
+        if self.log:
+            with np.errstate(over="ignore"):
+                sides = {name: float(np.exp(side)) for name, side in sides.items()}
+        return {name: jsonable(in_decimal(side)) for name, side in sides.items()}
 
 
 class RequiredCheck(Check):

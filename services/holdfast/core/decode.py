@@ -9,6 +9,8 @@ what is wrong with it. Both ways give the same answer, so a record's verdict doe
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +19,17 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from holdfast.core.malformed import (
+    Identity,
+    Malformed,
+    MalformedKind,
+    identity_text,
+    malformed,
+    seen_in_short,
+    short,
+)
+from holdfast.core.mapping import Mapped, Path, Reading, converter, format_path, look, path_of, reading_of
 
 REQUIRED = ("prediction_id", "model", "model_version", "entity_id")
 OPTIONAL = ("value", "outputs", "currency", "predicted_at", "segment")
@@ -28,20 +41,21 @@ _MAX_DIGITS = 308
 """Every whole number of so many digits is a finite double."""
 
 
-_LONGEST_REASON = 1000
-"""It names keys of the event, and goes into a header."""
-
-
 class MalformedError(ValueError):
-    """The record cannot be decoded, or lacks a required field; the message is the reason."""
+    """The record cannot be decoded, or lacks a required field."""
+
+    def __init__(self, reason: str, kind: MalformedKind, **more: Any) -> None:
+        super().__init__(reason)
+        self.malformed = malformed(reason, kind, **more)
 
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """A number that is no number: where it stood, and what it was."""
+    """A number that is not finite: where it stood, what it was, and the field of the shape that it is in, if any."""
 
     field: str
     seen: str
+    name: str | None = None
 
 
 def field_names_hint() -> str:
@@ -59,36 +73,31 @@ def is_number_field(name: str) -> bool:
 
 
 class Shape:
-    """How one kind of event is read: the dotted path of each field, and the decoder made from them.
+    """How one kind of event is read: the path of each field, how it is written, and the decoders made from them.
 
-    `paths` maps a field's name to its dotted path where it differs; `numbers`, `texts` and `anything` are the
-    fields that policies read, by the type that they need. Raises ValueError when a path is at once a value
-    and the parent of another.
+    `fields` maps a field's name to where it stands, where that is not the contract's place; `numbers`, `texts` and
+    `anything` are the fields that policies read, by the type that they need. Raises ValueError when a path is at once
+    a value and the parent of another.
     """
 
     def __init__(
         self,
-        paths: Mapping[str, str] | None = None,
+        fields: Mapping[str, Mapped] | None = None,
         *,
         numbers: Iterable[str] = (),
         texts: Iterable[str] = (),
         anything: Iterable[str] = (),
     ) -> None:
-        self.paths = dict(paths or {})
-        types: dict[str, Any] = dict.fromkeys(REQUIRED, _Text)
-        types["value"] = float | None
-        types["outputs"] = dict[str, float | list[float]] | None
-        # What is no field of the contract may be of any type: a feature that is a number for one model may be a text
-        # for another whose events have this shape too. `Columns.numbers` tells them apart.
-        for name in (*texts, *numbers, *anything):
-            if name == "predicted_at":
-                types[name] = _Aware | None
-            elif not name.startswith("outputs."):
-                types.setdefault(name, str | None if name in FIELD_NAMES else Any)
-        self.names = tuple(name for name in types if not name.startswith("outputs."))
+        self._mapped = dict(fields or {})
+        self._types: dict[str, Any] = dict.fromkeys(REQUIRED, _Text)
+        numbers, texts, anything = (*numbers,), (*texts,), (*anything,)
+        for name in ("value", "outputs", *texts, *numbers, *anything):
+            if name in ("value", "outputs") or not name.startswith("outputs."):
+                self._types.setdefault(name, self._type(name))
+        self.names = (*self._types,)
         tree: dict[str, Any] = {}
         for name in self.names:
-            *parents, leaf = self.path(name).split(".")
+            *parents, leaf = self.keys(name)
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})
@@ -96,39 +105,77 @@ class Shape:
                     raise ValueError(f"path {self.path(name)!r} of field {name!r} runs through another field")
             if leaf in node:
                 raise ValueError(f"path {self.path(name)!r} of field {name!r} is taken by another field")
-            node[leaf] = (name, types[name])
-        self._struct_type, self._layout = self._struct(tree)
-        self._decode = msgspec.json.Decoder(self._struct_type).decode
+            node[leaf] = name
+        struct, self._layout = self._struct(tree, self._types)
+        # An integer is an identity too. Most producers write texts, and those are not looked at again.
+        self._types |= dict.fromkeys(REQUIRED, _Text | int)
+        self._struct_type, _ = self._struct(tree, self._types)
+        self._decode = msgspec.json.Decoder(struct).decode
+        self._decode_with_integers = msgspec.json.Decoder(self._struct_type).decode
         self._nothing = _blank(self._struct_type)
         as_they_are = {*texts, *anything}
         self._numbers = {name for name in ("value", *numbers) if name in self.names and name not in as_they_are}
         self._kept = {*self.names} - self._numbers - ({"prediction_id"} - as_they_are)
+        self._converters = {
+            name: converter(name, reading)
+            for name in self.names
+            if (reading := self.reading(name)) is not None
+            # Of `features` as a whole, what is read as a number.
+            and (name in self._mapped or name in self._numbers)
+        }
+
+    def keys(self, name: str) -> Path:
+        """The path of a field in the event, as its keys."""
+        if name in self._mapped:
+            return path_of(self._mapped[name])
+        parent, _, leaf = name.partition(".")
+        if leaf and parent in self._mapped:
+            return (*path_of(self._mapped[parent]), *leaf.split("."))
+        return tuple(name.split("."))
 
     def path(self, name: str) -> str:
-        """The dotted path of a field in the event."""
-        if name in self.paths:
-            return self.paths[name]
-        parent, _, leaf = name.partition(".")
-        return f"{self.paths[parent]}.{leaf}" if leaf and parent in self.paths else name
+        """The path of a field in the event, as a policy writes it."""
+        return format_path(self.keys(name))
 
-    def _struct(self, tree: Mapping[str, Any]) -> tuple[type[msgspec.Struct], "_Layout"]:
+    def reading(self, name: str) -> Reading | None:
+        """How the field is written, where that is not the contract's way."""
+        mapped = self._mapped.get(name, self._mapped.get(name.partition(".")[0]))
+        return None if mapped is None else reading_of(mapped)
+
+    def _type(self, name: str) -> Any:
+        reading = self.reading(name)
+        if name == "value":
+            return float | str | None if reading is Reading.DECIMAL_TEXT else float | None
+        if name == "outputs":
+            one = float | str if reading is Reading.DECIMAL_TEXT else float
+            return dict[str, one | list[one]] | None  # type: ignore[valid-type]
+        if name == "predicted_at":
+            if reading in (Reading.EPOCH_S, Reading.EPOCH_MS):
+                return int | float | None
+            return datetime | None if reading is Reading.UTC else _Aware | None
+        # What is no field of the contract may be of any type: a feature that is a number for one model may be a text
+        # for another whose events have this shape too. `Columns.numbers` tells them apart.
+        return str | None if name in FIELD_NAMES else Any
+
+    def _struct(self, tree: Mapping[str, Any], types: Mapping[str, Any]) -> tuple[type[msgspec.Struct], "_Layout"]:
         """A struct for a node of the event, and what its fields hold."""
         fields: list[Any] = []
         layout: list[Any] = []
         for position, (key, node) in enumerate(tree.items()):
+            held: Any
             if isinstance(node, dict):
-                kind, held = self._struct(node)
+                kind, held = self._struct(node, types)
                 needed = any(f.required for f in msgspec.structs.fields(kind))
                 default = msgspec.field(name=key) if needed else msgspec.field(name=key, default_factory=kind)
             else:
-                held, kind = node
+                held, kind = node, types[node]
                 default = msgspec.field(name=key) if held in REQUIRED else msgspec.field(name=key, default=None)
             fields.append((f"f{position}", kind, default))
             layout.append(held)
         return msgspec.defstruct("Event", fields, kw_only=True, gc=False), tuple(layout)
 
     def decode(self, raws: Sequence[bytes | None], *, approved: bool = False) -> "Decoded":
-        """Decode a batch; each record becomes a row, or is malformed, or holds a number that is none.
+        """Decode a batch; each record becomes a row, or is malformed, or holds a number that is not finite.
 
         What was approved before has been looked at for what msgspec lets pass.
         """
@@ -139,72 +186,310 @@ class Shape:
         size = max(1, sum(map(len, filter(None, raws))) // max(1, len(raws)))
         piece = min(_PIECE, _PIECE_BYTES // size + 1)
         for start in range(0, len(raws), piece):
-            rows = self._decode_piece(raws[start : start + piece], start, decoded, approved)
+            some = raws[start : start + piece]
+            rows, has_integers = self._decode_piece(some, start, decoded, approved)
             columns = _transposed(rows, self._layout)
-            self._demand_an_output(columns, start, decoded)
+            if not approved and (negative := _negative_zeros(some, columns["value"], columns["outputs"])):
+                # msgspec reads the integer -0 as 0.
+                for position in negative:
+                    self._read_strictly(some[position], position, rows, start, decoded)
+                columns, has_integers = _transposed(rows, self._layout), True
+            if has_integers:
+                for name in REQUIRED:
+                    columns[name] = tuple(str(one) if type(one) is int else one for one in columns[name])
+            for name, convert in self._converters.items():
+                columns[name] = self._convert(name, convert, columns[name], some, start, decoded)
+            self._demand_an_output(columns, some, start, decoded)
             for name in self._kept:
                 decoded.columns[name] += _share(columns[name])
             for name in self._numbers:
                 decoded.numbers[name][start : start + piece] = _numbers(columns[name])
         return decoded
 
-    def _decode_piece(self, raws: Sequence[bytes | None], start: int, decoded: "Decoded", approved: bool) -> list[Any]:
-        decode = self._decode
+    def _decode_piece(
+        self, raws: Sequence[bytes | None], start: int, decoded: "Decoded", approved: bool
+    ) -> tuple[list[Any], bool]:
+        """The rows, and whether an identity among them may be an integer."""
         suspects: list[int] = []
         rows: list[Any] = []
+        has_integers = False
         try:
-            rows = [*map(decode, raws)]  # type: ignore[arg-type]
+            rows = [*map(self._decode, raws)]  # type: ignore[arg-type]
         except _REFUSALS:
-            for position, raw in enumerate(raws):
-                try:
-                    rows.append(decode(raw))  # type: ignore[arg-type]
-                except _REFUSALS:
-                    rows.append(self._nothing)
-                    suspects.append(position)
+            decode, has_integers = self._decode_with_integers, True
+            try:
+                rows = [*map(decode, raws)]  # type: ignore[arg-type]
+            except _REFUSALS:
+                rows = []
+                for position, raw in enumerate(raws):
+                    try:
+                        rows.append(decode(raw))  # type: ignore[arg-type]
+                    except _REFUSALS:
+                        rows.append(self._nothing)
+                        suspects.append(position)
         if not approved:
             suspects += _suspects(raws, refused=suspects)
+        has_integers = has_integers or bool(suspects)
         for position in suspects:
-            try:
-                rows[position], non_finite = self._decode_strictly(raws[position])
-                if non_finite is not None:
-                    decoded.non_finite[start + position] = non_finite
-            except MalformedError as error:
-                rows[position] = self._nothing
-                decoded.malformed[start + position] = str(error)[:_LONGEST_REASON]
-        return rows
+            self._read_strictly(raws[position], position, rows, start, decoded)
+        return rows, has_integers
 
-    def _demand_an_output(self, columns: Mapping[str, Sequence[Any]], start: int, decoded: "Decoded") -> None:
+    def _read_strictly(self, raw: bytes | None, position: int, rows: list[Any], start: int, decoded: "Decoded") -> None:
+        try:
+            rows[position], non_finite = self._decode_strictly(raw)
+            if non_finite:
+                decoded.non_finite[start + position] = non_finite
+        except MalformedError as error:
+            rows[position] = self._nothing
+            decoded.malformed[start + position] = error.malformed
+
+    def _convert(
+        self,
+        name: str,
+        convert: Callable[[Any], Any],
+        column: Sequence[Any],
+        raws: Sequence[bytes | None],
+        start: int,
+        decoded: "Decoded",
+    ) -> tuple[Any, ...]:
+        """A column in the contract's types; a row that cannot be converted is malformed."""
+        result: list[Any] = []
+        for position, seen in enumerate(column, start):
+            one = None
+            if seen is not None and position not in decoded.malformed:
+                try:
+                    one = convert(seen)
+                except ValueError:
+                    event = _read_leniently(raws[position - start])
+                    decoded.malformed[position] = self._wrong_type(name, self.keys(name), seen, event)
+                else:
+                    if (found := _find_non_finite(one, name)) is not None:
+                        known = decoded.non_finite.get(position, ())
+                        decoded.non_finite[position] = (*known, NonFinite(found.field, found.seen, name))
+            result.append(one)
+        return tuple(result)
+
+    def _demand_an_output(
+        self, columns: Mapping[str, Sequence[Any]], raws: Sequence[bytes | None], start: int, decoded: "Decoded"
+    ) -> None:
         # Truth is told much faster than equality with None.
         if all(columns["value"]) or None not in columns["value"]:
             return
         for position, (value, outputs) in enumerate(zip(columns["value"], columns["outputs"], strict=True), start):
             if value is None and not outputs and position not in decoded.malformed:
-                decoded.malformed[position] = f"neither {self.path('value')} nor {self.path('outputs')} is given"
+                event = _read_leniently(raws[position - start])
+                decoded.malformed[position] = malformed(
+                    f"neither value nor outputs is given: {self._what_stands_at('value', event)}, and "
+                    f"{self._what_stands_at('outputs', event)}",
+                    MalformedKind.NO_OUTPUT,
+                    field="value",
+                    wanted="a number",
+                    identity=self.identity(event),
+                )
 
-    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, NonFinite | None]:
+    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, tuple[NonFinite, ...]]:
         if raw is None:
-            raise MalformedError("the record has no value")
+            raise MalformedError("the record has no value", MalformedKind.EMPTY)
         try:
             event = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_bounded_int)
         except UnicodeDecodeError as error:
-            raise MalformedError(f"the value is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+            if _is_framed(raw):
+                raise _framed(raw) from None
+            reason = f"the value is not UTF-8: byte {error.start} is {raw[error.start]:#04x}"
+            raise self._unreadable(reason, MalformedKind.NOT_UTF8, raw) from None
+        except _RepeatedKey as error:
+            reason = f"the key {error.key[:100]!r} stands twice"
+            raise self._unreadable(reason, MalformedKind.REPEATED_KEY, raw) from None
         except RecursionError:
-            raise MalformedError("the value is nested too deeply") from None
+            raise MalformedError("the value is nested too deeply", MalformedKind.TOO_DEEP) from None
         except json.JSONDecodeError as error:
-            raise MalformedError(f"the value is not JSON: {error.msg} at byte {error.pos}") from None
+            if _is_framed(raw):
+                raise _framed(raw) from None
+            reason = f"the value is not JSON: {error.msg} at byte {error.pos}"
+            raise self._unreadable(reason, MalformedKind.NOT_JSON, raw) from None
         if not isinstance(event, dict):
-            raise MalformedError(f"the value is a JSON {type(event).__name__}, not an object")
+            raise MalformedError(
+                f"the value is a JSON {type(event).__name__}, not an object", MalformedKind.NOT_AN_OBJECT
+            )
         try:
             if b"\\u" in raw:
                 json.dumps(event, ensure_ascii=False).encode()
-            non_finite = _find_non_finite(event, "")
+            non_finite = self._non_finite(event)
             return msgspec.convert(_without_nulls(event), self._struct_type), non_finite
         except UnicodeEncodeError:
-            raise MalformedError("a text holds half of a surrogate pair, which is no character") from None
+            raise MalformedError(
+                "a text holds half of a surrogate pair, which is no character",
+                MalformedKind.BROKEN_TEXT,
+                identity=self.identity(event),
+            ) from None
         except RecursionError:
-            raise MalformedError("the value is nested too deeply") from None
+            raise MalformedError("the value is nested too deeply", MalformedKind.TOO_DEEP) from None
         except msgspec.ValidationError as error:
-            raise MalformedError(_explain(str(error))) from None
+            found = MalformedError(_explain(str(error)), MalformedKind.WRONG_TYPE, identity=self.identity(event))
+            found.malformed = self._flaw(event) or found.malformed
+            raise found from None
+
+    def _non_finite(self, event: Mapping[str, Any]) -> tuple[NonFinite, ...]:
+        """The numbers of an event that are not finite: of each field of the shape the first, else the first of all."""
+        first = _find_non_finite(event, "")
+        if first is None:
+            return ()
+        found: list[NonFinite] = []
+        for name in self.names:
+            one = _find_non_finite(look(event, self.keys(name))[1], name)
+            if one is not None:
+                found.append(NonFinite(one.field, one.seen, name))
+        return tuple(found) or (first,)
+
+    # Why an event is malformed.
+
+    def identity(self, event: Any) -> Identity:
+        """What an event says of itself, as far as it can be read."""
+        return Identity(*(identity_text(look(event, self.keys(name))[1]) if event else None for name in _IDENTITY))
+
+    def identity_of(self, raw: bytes | None) -> Identity:
+        """What the bytes of an event say of it, as far as they can be read."""
+        return self.identity(_read_leniently(raw))
+
+    def _unreadable(self, reason: str, kind: MalformedKind, raw: bytes) -> MalformedError:
+        return MalformedError(reason, kind, identity=self.identity(_read_leniently(raw)))
+
+    def _flaw(self, event: Mapping[str, Any]) -> Malformed | None:
+        """The first field that is missing or of a wrong type."""
+        for name in self.names:
+            keys = self.keys(name)
+            at, seen, found = look(event, keys)
+            if found and seen is not None:
+                try:
+                    msgspec.convert(_without_nulls(seen), self._types[name])
+                except msgspec.ValidationError:
+                    return self._wrong_type(name, keys, seen, event)
+            elif len(at) < len(keys) and seen is not None:
+                # Something stands where a parent should be.
+                return self._wrong_type(name, at, seen, event)
+            elif name in REQUIRED:
+                return malformed(
+                    f"it lacks the required field `{name}`: {self._what_stands_at(name, event)}",
+                    MalformedKind.MISSING_FIELD,
+                    field=name,
+                    wanted=self._wanted(name),
+                    identity=self.identity(event),
+                )
+        return None
+
+    def _wrong_type(self, name: str, at: Path, seen: Any, event: Any) -> Malformed:
+        wanted = self._wanted(name)
+        where, found, _ = look(event, at)
+        # As it came, where that can still be read.
+        seen = seen if found is None or where != at else found
+        if at != self.keys(name):
+            reason = f"expected an object at `{format_path(at)}`, on the way to `{self.path(name)}` of `{name}`"
+        else:
+            mapped = f"`{name}`" + ("" if self.path(name) == name else f" at `{self.path(name)}`")
+            reason = f"expected {wanted} for {mapped}"
+        hint = self._hint(name, seen) if at == self.keys(name) else ""
+        return malformed(
+            f"{reason}, got {short(seen)}{hint}",
+            MalformedKind.WRONG_TYPE,
+            field=name,
+            seen=seen_in_short(seen),
+            wanted=wanted,
+            identity=self.identity(event),
+        )
+
+    def _what_stands_at(self, name: str, event: Any) -> str:
+        at, seen, found = look(event, self.keys(name))
+        if found or seen is not None:
+            return f"at `{format_path(at)}` stands {short(seen)}"
+        missing = "" if at == self.keys(name) else f" (there is no `{format_path(at)}`)"
+        return f"nothing stands at `{self.path(name)}`{missing}"
+
+    def _wanted(self, name: str) -> str:
+        if name in REQUIRED:
+            return "a text of 1 to 1000 characters or an integer"
+        reading = self.reading(name)
+        number = "a number, or a text that holds one" if reading is Reading.DECIMAL_TEXT else "a number"
+        if name == "value":
+            return number
+        if name == "outputs":
+            return f"an object, each member {number} or a list of those"
+        if name == "predicted_at":
+            return {
+                None: "a time with a zone, as 2026-11-24T10:00:00Z,",
+                Reading.UTC: "a time, as 2026-11-24T10:00:00,",
+                Reading.EPOCH_S: "a number of seconds since 1970",
+                Reading.EPOCH_MS: "a number of milliseconds since 1970",
+            }[reading]
+        return "a text"
+
+    def _hint(self, name: str, seen: Any) -> str:
+        """Which reading of the policy would take it."""
+        if self.reading(name) is not None:
+            return ""
+        reading = None
+        if name == "value" and isinstance(seen, str):
+            try:
+                converter(name, Reading.DECIMAL_TEXT)(seen)
+                reading = Reading.DECIMAL_TEXT
+            except ValueError:
+                pass
+        elif name == "predicted_at" and isinstance(seen, int | float) and not isinstance(seen, bool):
+            reading = Reading.EPOCH_MS if abs(seen) >= 1e11 else Reading.EPOCH_S
+        elif name == "predicted_at" and isinstance(seen, str):
+            try:
+                msgspec.convert(seen, datetime)
+                reading = Reading.UTC
+            except msgspec.ValidationError:
+                pass
+        if reading is None:
+            return ""
+        line = f'{name} = {{ path = {_quoted(self.path(name))}, as = "{reading}" }}'
+        return f"; if that is right, write `{line}` in [fields]"
+
+
+_IDENTITY = ("model", "model_version", "entity_id", "prediction_id")
+
+
+def _quoted(path: str) -> str:
+    return f"'{path}'" if '"' in path else f'"{path}"'
+
+
+def _is_framed(raw: bytes) -> bool:
+    """Whether a value that is not JSON begins as the serializers of a schema registry write it."""
+    return len(raw) >= 5 and raw[0] == 0
+
+
+def _framed(raw: bytes) -> MalformedError:
+    then = raw[5:6]
+    what = "JSON" if then in (b"{", b"[") else "Avro, Protobuf or something else"
+    return MalformedError(
+        f"the value begins with the framing of a schema registry (byte 0, then the schema's id "
+        f"{int.from_bytes(raw[1:5], 'big')}), and {what} behind it: Holdfast reads plain JSON; let the producer write "
+        "JSON without a registry's serializer, or put a converter before Holdfast",
+        MalformedKind.SCHEMA_REGISTRY,
+    )
+
+
+def _read_leniently(raw: bytes | None) -> Any:
+    """What can be read of an event that cannot be decoded, to find who is to blame; None where that is nothing.
+
+    Keys that stand twice are left out, and what other languages write for "not a number" or "nothing" counts as null.
+    """
+    if raw is None:
+        return None
+    text = raw.decode("utf-8", "replace")
+    for attempt in (text, _BARE_WORDS.sub(r"\1null", text)):
+        try:
+            return json.loads(attempt, object_pairs_hook=_distinct_keys, parse_int=_bounded_int)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+_BARE_WORDS = re.compile(
+    r"([:\[,]\s*)[-+]?(?:nan(?:\([a-z0-9]*\))?|inf(?:inity)?|1\.#[a-z0-9]+|none|undefined|na|n/a)(?=\s*[,}\]])",
+    re.IGNORECASE,
+)
 
 
 def _transposed(structs: Iterable[Any], layout: "_Layout") -> dict[str, tuple[Any, ...]]:
@@ -259,6 +544,19 @@ def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]
     if values:
         found += [positions[row] for row in _ambiguous(joined, list(map(len, values)))]
     return found
+
+
+def _negative_zeros(raws: Sequence[bytes | None], values: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
+    """The positions of records that may hold the integer -0 as an output."""
+    found: list[int] = []
+    if 0.0 in values:
+        found = [i for i, value in enumerate(values) if value == 0.0]
+    if any(outputs):
+        found += [i for i, given in enumerate(outputs) if given]
+    return sorted({i for i in found if (raw := raws[i]) is not None and b"-0" in raw and _NEGATIVE_ZERO.search(raw)})
+
+
+_NEGATIVE_ZERO = re.compile(rb"-0[,\]}\s]")
 
 
 def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
@@ -367,16 +665,31 @@ def _explain(message: str) -> str:
     return message[0].lower() + message[1:].replace(" - at ", " at ")
 
 
+class _RepeatedKey(Exception):  # noqa: N818  it is a finding
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise MalformedError(f"the key {twice[:100]!r} stands twice")
+        raise _RepeatedKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return result
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        result = {key: seen for key, seen in pairs if counts[key] == 1}
     return result
 
 
 def _bounded_int(text: str) -> int | float:
+    if text == "-0":
+        return -0.0
     return int(text) if len(text) <= _MAX_DIGITS else float(text)
 
 
@@ -410,8 +723,8 @@ class Decoded:
 
     columns: dict[str, list[Any]]
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    malformed: dict[int, str] = field(default_factory=dict)
-    non_finite: dict[int, NonFinite] = field(default_factory=dict)
+    malformed: dict[int, Malformed] = field(default_factory=dict)
+    non_finite: dict[int, tuple[NonFinite, ...]] = field(default_factory=dict)
 
 
 class Columns:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from holdfast.core.checks import (
     Check,
@@ -24,8 +25,12 @@ from holdfast.core.checks import (
     jsonable,
     judge_changes,
 )
-from holdfast.core.decode import Columns, Decoded, NonFinite
+from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
+from holdfast.core.in_order import judge_in_order
+from holdfast.core.malformed import CHECK as MALFORMED
+from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.recent import Segments, learn_recent
 from holdfast.core.record import Record, time_of
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
 from holdfast_schemas._base import NAME_PATTERN
@@ -33,8 +38,6 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
-MAX_SEGMENTS = 2000
-"""Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Batch:
 
     columns: Columns
     positions: Sequence[int]
-    non_finite: Mapping[int, NonFinite]
+    non_finite: Mapping[int, Sequence[NonFinite]]
 
 
 class Found(msgspec.Struct, omit_defaults=True, gc=False):
@@ -71,7 +74,7 @@ class Judgement:
     `counts` are the findings by check and whether it is enforced.
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
-    `last`, the rows by field, and `recent` are what the memory shall learn once the verdicts stand.
+    `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
 
     approved: Mask
@@ -81,7 +84,7 @@ class Judgement:
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
     last: dict[str, Mask] = field(default_factory=dict)
-    recent: dict[str, dict[str | None, list[float]]] = field(default_factory=dict)
+    recent: dict[str, Segments] = field(default_factory=dict)
 
 
 def judge(
@@ -102,7 +105,7 @@ def judge(
     result = Judgement(np.ones(size, dtype=np.bool_))
     result.failed = np.zeros(size, dtype=np.bool_)
     result.critical = np.zeros(size, dtype=np.bool_)
-    _block_numbers_that_are_none(batch, result)
+    _block_numbers_that_are_none(batch, result, policy)
     # The rows that the checks count against their version: all but those of a version fenced before.
     countable = ~_block_by_route(columns, route, result)
     result.failed &= countable
@@ -113,35 +116,47 @@ def judge(
             result.approved[:] = False
         return result
 
-    relative: list[MaxChangeCheck] = []
+    changes: list[tuple[MaxChangeCheck, bool]] = []
+    outliers: list[tuple[OutlierCheck, bool]] = []
     for check in policy.active_checks():
+        enforces = policy.enforces(check)
         if isinstance(check, MaxChangeCheck):
-            relative.append(check)
+            changes.append((check, enforces))
+        elif isinstance(check, OutlierCheck):
+            outliers.append((check, enforces))
         else:
-            _apply(
-                result,
-                check,
-                policy.enforces(check),
-                check.run(columns, memory, policy.model, now),
-                countable,
-            )
-    if relative:
-        # Last, because only what every other check lets pass may become an entity's reference.
-        enforced = [policy.enforces(check) for check in relative]
-        outcomes, result.last = judge_changes(relative, enforced, columns, memory.of(policy.model), result.approved)
-        for check, enforces, outcome in zip(relative, enforced, outcomes, strict=True):
+            _apply(result, check, enforces, check.run(columns, memory, policy.model, now), countable)
+    # Last, because only what every other check lets pass may become part of a reference.
+    known = memory.of(policy.model)
+    if outliers:
+        windows = policy.windows()
+        recent = {name: memory.recent.get((policy.model, name), {}) for name in windows}
+        both = judge_in_order(changes, outliers, columns, known, recent, windows, result.approved)
+        result.last, result.recent = both.last, both.recent
+        for (check, enforces), outcome in zip(outliers, both.outliers, strict=True):
             _apply(result, check, enforces, outcome, countable)
-    for check in policy.active_checks():
-        if isinstance(check, OutlierCheck):
-            result.recent[check.field] = _approved_by_segment(columns, check, result.approved)
+        outcomes = both.changes
+    elif changes:
+        outcomes, result.last = judge_changes(changes, columns, known, result.approved)
+    else:
+        return result
+    for (check, enforces), outcome in zip(changes, outcomes, strict=True):
+        _apply(result, check, enforces, outcome, countable)
     return result
 
 
-def _block_numbers_that_are_none(batch: Batch, result: Judgement) -> None:
-    for row, what in batch.non_finite.items():
-        _block(result, row, "non_finite", what.field, what.seen, "a finite number")
-        result.approved[row] = False
-        result.failed[row] = True
+def _block_numbers_that_are_none(batch: Batch, result: Judgement, policy: Policy | None) -> None:
+    if batch.non_finite:
+        decides = _fields_that_decide(policy)
+        for row, found in batch.non_finite.items():
+            worst = next((one for one in found if decides is None or one.name in decides), None)
+            if worst is None:
+                # Nothing reads it, so it says nothing about the output.
+                _find(result, row, "non_finite", Severity.WARNING, False, found[0].field, found[0].seen, _FINITE)
+                continue
+            _block(result, row, "non_finite", worst.field, worst.seen, _FINITE)
+            result.approved[row] = False
+            result.failed[row] = True
     values = batch.columns.numbers("value")
     zero = values == 0.0
     if zero.any():
@@ -182,10 +197,30 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
     return fenced_rows
 
 
+_FINITE = "a finite number"
+
+
+def _fields_that_decide(policy: Policy | None) -> frozenset[str | None] | None:
+    """The fields in which a number that is not finite blocks: the outputs, and what a check reads, in any mode; None:
+    all, also those that nobody reads."""
+    if policy is None:
+        return frozenset(("value", "outputs"))
+    if policy.non_finite == "all":
+        return None
+    read = (name for check in policy.active_checks() for name in check.reads())
+    return frozenset(("value", "outputs", *read))
+
+
 def _block(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
-    found = Found(check, Severity.ERROR, True, jsonable(field_name), jsonable(seen), jsonable(limit))
+    _find(result, row, check, Severity.ERROR, True, field_name, seen, limit)
+
+
+def _find(
+    result: Judgement, row: int, check: str, severity: Severity, enforced: bool, field_name: str, seen: Any, limit: Any
+) -> None:
+    found = Found(check, severity, enforced, jsonable(field_name), jsonable(seen), jsonable(limit))
     result.findings.setdefault(row, []).append(found)
-    result.counts[check, True] += 1
+    result.counts[check, enforced] += 1
 
 
 def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:
@@ -212,53 +247,39 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
             result.critical |= failed & countable
 
 
-def _approved_by_segment(columns: Columns, check: OutlierCheck, approved: Mask) -> dict[str | None, list[float]]:
-    learned: dict[str | None, list[float]] = {}
-    values = columns.numbers(check.field)
-    segments = columns.values("segment")
-    for row in np.flatnonzero(approved & ~np.isnan(values)).tolist():
-        # In the order of their last appearance: in that they are forgotten.
-        so_far = learned.pop(segments[row], [])
-        so_far.append(float(values[row]))
-        learned[segments[row]] = so_far
-    return learned
-
-
 def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement) -> None:
     """Let the memory take in what was approved of one model's batch."""
     for name, rows in judgement.last.items():
         memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
-    windows = policy.windows() if judgement.recent else {}
     for name, segments in judgement.recent.items():
-        known = memory.recent.setdefault((policy.model, name), {})
-        for segment, values in segments.items():
-            known[segment] = (known.pop(segment, []) + values)[-windows[name] :]
-        while len(known) > MAX_SEGMENTS:
-            del known[next(iter(known))]
+        memory.recent[policy.model, name] = segments
 
 
 def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
     """Take in predictions of one model that were approved before, oldest first."""
-    everything = np.ones(len(columns), dtype=np.bool_)
-    past = Judgement(everything)
-    for check in policy.active_checks():
-        if isinstance(check, MaxChangeCheck):
-            past.last[check.field] = ~np.isnan(columns.numbers(check.field))
-        elif isinstance(check, OutlierCheck):
-            past.recent[check.field] = _approved_by_segment(columns, check, everything)
-    learn(memory, policy, columns, past)
+    changing = dict.fromkeys(check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck))
+    for name in changing:
+        rows = ~np.isnan(columns.numbers(name))
+        memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
+    for name, keep in policy.windows().items():
+        values, segments = columns.numbers(name), columns.values("segment")
+        rows = ~np.isnan(values)
+        if not rows.all():
+            segments = [segments[row] for row in np.flatnonzero(rows).tolist()]
+        learn_recent(memory.recent.setdefault((policy.model, name), {}), keep, segments, values[rows].tolist())
 
 
 def decode_by_model(
     policies: PolicySet, raws: Sequence[bytes | None], *, approved: bool = False
-) -> tuple[list[tuple[str, Batch]], dict[int, str]]:
-    """Decode a fetched batch: one Batch for each model in it, and the reason for each malformed position.
+) -> tuple[list[tuple[str, Batch]], dict[int, Malformed]]:
+    """Decode a fetched batch: one Batch for each model in it, and by position why a record is malformed.
 
     An event belongs to the shape that its model's policy reads; the contract's own shape is tried first. `approved`:
     all of it was judged before, and let through.
     """
     groups: dict[tuple[int, str], list[int]] = {}
-    malformed: dict[int, str] = {}
+    flaws: dict[int, Malformed] = {}
+    told: dict[int, int] = {}
     decodings: list[Decoded] = []
     left: Sequence[int] = range(len(raws))
     places: list[dict[int, int]] = []
@@ -274,17 +295,19 @@ def decode_by_model(
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
-                malformed.setdefault(position, decoded.malformed[row])
-                undecided.append(position)
-                continue
-            model = models[row]
-            wanted = policies.shape_of_model.get(model, 0)
-            if wanted == number:
-                malformed.pop(position, None)
-                groups.setdefault((number, model), []).append(position)
+                found = decoded.malformed[row]
             else:
-                malformed[position] = f"the event is not of the shape that the policy of {model!r} maps"
-                undecided.append(position)
+                model = models[row]
+                if policies.shape_of_model.get(model, 0) == number:
+                    flaws.pop(position, None)
+                    groups.setdefault((number, model), []).append(position)
+                    continue
+                found = _of_another_shape(policies, shape, model, raws[position])
+            undecided.append(position)
+            # Of several reasons the one of the shape that the event is most likely of.
+            rank = _rank(policies, number, found)
+            if rank > told.get(position, -1):
+                told[position], flaws[position] = rank, found
         left = undecided
         if not left:
             break
@@ -296,23 +319,53 @@ def decode_by_model(
         if model in policies.policies and (misnamed := _misnamed(columns)):
             # Routes and tallies could not name them.
             kept = [i for i in range(len(rows)) if i not in misnamed]
-            malformed |= {positions[i]: reason for i, reason in misnamed.items()}
+            flaws |= {positions[i]: found for i, found in misnamed.items()}
             positions, rows = [positions[i] for i in kept], [rows[i] for i in kept]
             columns = Columns.of(decoded, rows)
             if not rows:
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
         result.append((model, Batch(columns, positions, non_finite)))
-    return result, malformed
+    return result, flaws
 
 
-def _misnamed(columns: Columns) -> dict[int, str]:
+def _rank(policies: PolicySet, number: int, found: Malformed) -> int:
+    """How well the reason of a shape fits the event: best where the model's policy reads that shape."""
+    model = found.identity.model
+    known = model is not None and model in policies.policies
+    if known and policies.shape_of_model[model or ""] == number:
+        return 20
+    if found.kind is MalformedKind.OTHER_SHAPE:
+        return 15
+    # Then the shape of which most can be read; of equal ones, one that a policy maps.
+    return 2 * found.identity.readable() + (number in policies.shape_of_model.values())
+
+
+def _of_another_shape(policies: PolicySet, shape: Shape, model: str, raw: bytes | None) -> Malformed:
+    """Why an event that names its model here is not what the model's policy maps."""
+    wanted = policies.shapes[policies.shape_of_model[model]] if model in policies.shape_of_model else None
+    why = wanted.decode([raw]).malformed.get(0) if wanted is not None else None
+    return malformed(
+        f"the event is not of the shape that the policy of {model!r} maps" + (f": {why.reason}" if why else ""),
+        MalformedKind.OTHER_SHAPE,
+        field=why.field if why else "model",
+        seen=why.seen if why else None,
+        wanted=why.wanted if why else None,
+        identity=shape.identity_of(raw),
+    )
+
+
+def _misnamed(columns: Columns) -> dict[int, Malformed]:
     """The rows whose version has no name that a route could carry, and the reason."""
     versions = columns.values("model_version")
     if all(map(_is_name, set(versions))):
         return {}
     return {
-        row: f"model_version {version!r} is no name: letters, digits and . _ : @ + / -, at most 200"
+        row: malformed(
+            f"model_version {version!r} cannot name a version: letters, digits and . _ : @ + / -, at most 200",
+            MalformedKind.BAD_VERSION,
+            field="model_version",
+        )
         for row, version in enumerate(versions)
         if not _is_name(version)
     }
@@ -346,6 +399,16 @@ def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, no
     return [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
 
 
+def _some_distinct(ids: Sequence[str], rows: NDArray[np.intp]) -> tuple[str, ...]:
+    """The first distinct entities of these rows, as many as a tally names."""
+    found: dict[str, None] = {}
+    # Most batches have enough of them in their first rows.
+    for some in (rows[: 2 * MAX_TALLY_ENTITIES], rows[2 * MAX_TALLY_ENTITIES :]):
+        if len(found) < MAX_TALLY_ENTITIES and len(some):
+            found |= dict.fromkeys([ids[row] for row in some.tolist()])
+    return tuple(islice(found, MAX_TALLY_ENTITIES))
+
+
 def _tally(
     version: str, rows: Any, batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime
 ) -> Tally:
@@ -356,13 +419,9 @@ def _tally(
     if not isinstance(rows, slice):
         # A batch may hold as many versions as predictions: each looks at its own rows only.
         counts = Counter((one.check, one.enforced) for row in rows if row in found for one in found[row])
-    entities: dict[str, None] = {}
-    if judgement.failed[rows].any():
-        ids = batch.columns.values("entity_id")
-        for row in numbers[judgement.failed[rows]].tolist():
-            entities[ids[row]] = None
-            if len(entities) == MAX_TALLY_ENTITIES:
-                break
+    ids = batch.columns.values("entity_id")
+    entities = _some_distinct(ids, numbers[judgement.failed[rows]])
+    approved_entities = _some_distinct(ids, numbers[judgement.approved[rows]])
     positions = [batch.positions[row] for row in blocked_rows[:MAX_SAMPLES]]
     first_blocked = min((source.records[batch.positions[row]].timestamp for row in blocked_rows), default=None)
     return Tally(
@@ -384,7 +443,8 @@ def _tally(
         unknown_by_check={
             name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
         },
-        entities=tuple(entities),
+        entities=entities,
+        approved_entities=approved_entities,
         first_blocked_at=None if first_blocked is None else time_of(first_blocked),
         samples=tuple(
             Sample(
@@ -397,12 +457,97 @@ def _tally(
     )
 
 
+def with_malformed(
+    tallies: Sequence[Tally],
+    versions: Mapping[str, Sequence[int]],
+    found: Mapping[int, Malformed],
+    policy: Policy,
+    route: Route | None,
+    source: Source,
+    now: datetime,
+) -> list[Tally]:
+    """The tallies of a model's batch with the malformed records that its `versions` are to blame for.
+
+    `versions` maps a version to the positions of its malformed records. They count as blocked, and as failed unless
+    the version was fenced before or the policy's mode does not block.
+    """
+    result = {tally.model_version: tally for tally in tallies}
+    for version, positions in versions.items():
+        counts = policy.mode == "enforce" and not (route is not None and version in route.fenced)
+        told = result.get(version)
+        entities = dict.fromkeys(told.entities if told is not None else ())
+        if counts:
+            for position in positions:
+                if len(entities) == MAX_TALLY_ENTITIES:
+                    break
+                if (entity := _entity(found[position], source.records[position])) is not None:
+                    entities[entity] = None
+        offsets = [source.records[position].offset for position in (positions[0], positions[-1])]
+        first_blocked = time_of(min(source.records[position].timestamp for position in positions))
+        samples = told.samples if told is not None else ()
+        room = positions[: MAX_SAMPLES - len(samples)]
+        base = told or Tally(
+            model=policy.model,
+            model_version=version,
+            policy=policy.id,
+            at=now,
+            worker=source.worker,
+            partition=source.partition,
+            first_offset=offsets[0],
+            last_offset=offsets[1],
+            seen=0,
+            approved=0,
+            blocked=0,
+            failed=0,
+        )
+        result[version] = base.model_copy(
+            update={
+                "first_offset": min(base.first_offset, offsets[0]),
+                "last_offset": max(base.last_offset, offsets[1]),
+                "seen": base.seen + len(positions),
+                "blocked": base.blocked + len(positions),
+                "failed": base.failed + (len(positions) if counts else 0),
+                "blocked_by_check": base.blocked_by_check | {MALFORMED: len(positions)},
+                "entities": tuple(entities),
+                "first_blocked_at": min(filter(None, (base.first_blocked_at, first_blocked))),
+                "samples": (*samples, *(_malformed_sample(found[at], source, at) for at in room)),
+            }
+        )
+    return [*result.values()]
+
+
+def _entity(found: Malformed, record: Record) -> str | None:
+    """What a malformed record is about: its entity, else the record's key, else the prediction itself."""
+    if found.identity.entity_id is not None:
+        return found.identity.entity_id
+    if record.key:
+        return record.key[:1000].decode("utf-8", "replace")[:1000]
+    return found.identity.prediction_id
+
+
+def _malformed_sample(found: Malformed, source: Source, position: int) -> Sample:
+    finding = Finding(
+        check=MALFORMED,
+        severity=Severity.ERROR,
+        enforced=True,
+        field=found.field,
+        seen=found.seen if found.field is not None else found.reason,
+        limit=found.wanted,
+    )
+    prediction = _readable(source.records[position].value)
+    return Sample(source=source.of(position), prediction=prediction, findings=(finding,))
+
+
 def _readable(raw: bytes | None) -> Any:
     """A prediction as evidence: its JSON where it is some, else its text; cut where it is long."""
     raw = raw or b""
     if len(raw) <= MAX_SAMPLE_BYTES and raw.count(b"[") + raw.count(b"{") < 100:
         try:
-            return strict_json(raw)
+            prediction = strict_json(raw)
+            if b"\\u" in raw:
+                # Half of a surrogate pair can be read, and not be written again. It raises a ValueError.
+                json.dumps(prediction, ensure_ascii=False).encode()
+            return prediction
         except (ValueError, RecursionError):
             pass
     return raw[:MAX_SAMPLE_BYTES].decode("utf-8", "replace")
@@ -410,7 +555,7 @@ def _readable(raw: bytes | None) -> Any:
 
 def strict_json(raw: bytes) -> Any:
     """What JSON can hold, and so can be printed as JSON again. Raises ValueError and RecursionError."""
-    return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite_float)
+    return json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -33,6 +33,7 @@ import numpy as np
 from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
+from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
 from holdfast.core.record import MAX_KEY_BYTES, Record, headers_size
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
@@ -535,9 +536,10 @@ class Ledger:
 
     def _count(self, prediction: _Prediction, tallies_read: bool) -> bool:
         """Enter a verdict into its tally, and check it; False where the tally has not been read yet."""
-        if prediction.stream is Stream.MALFORMED:
-            return True
         headers, offset = prediction.headers, prediction.offset
+        is_malformed = prediction.stream is Stream.MALFORMED
+        if is_malformed and Header.POLICY not in headers:
+            return True  # No version is to blame, and no tally counts it.
         model, version = _text(headers, Header.MODEL), _text(headers, Header.MODEL_VERSION)
         policy_id = _text(headers, Header.POLICY)
         approved = prediction.stream is Stream.APPROVED
@@ -555,6 +557,8 @@ class Ledger:
         found.seen += 1
         found.approved += approved
         found.blocked += not approved
+        if is_malformed:
+            found.blocked_by[MALFORMED] += 1
         for finding in self._findings(headers, offset, model):
             (found.blocked_by if finding.enforced else found.shadow_by)[finding.check] += 1
         if approved:
@@ -647,7 +651,7 @@ class Ledger:
         batches, malformed = decode_by_model(policies, group.values)
         strangers = [p for name, batch in batches if name != model for p in batch.positions]
         for position in sorted([*malformed, *strangers]):
-            reason = malformed.get(position, "it is of another model")
+            reason = malformed[position].reason if position in malformed else "it is of another model"
             self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, f"{group.policy_id}: {reason}")
         for name, batch in batches:
             if name != model:

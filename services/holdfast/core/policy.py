@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -18,11 +18,12 @@ from holdfast.core.checks import (
     RangeCheck,
     Table,
 )
-from holdfast.core.decode import Shape, field_names_hint, is_field
+from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
 from holdfast.core.errors import HoldfastError
+from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
 from holdfast_schemas import Name
 
-BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy")
+BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy", "malformed")
 
 
 class PolicyError(HoldfastError):
@@ -35,7 +36,7 @@ class Remembered(NamedTuple):
     model: str
     field: str
     window: int
-    paths: tuple[tuple[str, str], ...]
+    paths: tuple[tuple[str, Mapped], ...]
     """The mapping by which it is read: by another one it is another value."""
 
 
@@ -49,20 +50,55 @@ class Policy(BaseModel):
     """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Numbers that are none, fences and
     holds block in every mode."""
     runbook_url: str = ""
-    fields: dict[str, str] = {}
-    """Field name to dotted path, for events of another shape than the contract's."""
+    fields: dict[str, Mapped] = {}
+    """Field name to where it stands, for events of another shape than the contract's."""
+    non_finite: Literal["read", "all"] = "read"
+    """Where NaN or infinity blocks: in the outputs and in what a check reads, or anywhere in the event."""
     checks: tuple[AnyCheck, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
     _id: str = PrivateAttr(default="")
 
-    @field_validator("fields")
+    @field_validator("fields", mode="before")
     @classmethod
-    def _fields_exist(cls, fields: dict[str, str]) -> dict[str, str]:
-        for name in fields:
+    def _fields_exist(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            raise ValueError("write a table: field name = path")
+        for name, mapped in fields.items():
             if not is_field(name) and name != "features":
                 raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
-            if not all(fields[name].split(".")):
-                raise ValueError(f"{fields[name]!r} is no dotted path for the field {name!r}; write names and dots")
+            if isinstance(mapped, FieldMapping):
+                continue
+            if isinstance(mapped, str):
+                parse_path(mapped)
+                continue
+            if not isinstance(mapped, dict):
+                raise ValueError(f'{name!r} needs a path, as in {name} = "offer.price", not {mapped!r}')
+            if "path" not in mapped:
+                inside = next(iter(mapped), "cost")
+                raise ValueError(
+                    f'{name!r} has no path. Write {name} = {{ path = "…", as = "…" }}; a field with a dot in its name '
+                    f'needs quotes, as in "{name}.{inside}" = "…"'
+                )
+            for key in mapped:
+                if key not in ("path", "as"):
+                    raise ValueError(f"{name!r} has no key {key!r}; the keys here are path, as")
+            if not isinstance(mapped["path"], str):
+                raise ValueError(f"the path of {name!r} is a text, not {mapped['path']!r}")
+            parse_path(mapped["path"])
+            readings = _readings_of(name)
+            if "as" in mapped and mapped["as"] not in readings:
+                known = ", ".join(readings) or "none"
+                raise ValueError(f"{name!r} cannot be read as {mapped['as']!r}; for this field there are: {known}")
+        return fields
+
+    @field_validator("fields")
+    @classmethod
+    def _outputs_stand_together(cls, fields: dict[str, Mapped]) -> dict[str, Mapped]:
+        for name in fields:
+            if name.startswith("outputs."):
+                raise ValueError(
+                    f"{name!r} cannot be mapped by itself; map `outputs`, the object that holds all outputs"
+                )
         return fields
 
     @model_validator(mode="after")
@@ -88,6 +124,15 @@ class Policy(BaseModel):
         """Whether a failure of `check` blocks."""
         return self.mode == "enforce" and check.blocks
 
+    def why_it_cannot_trip(self) -> str | None:
+        """Why no check can trip a version, in words; None: one can."""
+        if any(map(self.enforces, self.active_checks())):
+            return None
+        return (
+            "no check blocks, so that only malformed records and numbers that are not finite can trip a version: set "
+            'mode = "enforce", and severity = "error" on a check'
+        )
+
     def remembered_fields(self) -> frozenset[Remembered]:
         """What the memory must hold."""
         paths = tuple(sorted(self.fields.items()))
@@ -104,6 +149,13 @@ class Policy(BaseModel):
             if isinstance(check, OutlierCheck):
                 found[check.field] = max(check.window, found.get(check.field, 0))
         return found
+
+
+def _readings_of(name: str) -> tuple[Reading, ...]:
+    """How a field may be written, beside the contract's way."""
+    if name == "predicted_at":
+        return TIMES
+    return (Reading.DECIMAL_TEXT,) if is_number_field(name) or name in ("outputs", "features") else ()
 
 
 def tables_of(data: Mapping[str, Any]) -> list[str]:
@@ -205,7 +257,7 @@ class PolicySet:
         """Raises PolicyError when two policies are for one model, or read one shape of event in ways that exclude
         each other."""
         by_model: dict[str, Policy] = {}
-        by_mapping: dict[tuple[tuple[str, str], ...], list[Policy]] = {(): []}
+        by_mapping: dict[tuple[tuple[str, Mapped], ...], list[Policy]] = {(): []}
         for policy in policies:
             if policy.model in by_model:
                 raise PolicyError(f"two policies are for the model {policy.model!r}; keep one file for it")

@@ -23,6 +23,7 @@ from typing import Any
 
 from holdfast.core.breaker import MAX_SAMPLES, BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
+from holdfast.core.population import Population
 from holdfast_schemas import (
     ALERT_NAMES,
     Action,
@@ -109,6 +110,7 @@ class ModelState(Contract):
     """Automatic switches, for as long as they count."""
     incidents: dict[str, OpenIncident] = {}
     """The open ones, by bad version."""
+    population: Population = Population()
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -356,9 +358,10 @@ class _Turn:
         window = version.window.add(tally, self.now, self.policy)
         approved = version.approved + (tally.approved if name == self.active else 0)
         self._set_version(name, window=window, approved=approved, last_seen=self.now)
+        self._set(population=self.state.population.add(tally, self.now, self.policy))
         self._forget_silent_candidates(keep=name)
         self._forget_old_samples(keep=name)
-        if (cause := window.trips(self.policy)) is not None:
+        if (cause := window.trips(self.policy, self.state.population.needed(self.policy))) is not None:
             self._trip(name, cause, tally)
         elif self._has_earned_good(name):
             self._set_version(name, state=VersionState.GOOD)

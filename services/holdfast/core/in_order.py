@@ -1,0 +1,169 @@
+"""The checks that hold a prediction against what was approved before it, record by record.
+
+Whether a record may become part of a reference depends on all checks, and what a record is held against depends on
+all records before it. So where a policy has an `outlier`, the checks of both kinds step together through the rows.
+Policies without one use `judge_changes`, which gives the same answers for whole columns at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from holdfast.core.checks import (
+    Entities,
+    Explanations,
+    Mask,
+    MaxChangeCheck,
+    Outcome,
+    OutlierCheck,
+    Rows,
+    explain_changes,
+)
+from holdfast.core.decode import Columns
+from holdfast.core.recent import Draft, Segments
+
+
+@dataclass(slots=True)
+class InOrder:
+    """The answers by check, in the order of `changes` and then of `outliers`; and what is to be learnt."""
+
+    changes: list[Outcome]
+    outliers: list[Outcome]
+    last: dict[str, Mask]
+    recent: dict[str, Segments]
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """A max_change check at work; `newest` are the values of this batch by entity, shared by the checks of a field."""
+
+    check: MaxChangeCheck
+    blocks: bool
+    values: list[float]
+    references: list[float]
+    newest: dict[str, float]
+    failed: list[int] = field(default_factory=list)
+    unknown: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Outlier:
+    """An outlier check at work; `centre` and `spread` are of the rows that it could not let pass."""
+
+    check: OutlierCheck
+    blocks: bool
+    values: list[float]
+    draft: Draft
+    failed: list[int] = field(default_factory=list)
+    unknown: list[int] = field(default_factory=list)
+    reference: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+
+def judge_in_order(
+    changes: Sequence[tuple[MaxChangeCheck, bool]],
+    outliers: Sequence[tuple[OutlierCheck, bool]],
+    columns: Columns,
+    known: Entities,
+    recent: Mapping[str, Segments],
+    windows: Mapping[str, int],
+    approvable: Mask,
+) -> InOrder:
+    """Judge row by row. Each check comes with whether it blocks; `approvable[i]`: every other check lets row i pass.
+
+    `recent` and `windows`, by field: the recent values so far, and how many of them are kept.
+    """
+    size = len(columns)
+    newest: dict[str, dict[str, float]] = {check.field: {} for check, _ in changes}
+    drafts = {check.field: Draft(recent.get(check.field, {}), windows[check.field]) for check, _ in outliers}
+    numbers = {name: columns.numbers(name).tolist() for name in {*newest, *drafts}}
+    changing = [
+        _Change(check, blocks, numbers[check.field], known.last(check.field, columns).tolist(), newest[check.field])
+        for check, blocks in changes
+    ]
+    outlying = [_Outlier(check, blocks, numbers[check.field], drafts[check.field]) for check, blocks in outliers]
+    entities: Sequence[str] = columns.values("entity_id") if changes else ()
+    segments: Sequence[str | None] = columns.values("segment") if outliers else ()
+    learnt: dict[str, list[int]] = {name: [] for name in newest}
+    for row, keeps in enumerate(approvable.tolist()):
+        for change in changing:
+            keeps &= _passes_change(change, row, entities[row])
+        for outlier in outlying:
+            keeps &= _passes_outlier(outlier, row, segments[row])
+        if keeps:
+            for name, of_field in newest.items():
+                value = numbers[name][row]
+                if value == value:
+                    of_field[entities[row]] = value
+                    learnt[name].append(row)
+            for name, draft in drafts.items():
+                value = numbers[name][row]
+                if value == value:
+                    draft.push(segments[row], value)
+    return InOrder(
+        [
+            Outcome(
+                _mask(change.failed, size),
+                _mask(change.unknown, size) if change.unknown else None,
+                partial(explain_changes, change.check, np.array(change.values), np.array(change.references)),
+            )
+            for change in changing
+        ],
+        [
+            Outcome(
+                _mask(outlier.failed, size),
+                _mask(outlier.unknown, size) if outlier.unknown else None,
+                partial(_explain_outliers, outlier),
+            )
+            for outlier in outlying
+        ],
+        {name: _mask(rows, size) for name, rows in learnt.items()},
+        {name: draft.segments for name, draft in drafts.items()},
+    )
+
+
+def _passes_change(change: _Change, row: int, entity: str) -> bool:
+    """Enter the answer for one row; whether the check lets it be approved."""
+    reference = change.newest.get(entity)
+    if reference is None:
+        reference = change.references[row]
+    else:
+        change.references[row] = reference
+    passed = change.check.compare_one(change.values[row], reference)
+    if passed:
+        return True
+    if passed is None:
+        change.unknown.append(row)
+        return not change.blocks or change.check.unknown == "pass"
+    change.failed.append(row)
+    return not change.blocks
+
+
+def _passes_outlier(outlier: _Outlier, row: int, segment: str | None) -> bool:
+    check = outlier.check
+    recent = outlier.draft.segments.get(segment)
+    count, centre, spread = recent.reference(check.view) if recent is not None else (0, np.nan, np.nan)
+    passed = check.compare_one(outlier.values[row], count, centre, spread)
+    if passed:
+        return True
+    outlier.reference[row] = (centre, spread) if count >= check.min_values else (np.nan, np.nan)
+    if passed is None:
+        outlier.unknown.append(row)
+        return not outlier.blocks or check.unknown == "pass"
+    outlier.failed.append(row)
+    return not outlier.blocks
+
+
+def _explain_outliers(outlier: _Outlier, rows: Rows) -> Explanations:
+    seen: list[Any] = [None if (value := outlier.values[row]) != value else value for row in rows]
+    limits = [outlier.check.limit(*outlier.reference[row]) for row in rows]
+    return repeat(outlier.check.field), seen, limits
+
+
+def _mask(rows: Sequence[int], size: int) -> Mask:
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[list(rows)] = True
+    return mask

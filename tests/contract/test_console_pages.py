@@ -1,0 +1,152 @@
+"""What the console says of the state of things, rendered from a read model without servers."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from holdfast.adapters.access import Principal, Role
+from holdfast.board import Board
+from holdfast.console import Console, View
+from holdfast.core.routing import ModelState, Version, VersionState
+from holdfast.settings import TopicNames
+from holdfast_schemas import (
+    Finding,
+    Incident,
+    IncidentAction,
+    IncidentSeverity,
+    IncidentStatus,
+    Route,
+    RouteState,
+    Sample,
+    Severity,
+)
+
+NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+
+
+def a_route(model: str = "pricing", version: str | None = "v41", state: RouteState = RouteState.AUTO) -> Route:
+    return Route(model=model, version=version, epoch=3, state=state, reason="release", actor="ci", since=NOW)
+
+
+def an_incident(**changes: Any) -> Incident:
+    fields: dict[str, Any] = {
+        "incident_id": "i-1",
+        "dedup_key": "holdfast/pricing/v42",
+        "status": IncidentStatus.TRIGGERED,
+        "severity": IncidentSeverity.CRITICAL,
+        "model": "pricing",
+        "bad_version": "v42",
+        "routed_to": "v41",
+        "action": IncidentAction.SWITCHED,
+        "opened_at": NOW,
+        "seen": 50,
+        "blocked": 37,
+        "blocked_by_check": {"c": 37},
+        "policy": "pricing@0123456789ab",
+        "runbook_url": "https://runbooks.example/x.md",
+        "route_state": RouteState.AUTO,
+        "serves": "v41",
+    }
+    return Incident(**fields | changes)
+
+
+def page(*things: Route | Incident | ModelState, view: View | None = None) -> str:
+    board = Board(TopicNames(), keep_incidents=100, keep_audit=100)
+    for one in things:
+        match one:
+            case Route():
+                board.routes[one.model] = one
+            case ModelState():
+                board.states[one.model] = one
+            case Incident():
+                board.incidents[one.incident_id] = one
+    return Console(board).page(view or View(), Principal("ann", Role.ADMIN), may_leave=False)
+
+
+def text(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+ACKNOWLEDGED = {"status": IncidentStatus.ACKNOWLEDGED, "acknowledged_by": "ann", "acknowledged_at": NOW}
+RESOLVED = {"status": IncidentStatus.RESOLVED, "resolved_by": "ann", "resolved_at": NOW}
+WARNING = {"severity": IncidentSeverity.WARNING}
+HELD = a_route(version=None, state=RouteState.HELD)
+
+
+@pytest.mark.parametrize(
+    ("things", "says", "look"),
+    [
+        ([], "No model yet", "fine"),
+        ([a_route()], "All is well", "fine"),
+        ([a_route(), an_incident(**RESOLVED)], "All is well", "fine"),
+        ([a_route(), an_incident()], "1 incident needs somebody", "bad"),
+        ([a_route(), an_incident(**WARNING)], "1 incident needs somebody", "bad"),
+        ([a_route(), an_incident(**ACKNOWLEDGED)], "1 critical incident is open", "bad"),
+        ([a_route(), an_incident(**ACKNOWLEDGED, **WARNING)], "1 incident is open", "look"),
+        ([HELD], "1 model is held", "bad"),
+        ([HELD, an_incident(**ACKNOWLEDGED)], "1 model is held", "bad"),
+    ],
+)
+def test_all_is_well_only_where_nothing_is_open(things: list[Any], says: str, look: str) -> None:
+    """Whether somebody has acknowledged it or not; red over what is critical or needs somebody."""
+    html = page(*things)
+    assert re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)[1].strip() == says  # type: ignore[index]
+    assert f'class="headline {look}"' in html
+
+
+def test_a_model_without_a_version_is_named() -> None:
+    """All may be well with it, but no version of it serves."""
+    assert "No incident is open. pricing has no version yet." in text(page(a_route(version=None)))
+    assert "Every model has a version that serves." in text(page(a_route()))
+
+
+def test_a_card_says_what_serves_now_and_what_consumers_have() -> None:
+    """A version that was fenced since is not named as serving; what passed the checks was not blocked."""
+    shown = text(page(HELD, an_incident(route_state=RouteState.HELD, serves=None)))
+    assert "The route moved from v42 to v41. Every output of pricing is blocked until" in shown
+    assert "37 of 50 outputs blocked (74 %). Approved before: at least 13. Consumers may have acted on these." in shown
+    moved = text(page(a_route(version="v40"), an_incident(serves="v40")))
+    assert "The route moved from v42 to v41. v40 serves now." in moved
+
+
+def test_a_resolved_card_says_why() -> None:
+    over = an_incident(action=IncidentAction.HELD, **RESOLVED, resolved_because="the route is held no longer")
+    assert "“the route is held no longer” ann" in text(page(a_route(), over, view=View(resolved=True)))
+
+
+def test_counts_since_activation_are_labelled_so() -> None:
+    """And shown only of versions that were activated: of the others nothing is counted."""
+    state = ModelState(
+        model="pricing",
+        versions={
+            "v41": Version(state=VersionState.GOOD, activated=3, active_since=NOW, approved=1234),
+            "v42": Version(state=VersionState.FENCED, activated=2, active_since=NOW),
+            "canary": Version(),
+        },
+    )
+    html = page(a_route(), state)
+    assert "Approved since activation" in text(html)
+    assert 'title="since 2026-11-24 10:00:00 UTC">1,234<' in html
+    counts = re.findall(r'<td class="right"><span[^>]*>([^<]*)</span></td>', html)
+    assert (counts[0], {ord(one) for one in counts[1:]}) == ("1,234", {0x2013})
+
+
+def test_evidence_is_in_words() -> None:
+    """No notation of a programming language, whatever the limits look like."""
+    found = (
+        Finding(check="floor", severity=Severity.ERROR, enforced=True, field="value", seen=1.0, limit={"min": 10}),
+        Finding(
+            check="rule",
+            severity=Severity.ERROR,
+            enforced=True,
+            seen={"value": 1.0, "features.cost": None},
+            limit={"of": {"x": [None]}},
+        ),
+    )
+    samples = (Sample(source="p/0/1", prediction={"entity_id": "SKU-1"}, findings=found),)
+    shown = text(page(a_route(), an_incident(samples=samples)))
+    assert "floor value 1 at least 10" in shown
+    assert "value 1, features.cost nothing of x nothing" in shown
+    assert "{" not in shown
