@@ -21,6 +21,7 @@ from holdfast.adapters.policies import load_policies
 from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
+from holdfast.core.trial import Trial
 from holdfast.settings import load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
@@ -208,8 +209,40 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Validate configuration and policies, and print them with every default filled in."""
+def check(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    topic: Annotated[
+        str | None, typer.Option("--try", help="Judge the newest events of this topic.", metavar="TOPIC")
+    ] = None,
+    event: Annotated[
+        Path | None,
+        typer.Option("--event", help="Judge the event of this file, or one in each line; - reads the standard input."),
+    ] = None,
+    records: Annotated[int, typer.Option(min=1, max=10_000, help="With --try: how many events.")] = 100,
+) -> None:
+    """Validate configuration and policies, and print them with every default filled in.
+
+    With --try or --event, decode and judge real events, and print what each check would say of them. This works
+    without any topic of Holdfast, and writes nothing. The exit code is 1 when no event could be decoded.
+    """
+    if topic is not None and event is not None:
+        raise typer.BadParameter("--try and --event exclude each other")
+    if topic is not None or event is not None:
+        from holdfast import try_policy
+
+        def judge_events() -> Trial:
+            settings = load_settings(config)
+            if topic is not None:
+                return run(try_policy.try_topic(settings, topic, records))
+            assert event is not None  # noqa: S101
+            return try_policy.try_file(settings, event)
+
+        trial = perform(judge_events)
+        show(as_json, try_policy.facts(trial), lambda console: try_policy.display(trial, console))
+        if not trial.decoded:
+            raise typer.Exit(1)
+        return
 
     def action() -> dict[str, Any]:
         settings = load_settings(config)

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import msgspec
 import structlog
@@ -37,10 +36,10 @@ from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally, with_malformed
-from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed
+from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
-from holdfast.core.record import MAX_HEADERS_BYTES, MAX_KEY_BYTES, Record, headers_size, writable
+from holdfast.core.record import Record, writable
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 
@@ -162,7 +161,7 @@ class GuardWork:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
         raws: list[bytes | None] = [record.value for record in records]
-        reasons = _too_long(records, raws, limit)
+        reasons = too_long(records, raws, limit)
         for position in reasons:
             raws[position] = None
         groups, flaws = decode_by_model(policies, raws)
@@ -310,31 +309,6 @@ class GuardWork:
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
-
-
-def _too_long(records: Sequence[Record], values: Sequence[bytes | None], limit: int) -> dict[int, Malformed]:
-    """By position, why a record is put aside unread: it is over the limit, or no topic takes it with our headers."""
-    reasons: dict[int, Malformed] = {}
-    keys = [record.key for record in records]
-    for what, column, most, setting, kind in (
-        ("value", values, limit, " (guard.max_record_bytes)", MalformedKind.VALUE_TOO_LONG),
-        ("key", keys, MAX_KEY_BYTES, "", MalformedKind.KEY_TOO_LONG),
-    ):
-        if max(map(len, filter(None, column)), default=0) > most:
-            for position, one in enumerate(column):
-                if one is not None and len(one) > most:
-                    reasons[position] = malformed(
-                        f"the {what} has {len(one)} bytes, over the limit of {most}{setting}", kind
-                    )
-    # Most have none.
-    if any(map(attrgetter("headers"), records)):
-        for position, record in enumerate(records):
-            if (size := headers_size(record)) > MAX_HEADERS_BYTES:
-                reasons[position] = malformed(
-                    f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}",
-                    MalformedKind.HEADERS_TOO_LONG,
-                )
-    return reasons
 
 
 def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Outs:

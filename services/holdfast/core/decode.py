@@ -260,7 +260,7 @@ class Shape:
                 try:
                     one = convert(seen)
                 except ValueError:
-                    event = _read_leniently(raws[position - start])
+                    event = read_leniently(raws[position - start])
                     decoded.malformed[position] = self._wrong_type(name, self.keys(name), seen, event)
                 else:
                     if (found := _find_non_finite(one, name)) is not None:
@@ -277,7 +277,7 @@ class Shape:
             return
         for position, (value, outputs) in enumerate(zip(columns["value"], columns["outputs"], strict=True), start):
             if value is None and not outputs and position not in decoded.malformed:
-                event = _read_leniently(raws[position - start])
+                event = read_leniently(raws[position - start])
                 decoded.malformed[position] = malformed(
                     f"neither value nor outputs is given: {self._what_stands_at('value', event)}, and "
                     f"{self._what_stands_at('outputs', event)}",
@@ -349,10 +349,10 @@ class Shape:
 
     def identity_of(self, raw: bytes | None) -> Identity:
         """What the bytes of an event say of it, as far as they can be read."""
-        return self.identity(_read_leniently(raw))
+        return self.identity(read_leniently(raw))
 
     def _unreadable(self, reason: str, kind: MalformedKind, raw: bytes) -> MalformedError:
-        return MalformedError(reason, kind, identity=self.identity(_read_leniently(raw)))
+        return MalformedError(reason, kind, identity=self.identity(read_leniently(raw)))
 
     def _flaw(self, event: Mapping[str, Any]) -> Malformed | None:
         """The first field that is missing or of a wrong type."""
@@ -470,7 +470,7 @@ def _framed(raw: bytes) -> MalformedError:
     )
 
 
-def _read_leniently(raw: bytes | None) -> Any:
+def read_leniently(raw: bytes | None) -> Any:
     """What can be read of an event that cannot be decoded, to find who is to blame; None where that is nothing.
 
     Keys that stand twice are left out, and what other languages write for "not a number" or "nothing" counts as null.

@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+from holdfast.core.record import MAX_HEADERS_BYTES, MAX_KEY_BYTES, Record, headers_size
 from holdfast_schemas._base import NAME_PATTERN
 
 _LONGEST_REASON = 1000
@@ -159,3 +161,28 @@ def blamed(found: Mapping[int, Malformed], models: Iterable[str]) -> dict[str, d
         if (whose := found[position].blames(models)) is not None:
             result.setdefault(whose[0], {}).setdefault(whose[1], []).append(position)
     return result
+
+
+def too_long(records: Sequence[Record], values: Sequence[bytes | None], limit: int) -> dict[int, Malformed]:
+    """By position, why a record is not decoded: it is over the limit, or no topic takes it with our headers."""
+    reasons: dict[int, Malformed] = {}
+    keys = [record.key for record in records]
+    for what, column, most, setting, kind in (
+        ("value", values, limit, " (guard.max_record_bytes)", MalformedKind.VALUE_TOO_LONG),
+        ("key", keys, MAX_KEY_BYTES, "", MalformedKind.KEY_TOO_LONG),
+    ):
+        if max(map(len, filter(None, column)), default=0) > most:
+            for position, one in enumerate(column):
+                if one is not None and len(one) > most:
+                    reasons[position] = malformed(
+                        f"the {what} has {len(one)} bytes, over the limit of {most}{setting}", kind
+                    )
+    # Most have none.
+    if any(map(attrgetter("headers"), records)):
+        for position, record in enumerate(records):
+            if (size := headers_size(record)) > MAX_HEADERS_BYTES:
+                reasons[position] = malformed(
+                    f"the headers have {size} bytes, over the limit of {MAX_HEADERS_BYTES}",
+                    MalformedKind.HEADERS_TOO_LONG,
+                )
+    return reasons
