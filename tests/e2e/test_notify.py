@@ -159,12 +159,13 @@ async def test_a_page_says_what_happened_once_and_is_over_when_it_is(
         "status": "triggered",
         "policy": "pricing@0123456789ab",
         "routed_to": "v41",
-        "worst_sample": "SKU-1: value 9.6 USD, limit min 250 USD (check price_floor)",
+        "serves": "v41",
+        "worst_sample": "SKU-1: value 9.6 USD, expected at least 250 USD (price_floor)",
         "runbook_url": "https://runbooks.example/HoldfastVersionSwitched.md",
         "console_url": link,
     }
     assert "Blocked: 37 of 50 (by price_floor 37)." in description
-    assert "Worst: SKU-1: value 9.6 USD, limit min 250 USD (check price_floor)." in description
+    assert "Worst: SKU-1: value 9.6 USD, expected at least 250 USD (price_floor)." in description
     assert alert["generatorURL"] == link
     assert datetime.fromisoformat(alert["startsAt"]) == datetime.fromisoformat(incident["opened_at"])
 
@@ -187,6 +188,65 @@ async def test_a_page_says_what_happened_once_and_is_over_when_it_is(
     await stack.until(lambda: "resolved" in receiver.pages(incident), "the end")
     assert receiver.pages(incident) == ["firing", "resolved"]
     assert receiver.alert(incident)["annotations"]["resolved_by"] == "ada"
+
+
+async def test_a_page_follows_the_route_until_it_is_over(
+    stack: Stack, alertmanager: AlertmanagerServer, receiver: Webhook, unique: str
+) -> None:
+    """A hold that a promotion ended is not paged again, also not by a notify that starts later; a page names the
+    version that serves now.
+    """
+    settings = {**notify_settings(alertmanager.url), "switch": {"tick_every": "200ms"}}
+    notify, _ = await stack.start("notify", "switch", settings=settings)
+
+    async def trip(version: str) -> dict[str, Any]:
+        before = len(stack.incidents(unique))
+        await stack.send([critical_tally(unique, version)], role="control")
+        return await stack.until(  # type: ignore[no-any-return]
+            lambda: next((one for one in stack.incidents(unique)[before:] if one["bad_version"] == version), None)
+        )
+
+    def says(incident: dict[str, Any], text: str) -> Any:
+        alert = known(alertmanager).get(incident["incident_id"])
+        return alert and text in alert["annotations"]["summary"]
+
+    await stack.command(unique, "promote", "v1")
+    held = await trip("v1")
+    await stack.until(lambda: says(held, f"{unique} is held: v1 was bad, and no version may serve"))
+    await stack.command(unique, "promote", "v2")
+    await stack.until(lambda: "resolved" in receiver.pages(held), "the end of the hold")
+    over = receiver.alert(held)["annotations"]
+    assert over["summary"].startswith(f"{unique} was held because v1 was bad, v2 serves now")
+    assert (over["resolved_by"], over["resolved_because"]) == ("holdfast", "the route is held no longer: v2 serves")
+
+    canary = await trip("canary")
+    await stack.until(lambda: says(canary, "canary was bad and is fenced, the route did not change"))
+    await stack.command(unique, "promote", "v3")
+    await stack.until(lambda: says(canary, "canary was bad and is fenced, v3 serves now"))
+    await stack.command(unique, "hold")
+    await stack.until(lambda: says(canary, "and the model is held by now: no version may serve"))
+
+    told = len(receiver.pages(held))
+    await asyncio.to_thread(notify.restart)
+    await stack.ready(notify)
+    await stack.command(unique, "resume", "v3")
+    await stack.until(lambda: says(canary, "v3 serves now"), "the notify that was started again tells of changes")
+    assert held["incident_id"] not in known(alertmanager)
+    assert receiver.pages(held)[told:].count("firing") == 0
+
+
+def critical_tally(model: str, version: str) -> dict[str, Any]:
+    counts = {"seen": 5, "approved": 4, "blocked": 1, "failed": 1, "critical": 1}
+    where = {
+        "worker": "guard-1",
+        "partition": 0,
+        "first_offset": 0,
+        "last_offset": 5,
+        "at": datetime.now(UTC).isoformat(),
+    }
+    checks = {"blocked_by_check": {"floor": 1}, "entities": ["SKU-1"]}
+    named = {"model": model, "model_version": version, "policy": f"{model}@5f1c0a9be217"}
+    return {"type": "tally", **named, **where, **counts, **checks}
 
 
 async def test_a_version_that_trips_again_is_news(
