@@ -9,6 +9,7 @@ RUN uv pip install --python /opt/holdfast/bin/python --no-cache --compile-byteco
 COPY README.md LICENSE ./
 COPY services services
 COPY schemas schemas
+COPY alerts/runbooks alerts/runbooks
 RUN uv pip install --system --no-cache --constraint requirements.lock hatchling \
  && uv build --no-build-isolation --wheel --out-dir /tmp/wheel \
  && uv pip install --python /opt/holdfast/bin/python --no-cache --compile-bytecode --no-deps /tmp/wheel/*.whl

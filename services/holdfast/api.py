@@ -56,6 +56,7 @@ from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
 from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
 from holdfast.console.reference import operations
+from holdfast.console.runbook import INDEX, runbook, runbooks
 from holdfast.core.duration import Duration
 from holdfast.core.routing import HOLDFAST, VersionState
 from holdfast.settings import Settings
@@ -737,6 +738,23 @@ async def reference_page(request: Request) -> Response:
             base=str(request.base_url).rstrip("/"),
         )
     )
+
+
+@pages.get("/runbooks")
+async def runbooks_page() -> Response:
+    return RedirectResponse("/runbooks/", 308)
+
+
+@pages.get("/runbooks/")
+@pages.get("/runbooks/{name}")
+async def runbook_page(request: Request, name: str = INDEX) -> Response:
+    """What to do about an alert. Open to all, as the source is: a page at night must not end at a door."""
+    found = runbook(name)
+    if found is None:
+        raise HTTPException(404)
+    others = runbooks() if name == INDEX else []
+    console: Console = request.app.state.api.console
+    return HTMLResponse(console.other_page("runbook.html", title=found[0], body=found[1], others=others))
 
 
 @pages.get("/static/{name}")

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 from dataclasses import asdict
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,6 @@ from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail,
 from holdfast_schemas import TOPICS, Party
 
 app = typer.Typer(
-    help="Checks every live model prediction, blocks the bad ones, and switches back to the last good version.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -43,6 +43,21 @@ app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(topics_app, name="topics")
 app.add_typer(offsets.offsets_app, name="offsets")
 app.add_typer(acls_app, name="acls")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        show_line(False, None, f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everything(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Checks every live model prediction, blocks the bad ones, and switches back to the last good version."""
 
 
 def _serve(service: str, config: Path | None) -> None:

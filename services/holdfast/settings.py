@@ -297,9 +297,9 @@ class SwitchSettings(_Section):
     group: PlainName = "holdfast-switch"
     tick_every: Duration = timedelta(milliseconds=500)
     give_up_after: Duration = timedelta(minutes=5)
-    runbook_url: str = "https://holdfast.invalid/runbooks/"
-    """Where people find `alerts/runbooks`. One that ends in a slash is a folder: incidents name the page of their
-    kind in it."""
+    runbook_url: str = ""
+    """Where people find the runbooks; empty: at the API, which serves them below `notify.console_url`. One that ends
+    in a slash is a folder: incidents name the page of their kind in it."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8001
     health_host: Host = "127.0.0.1"
 
@@ -437,6 +437,11 @@ class Settings(BaseSettings):
         if self.guard.group == self.switch.group:
             raise ValueError(f"guard.group and switch.group are both {self.guard.group!r}; give each its own name")
         return self
+
+    @property
+    def runbook_url(self) -> str:
+        """Where incidents link to, unless the policy of their model says otherwise."""
+        return self.switch.runbook_url or f"{self.notify.console_url.rstrip('/')}/runbooks/"
 
     @classmethod
     def settings_customise_sources(

@@ -146,7 +146,7 @@ async def test_a_page_a_message_and_a_hook(told: Told) -> None:
     assert (payload["class"], payload["component"]) == ("HoldfastVersionSwitched", "pricing")
     details = payload["custom_details"]
     assert details["runbook"] == "https://runbooks.example/HoldfastVersionSwitched.md"
-    assert details["worst"] == "<!channel> & co: value 9.6, limit min 250 (check price_floor)"
+    assert details["worst"] == "<!channel> & co: value 9.6, expected at least 250 (price_floor)"
     assert "The route moved from v42 to v41." in details["what"]
     assert page["client_url"] == "https://console.example/?q=i-1"
     assert [link["text"] for link in page["links"]] == ["Runbook", "Console"]

@@ -12,7 +12,7 @@ import yaml
 
 import backends
 from alerts.queries import CATALOGUE, exported, selectors
-from holdfast.settings import SwitchSettings
+from holdfast.settings import Settings
 from holdfast_schemas import ALERT_NAMES, IncidentAction, IncidentSeverity
 
 ALERTS = backends.ROOT / "alerts"
@@ -60,7 +60,7 @@ def test_an_alert_says_how_bad_it_is_whose_it_is_and_what_to_do(name: str) -> No
     assert "service" in {*rule["labels"], *metric_labels}
     annotations = rule["annotations"]
     assert set(annotations) == {"summary", "description", "runbook_url"}
-    assert annotations["runbook_url"] == f"{SwitchSettings().runbook_url}{name}.md"
+    assert annotations["runbook_url"] == f"{Settings().runbook_url}{name}.md"
     assert len(annotations["summary"]) < 120
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 import jsonschema
 import pytest
@@ -190,8 +191,10 @@ async def test_incidents_from_the_page_to_the_end(stack, config):
         incident_id
     ) == 1
     shown = (await holdfast(config, "incidents", "show", short)).flat()
-    for fact in ("status triggered", "severity critical", "done switched to v1", "price_floor: value 1 (min 10, max"):
+    for fact in ("status triggered", "severity critical", "done The route moved from v2 to v1", "serves now v1"):
         assert fact in shown
+    assert "value 1, expected 10 to " in shown
+    assert "{" not in shown
     assert (await holdfast(config, "incidents", "show", short, "--json")).facts["samples"]
     acknowledged = await holdfast(config, "incidents", "ack", short, "-r", "looking", "--actor", "alice")
     assert (acknowledged.code, acknowledged.out) == (0, "applied: the incident is acknowledged\n")
@@ -212,13 +215,19 @@ async def test_blocked_list(stack, config):
     await serve(stack, "plain", "v7", value=2.0, count=30)
     said = await holdfast(config, "blocked", "list", "plain", "--version", "v7", "--limit", "3")
     assert said.code == 0
-    assert said.flat().count("price_floor: value 2 (min 10,") == 3
+    assert said.flat().count("value 2, expected 10 to") == 3
     assert said.out.endswith("30 blocked; the latest 3 are shown.\n")
     facts = (await holdfast(config, "blocked", "list", "plain", "--version", "v7", "--json")).facts
     assert facts["count"] == len(facts["predictions"]) == 30
     assert {one["prediction"]["value"] for one in facts["predictions"]} == {2.0}
     none = await holdfast(config, "blocked", "list", "plain", "--check", "nothing")
     assert (none.code, none.out) == (0, "Nothing of plain that fits was blocked in that time.\n")
+
+
+async def test_it_says_its_version(config):
+    """One line, without a configuration or servers."""
+    said = await holdfast(config, "--version")
+    assert (said.code, said.out) == (0, f"holdfast {version('holdfast')}\n")
 
 
 @pytest.mark.parametrize(

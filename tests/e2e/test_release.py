@@ -72,7 +72,7 @@ async def test_what_passes_todays_policy_is_released_once(stack):
     (source,) = await block(stack, 5.0)
     still = await release(stack)
     assert still.code == 1
-    assert "price_floor: value 5 (min 10" in still.flat()
+    assert "value 5, expected 10 to " in still.flat()
     assert "1 failing still." in still.out
     assert released(stack) == []
     stack.write_policy(MODEL, TODAY)

@@ -36,7 +36,7 @@ def what_was_done(incident: Incident) -> str:
         case IncidentAction.FENCED:
             return f"{incident.bad_version} was fenced; it was not active, so the route stayed"
         case IncidentAction.HELD:
-            return f"{incident.bad_version} was bad, and the route was held: no version may serve"
+            return f"{incident.bad_version} was bad, and the route was held: no version served from then on"
 
 
 def how_it_stands(incident: Incident) -> str:
