@@ -1,6 +1,6 @@
 """The wire contract of Holdfast: what is in each topic, in Redis and in the headers."""
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, Said, UtcTime, utc_now
+from holdfast_schemas._base import Contract, Name, NonEmpty, PolicyId, Said, UtcTime, utc_now
 from holdfast_schemas.control import (
     Action,
     AuditRecord,
@@ -53,6 +53,7 @@ __all__ = [
     "NonEmpty",
     "Outcome",
     "Party",
+    "PolicyId",
     "Prediction",
     "Route",
     "RouteState",

@@ -32,6 +32,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A model or version name: it becomes part of Redis keys and metric labels, so braces and spaces are out."""
 
+PolicyId = Annotated[str, StringConstraints(pattern=r"^(none|.+@[0-9a-f]{12})$")]
+"""`pricing@<12 hex digits of the policy's content>`; `none` where the model has no policy."""
+
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 Said = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]

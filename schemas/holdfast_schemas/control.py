@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, Said, UtcTime
+from holdfast_schemas._base import Contract, Name, NonEmpty, PolicyId, Said, UtcTime
 from holdfast_schemas.incident import Sample
 
 Count = Annotated[int, Field(ge=0)]
@@ -64,7 +64,8 @@ class Tally(Contract):
 
 
 class Action(StrEnum):
-    """What a command asks for. `good` declares the version that serves good, on a person's word."""
+    """What a command asks for. `good` declares the version that serves good, on a person's word; `undo_trips` takes
+    back what trips under one policy did."""
 
     PROMOTE = "promote"
     PIN = "pin"
@@ -75,6 +76,7 @@ class Action(StrEnum):
     FENCE = "fence"
     UNFENCE = "unfence"
     GOOD = "good"
+    UNDO_TRIPS = "undo_trips"
     ACKNOWLEDGE = "acknowledge"
     RESOLVE = "resolve"
 
@@ -94,6 +96,8 @@ class Command(Contract):
     version: Name | None = None
     incident_id: NonEmpty | None = None
     """For `acknowledge` and `resolve`; without it the open incident of `version` is meant."""
+    policy: PolicyId | None = None
+    """For `undo_trips`: the policy whose trips are undone; without it that of the latest trip."""
     actor: Said
     reason: Said
     expires_at: UtcTime | None = None

@@ -83,5 +83,10 @@ class Incident(Contract):
     blocked_by_check: dict[str, int]
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
     policy: str
+    policy_since: UtcTime | None = None
+    """When the switch first saw outputs judged by this policy, where that was shortly before the incident: the policy
+    may be what is wrong. `undo_trips` takes back what its trips did."""
+    policy_before: str | None = None
+    """The policy that was in force before it."""
     runbook_url: str
     """The page that says what to do."""

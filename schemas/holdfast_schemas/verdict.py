@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Json, StringConstraints
 
-from holdfast_schemas._base import Contract, NonEmpty
+from holdfast_schemas._base import Contract, NonEmpty, PolicyId
 
 
 class Verdict(StrEnum):
@@ -71,13 +71,12 @@ class _Headers(Contract):
     )
 
 
-_Policy = Annotated[str, StringConstraints(pattern=r"^(none|.+@[0-9a-f]{12})$")]
 _Source = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[0-9]+/[0-9]+$")]
 _Findings = Annotated[tuple[Finding, ...], Field(min_length=1)]
 
 
 class _Judged(_Headers):
-    policy: _Policy
+    policy: PolicyId
     """`pricing@<12 hex digits of the policy's content>`; `none` where the model has no policy."""
     model: NonEmpty
     model_version: NonEmpty
@@ -113,7 +112,7 @@ class MalformedHeaders(_Headers):
     """The reason."""
     error_kind: NonEmpty | None = None
     """The kind of reason, one of few: `missing_field`, `wrong_type`, `not_json`, …"""
-    policy: _Policy | None = None
+    policy: PolicyId | None = None
     """Where the record says its model and version, which are then to blame: the policy that it was decoded for."""
     model: NonEmpty | None = None
     model_version: NonEmpty | None = None

@@ -69,6 +69,7 @@ from holdfast_schemas import (
     IncidentStatus,
     Name,
     Outcome,
+    PolicyId,
     Route,
     UtcTime,
     utc_now,
@@ -204,6 +205,10 @@ class AskUnfence(_ForAWhile, AskVersion):
     pass
 
 
+class AskUndoTrips(Ask):
+    policy: PolicyId | None = Field(None, description="Whose trips; without it, the policy of the latest trip.")
+
+
 class AskIncident(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -220,6 +225,10 @@ _COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
     Action.RESUME: (AskMaybeVersion, "End a hold."),
     Action.FENCE: (AskVersion, "Block every output of a version."),
     Action.UNFENCE: (AskUnfence, "Let a fenced version be a candidate again."),
+    Action.UNDO_TRIPS: (
+        AskUndoTrips,
+        "Take back what trips under a wrong policy did: fences, lost `good`, the route, and their incidents.",
+    ),
     Action.GOOD: (AskVersion, "Declare the version that serves good: a trip of a later one goes back to it."),
     Action.ACKNOWLEDGE: (AskIncident, "Say that somebody is looking at an incident."),
     Action.RESOLVE: (AskIncident, "Close an incident; the version stays fenced."),

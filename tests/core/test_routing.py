@@ -59,12 +59,12 @@ class Model:
         self.audits += decision.audits
         return decision
 
-    def tally(self, version, seen=100, failed=0, critical=0, **more):
+    def tally(self, version, seen=100, failed=0, critical=0, *, policy="pricing@000000000000", **more):
         return self.step(
             Tally(
                 model="pricing",
                 model_version=version,
-                policy="pricing@000000000000",
+                policy=policy,
                 at=self.now,
                 worker="w",
                 partition=0,
@@ -877,6 +877,8 @@ class AnySequence(RuleBasedStateMachine):
         self.seen_routes = 0
         # What the published records alone tell: when each version became active last, and which earned good.
         self.activated, self.good, self.read = {}, set(), (0, 0)
+        # What trips have taken from versions that were good.
+        self.lost_good = set()
 
     @rule(version=NAMES, seen=st.integers(1, 100), share=st.sampled_from([0, 0, 0, 0.05, 0.5, 1]))
     def tally(self, version, seen, share):
@@ -919,8 +921,10 @@ class AnySequence(RuleBasedStateMachine):
         if audit.outcome is Outcome.REFUSED:
             kept = self.model.state.model_copy(update={"commands": before.commands})
             assert kept == before, "a refused command changes nothing"
-        if action is not Action.UNFENCE:
-            assert fenced <= self.fenced, "only an unfence ends a fence"
+        if action not in (Action.UNFENCE, Action.UNDO_TRIPS):
+            assert fenced <= self.fenced, "only an unfence, or that of many, ends a fence"
+        if action is Action.UNDO_TRIPS and audit.outcome is Outcome.APPLIED:
+            self.good |= self.lost_good - self.fenced
 
     @rule(seconds=st.integers(0, 1000))
     def time(self, seconds):
@@ -962,6 +966,8 @@ class AnySequence(RuleBasedStateMachine):
             active = route.version
         applied = (a for a in self.model.audits[audits:] if a.outcome is Outcome.APPLIED)
         self.good |= {audit.version for audit in applied if audit.action in ("earned_good", "good")}
+        tripped = {n for n, v in self.model.state.versions.items() if v.trip is not None and v.trip.was_good}
+        self.lost_good = tripped
         self.good -= self.fenced
         self.read = len(self.model.routes), len(self.model.audits)
         if self.model.route is not None:

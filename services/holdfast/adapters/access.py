@@ -25,8 +25,8 @@ class Role(StrEnum):
 
 MAY_SEND: dict[Role, frozenset[Action]] = {
     Role.VIEWER: frozenset(),
-    # An unfence lets a version that was found bad come back.
-    Role.OPERATOR: frozenset(Action) - {Action.UNFENCE},
+    # They let a version that was found bad come back.
+    Role.OPERATOR: frozenset(Action) - {Action.UNFENCE, Action.UNDO_TRIPS},
     Role.ADMIN: frozenset(Action),
 }
 """The commands of each role; every role may read everything."""

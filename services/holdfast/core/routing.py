@@ -23,6 +23,17 @@ from typing import Any
 
 from holdfast.core.breaker import MAX_SAMPLES, BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
+from holdfast.core.policy_change import (
+    KEPT,
+    Detour,
+    PolicySeen,
+    Trip,
+    change_before,
+    in_use,
+    in_words,
+    note_policy,
+    without_detour,
+)
 from holdfast.core.population import Population
 from holdfast_schemas import (
     ALERT_NAMES,
@@ -80,6 +91,8 @@ class Version(Contract):
     last_seen: UtcTime | None = None
     fence_at: UtcTime | None = None
     """When an unfence that was granted for a while ends."""
+    trip: Trip | None = None
+    """The trip that fenced it last, as long as it can be undone."""
 
 
 class OpenIncident(Contract):
@@ -111,6 +124,10 @@ class ModelState(Contract):
     incidents: dict[str, OpenIncident] = {}
     """The open ones, by bad version."""
     population: Population = Population()
+    policies: dict[str, PolicySeen] = {}
+    """The policies that tallies name, the latest last."""
+    detours: tuple[Detour, ...] = ()
+    """Where trips took the route away from, since anything else moved it."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -154,6 +171,7 @@ _REFUSED_IN: dict[Action, dict[Standing, str]] = {
     Action.RESUME: dict.fromkeys((Standing.UNROUTED, Standing.AUTO, Standing.PINNED), _NOT_HELD),
     Action.FENCE: {},
     Action.UNFENCE: {},
+    Action.UNDO_TRIPS: {},
     Action.GOOD: dict.fromkeys((Standing.UNROUTED, Standing.HELD, Standing.HELD_BY_PERSON), _NOTHING_SERVES),
     Action.ACKNOWLEDGE: {},
     Action.RESOLVE: {},
@@ -241,6 +259,7 @@ class _Turn:
         self._ended: list[str] = []
         """Bad versions whose incidents ended with their hold; the next audit record tells it."""
         self._audits: list[AuditRecord] = []
+        self._tripping = False
 
     def done(self) -> Decision:
         return Decision(self.state, self._route, tuple(self._incidents.values()), tuple(self._audits))
@@ -276,6 +295,8 @@ class _Turn:
     ) -> None:
         """Make a new route; a version that becomes active by it starts its time as the active version."""
         epoch = self._epoch + 1
+        if not self._tripping and not self._is_at(version, route_state):
+            self._set(detours=())
         if version is not None and version != self.active:
             self._set_version(version, activated=epoch, active_since=self.now, approved=0)
         self._set(
@@ -300,6 +321,10 @@ class _Turn:
         )
         self._set(route=self._route)
         self._let_incidents_follow()
+
+    def _is_at(self, version: str | None, route_state: RouteState) -> bool:
+        route = self.state.route
+        return route is not None and (route.version, route.state) == (version, route_state)
 
     def _republish(self, *, reason: str, actor: str, incident_id: str | None = None) -> None:
         """The same version and state with other fences; what a held or pinned route remembers stays."""
@@ -352,6 +377,7 @@ class _Turn:
     def count(self, tally: Tally) -> None:
         name = tally.model_version
         version = self.version(name)
+        self._set(policies=note_policy(self.state.policies, tally.policy, self.now))
         if version.state is VersionState.FENCED:
             self._add_to_incident(name, tally)
             return
@@ -388,20 +414,38 @@ class _Turn:
         )
 
     def _trip(self, name: str, cause: str, tally: Tally) -> None:
-        window = self.version(name).window
+        version, route, ends_at = self.version(name), self.state.route, self.state.ends_at
+        if (change := change_before(self.state.policies, tally.policy, self.now)) is not None:
+            cause = f"{cause}; {in_words(tally.policy, change.since, self.now)}"
         reason = f"{name} tripped: {cause}"
-        if self.version(name).activated is None and self._fenced_unserved() >= MAX_FENCED:
+        trip = Trip(policy=tally.policy, at=self.now, was_good=version.state is VersionState.GOOD)
+        self._tripping = True
+        if version.activated is None and self._fenced_unserved() >= MAX_FENCED:
             self._hold_for_too_many(name, cause, reason, policy=tally.policy)
+        else:
+            detail = self._fence(
+                name,
+                reason=reason,
+                actor=HOLDFAST,
+                severity=IncidentSeverity.CRITICAL if self.active in {name, None} else IncidentSeverity.ERROR,
+                policy=tally.policy,
+                window=version.window,
+            )
+            self._automatic("trip", name, reason=cause, detail=detail)
+        self._tripping = False
+        if self._route is not None:
+            self._set_version(name, trip=trip)
+            self._note_detour(tally.policy, route, ends_at)
+
+    def _note_detour(self, policy: str, before: Route | None, ends_at: datetime | None) -> None:
+        """Remember where the route was before a trip, unless trips under this policy have led there."""
+        if before is None or before.version is None or before.version == self.active:
             return
-        detail = self._fence(
-            name,
-            reason=reason,
-            actor=HOLDFAST,
-            severity=IncidentSeverity.CRITICAL if self.active in {name, None} else IncidentSeverity.ERROR,
-            policy=tally.policy,
-            window=window,
-        )
-        self._automatic("trip", name, reason=cause, detail=detail)
+        detours = self.state.detours
+        if not detours or detours[-1].policy != policy:
+            pinned = before.state is RouteState.PINNED
+            detour = Detour(policy=policy, version=before.version, pinned=pinned, ends_at=ends_at if pinned else None)
+            self._set(detours=(*detours, detour)[-KEPT:])
 
     def _fence(
         self,
@@ -419,7 +463,7 @@ class _Turn:
         The route goes to `to`, or to the last good.
         """
         was_active = name == self.active
-        self._set_version(name, state=VersionState.FENCED, window=Window(), fence_at=None, approved=0)
+        self._set_version(name, state=VersionState.FENCED, window=Window(), fence_at=None, approved=0, trip=None)
         incident_id = self._new_id
         if not was_active:
             self._republish(reason=reason, actor=actor, incident_id=incident_id)
@@ -504,6 +548,7 @@ class _Turn:
         window: Window | None,
     ) -> None:
         window = window or Window()
+        change = change_before(self.state.policies, policy, self.now)
         runbook = f"{ALERT_NAMES[action]}.md" if self._runbook_url.endswith("/") else ""
         self._publish_incident(
             Incident(
@@ -523,6 +568,8 @@ class _Turn:
                 blocked_by_check=window.blocked_by_check,
                 samples=window.samples,
                 policy=policy,
+                policy_since=change.since if change is not None else None,
+                policy_before=change.before if change is not None else None,
                 runbook_url=self._runbook_url + runbook,
                 **self._route_as_told(),
             )
@@ -719,6 +766,8 @@ class _Turn:
         return self.state.incidents.get(command.version or "")
 
     def _check(self, command: Command) -> None:
+        if command.policy is not None and command.action is not Action.UNDO_TRIPS:
+            raise _RefusedError(f"{command.action.value} is not about a policy; leave the policy out")
         if command.actor == HOLDFAST:
             raise _RefusedError(f"{HOLDFAST!r} names automatic decisions; name the person or the pipeline")
         if command.expires_at is None:
@@ -795,6 +844,9 @@ class _Turn:
 
     def _fence_command(self, command: Command) -> str:
         name = self._wanted(command)
+        if self.version(name).trip is not None and self.version(name).state is VersionState.FENCED:
+            self._set_version(name, trip=None)
+            return f"{name} is fenced already; it now stays so when trips are undone"
         if self.version(name).state is VersionState.FENCED:
             return f"{name} is fenced already; nothing changed"
         return self._fence_by_hand(name, command)
@@ -821,6 +873,55 @@ class _Turn:
             self._resolve_incident(name, command.actor, because=command.reason)
         self._republish(reason=command.reason, actor=command.actor)
         return f"{name} is a candidate again{_until(command.expires_at)}"
+
+    def _undo_trips(self, command: Command) -> str:
+        trips = {name: v.trip for name, v in self.state.versions.items() if v.trip is not None}
+        latest = max(trips.values(), key=lambda trip: trip.at, default=None)
+        policy = command.policy or (latest.policy if latest is not None else None)
+        undone = {name: trip for name, trip in trips.items() if trip.policy == policy}
+        if policy is None or not undone:
+            under = f" under {policy}" if policy is not None else ""
+            raise _RefusedError(f"no trip{under} is left to undo; unfence versions one by one")
+        if in_use(self.state.policies, policy, self.now):
+            raise _RefusedError(
+                f"guards judge by {policy} still, so that the versions would trip again; put the old policy back, wait "
+                "until the guards have it, and do it again"
+            )
+        for name, trip in undone.items():
+            if self.version(name).state is not VersionState.GOOD:
+                state = VersionState.GOOD if trip.was_good else VersionState.CANDIDATE
+                self._set_version(name, state=state, window=Window())
+            self._set_version(name, trip=None)
+        moved_at = {trip.at for trip in undone.values()}
+        self._set(switches=tuple(at for at in self.state.switches if at not in moved_at))
+        detours, back = self._way_back(policy)
+        for name in undone:
+            if back is not None or not self._has_incident_of_hold(name):
+                self._resolve_incident(name, command.actor, because=command.reason)
+        if back is None:
+            self._republish(reason=command.reason, actor=command.actor)
+            then = f"{self.active} serves on" if self.active else "no version serves, as before; promote one"
+        else:
+            pinned = back.pinned and (back.ends_at is None or back.ends_at > self.now)
+            self._move(
+                back.version,
+                RouteState.PINNED if pinned else RouteState.AUTO,
+                reason=command.reason,
+                actor=command.actor,
+                ends_at=back.ends_at if pinned else None,
+            )
+            then = f"{back.version} serves again"
+        self._set(detours=detours)
+        what = _several([f"{name} (good)" if trip.was_good else name for name, trip in undone.items()])
+        return f"trips under {policy} are undone: {what} not fenced any more; {then}"
+
+    def _way_back(self, policy: str) -> tuple[tuple[Detour, ...], Detour | None]:
+        """The detours that are left, and where the route goes; None: it stays, for something else moved it since."""
+        detours, detour = without_detour(self.state.detours, policy)
+        if detour is not None and self.version(detour.version).state is VersionState.FENCED:
+            target = last_good(self.state, leaving=None) if standing(self.state) is Standing.HELD else None
+            detour = Detour(policy=policy, version=target) if target is not None else None
+        return detours, detour if detour is None or detour.version != self.active else None
 
     def _good(self, command: Command) -> str:
         name = self._wanted(command)
@@ -870,10 +971,17 @@ _HANDLERS: dict[Action, Callable[[_Turn, Command], str]] = {
     Action.RESUME: _Turn._resume,
     Action.FENCE: _Turn._fence_command,
     Action.UNFENCE: _Turn._unfence,
+    Action.UNDO_TRIPS: _Turn._undo_trips,
     Action.GOOD: _Turn._good,
     Action.ACKNOWLEDGE: _Turn._acknowledge,
     Action.RESOLVE: _Turn._resolve,
 }
+
+
+def _several(names: list[str]) -> str:
+    """`v1 is`, or `v1, v2 are`; of very many the first five."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def _serves_again(name: str | None) -> str:
