@@ -23,6 +23,7 @@ from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
+from holdfast.policy_commands import policy_app
 from holdfast.settings import load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
@@ -40,6 +41,7 @@ acls_app = typer.Typer(help="Print what each service and its users must be allow
 app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
+app.add_typer(policy_app, name="policy")
 app.add_typer(topics_app, name="topics")
 app.add_typer(offsets.offsets_app, name="offsets")
 app.add_typer(acls_app, name="acls")

@@ -28,6 +28,7 @@ from holdfast.confirm import YesOption, confirm
 from holdfast.core import findings
 from holdfast.core.consequences import Consequence, consequence
 from holdfast.core.incidents import is_held, serving, what_consumers_have, what_was_done
+from holdfast.core.policy_change import advice
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
@@ -171,7 +172,7 @@ _ROUTE_COMMANDS = {
 _MAY_SURPRISE = {Action.PROMOTE, Action.PIN, Action.RESUME, Action.ROLLBACK, Action.FENCE}
 
 
-def _send(
+def send(
     settings: Settings,
     action: Action,
     model: str,
@@ -181,6 +182,7 @@ def _send(
     version: str | None = None,
     lasts: timedelta | None = None,
     incident_id: str | None = None,
+    policy: str | None = None,
     yes: bool = False,
 ) -> AuditRecord:
     """Send a command, after a question where its effect may surprise. Raises Refused."""
@@ -190,6 +192,7 @@ def _send(
         action=action,
         version=version,
         incident_id=incident_id,
+        policy=policy,
         actor=login_name(actor),
         reason=reason,
         expires_at=None if lasts is None else utc_now() + lasts,
@@ -205,7 +208,7 @@ def _send(
     return run(send_command(settings, command))
 
 
-def _answer(audit: AuditRecord, as_json: bool) -> None:
+def answer(audit: AuditRecord, as_json: bool) -> None:
     """Print the outcome; a refusal ends with exit code 1."""
     show(
         as_json,
@@ -240,9 +243,9 @@ def _add_route_command(action: Action, spec: _Spec) -> None:
             context.fail(f"{action.value} needs a version: holdfast route {action.value} {model} VERSION --reason …")
         if spec.version == "none" and version is not None:
             context.fail(f"{action.value} takes no version; leave out {version}.")
-        _answer(
+        answer(
             perform(
-                lambda: _send(
+                lambda: send(
                     load_settings(config),
                     action,
                     model,
@@ -294,7 +297,7 @@ def route_promote(
             from holdfast.adapters.mlflow import registered_version
 
             wanted = registered_version(from_mlflow)
-        audit = _send(settings, Action.PROMOTE, model, reason=reason, actor=actor, version=wanted, yes=yes)
+        audit = send(settings, Action.PROMOTE, model, reason=reason, actor=actor, version=wanted, yes=yes)
         if not wait:
             return audit
         _print_change(audit, as_json)
@@ -302,7 +305,7 @@ def route_promote(
 
     audit = perform(action)
     if not wait:
-        _answer(audit, as_json)
+        answer(audit, as_json)
     elif audit.outcome is Outcome.REFUSED:
         raise typer.Exit(1)
 
@@ -450,6 +453,8 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
             "by check", ", ".join(f"{check} {n:,}" for check, n in incident.blocked_by_check.items()) or "none"
         )
         facts.add_row("policy", incident.policy or "none")
+        if told := advice(incident):
+            facts.add_row("", told)
         facts.add_row("runbook", incident.runbook_url)
         if incident.acknowledged_by:
             facts.add_row("acknowledged", f"by {incident.acknowledged_by}")
@@ -469,7 +474,7 @@ def _incident_command(action: Action, incident_id: str, reason: str, actor: str 
     def perform_it() -> AuditRecord:
         settings = load_settings(config)
         incident = _find(settings, incident_id)
-        return _send(
+        return send(
             settings,
             action,
             incident.model,
@@ -491,7 +496,7 @@ def incidents_ack(
     as_json: JsonOption = False,
 ) -> None:
     """Say that somebody is looking at it."""
-    _answer(_incident_command(Action.ACKNOWLEDGE, incident_id, reason, actor, config), as_json)
+    answer(_incident_command(Action.ACKNOWLEDGE, incident_id, reason, actor, config), as_json)
 
 
 @incidents_app.command("resolve")
@@ -503,7 +508,7 @@ def incidents_resolve(
     as_json: JsonOption = False,
 ) -> None:
     """Close it; the version stays fenced."""
-    _answer(_incident_command(Action.RESOLVE, incident_id, reason, actor, config), as_json)
+    answer(_incident_command(Action.RESOLVE, incident_id, reason, actor, config), as_json)
 
 
 # Blocked predictions

@@ -16,6 +16,7 @@ import httpx
 
 from holdfast.core import findings, incidents
 from holdfast.core.findings import cut
+from holdfast.core.policy_change import advice
 from holdfast.login import secret, tls_context
 from holdfast.settings import NotifySettings
 from holdfast_schemas import ALERT_NAMES, Incident, IncidentStatus, Sample
@@ -171,6 +172,7 @@ def _description(incident: Incident) -> str:
         lines.append(f"Resolved by {incident.resolved_by or 'somebody'}{_at(' at', incident.resolved_at)}{because}")
     lines.append(incidents.what_was_done(incident))
     lines.append(incidents.how_it_stands(incident))
+    lines.append(advice(incident))
     lines.append(f"Blocked: {incident.blocked:,} of {incident.seen:,}{_by_check(incident.blocked_by_check)}")
     lines.append(incidents.what_consumers_have(incident))
     if worst := _worst_sample(incident.samples):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from holdfast.adapters.access import Principal
 from holdfast.board import Board
 from holdfast.core import findings, incidents
+from holdfast.core.policy_change import advice
 from holdfast.core.routing import Version, VersionState, refusal
 from holdfast_schemas import (
     Action,
@@ -71,6 +72,7 @@ class Offer:
     model: str
     version: str = ""
     incident: str = ""
+    policy: str = ""
     danger: bool = False
     wants: str = ""
     """What may be given beside the reason: `version`, `until`."""
@@ -128,6 +130,7 @@ class Console:
             "what_was_done": incidents.what_was_done,
             "how_it_stands": incidents.how_it_stands,
             "what_consumers_have": incidents.what_consumers_have,
+            "policy_advice": advice,
             "spark": spark,
         }
         self._environment.globals["incident_offers"] = _incident_offers
@@ -448,7 +451,25 @@ def _incident_offers(one: Incident) -> list[Offer]:
         incident=one.incident_id,
     )
     first = [acknowledge] if one.status is IncidentStatus.TRIGGERED else []
-    return [*first, resolve, _unfence(one.model, one.bad_version)]
+    return [*first, resolve, _unfence(one.model, one.bad_version), *_undo(one)]
+
+
+def _undo(one: Incident) -> list[Offer]:
+    """Where the policy was changed shortly before."""
+    if one.policy_since is None:
+        return []
+    undo = Offer(
+        Action.UNDO_TRIPS,
+        "Undo the policy's trips",
+        f"Undo the trips of {one.model} under {one.policy}",
+        "Put the right policy back first. Every version that tripped under this policy is no longer fenced, and is "
+        "good again if it was; their incidents are resolved. The version that served before serves again, unless "
+        "something else has moved the route since.",
+        one.model,
+        policy=one.policy,
+        danger=True,
+    )
+    return [undo]
 
 
 # How it is written

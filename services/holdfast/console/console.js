@@ -230,6 +230,7 @@ async function send() {
     body.model = asked.model;
     const version = asked.wants.includes("version") ? $("command-version").value.trim() : asked.version;
     if (version) body.version = version;
+    if (asked.policy) body.policy = asked.policy;
     if (asked.wants.includes("until") && $("command-until").value) body.lasts = $("command-until").value;
   }
   const content = JSON.stringify(body);
