@@ -57,6 +57,17 @@ def as_alert(incident: Incident, now: datetime = NOW) -> Alert:
     return alert(incident, console_url="https://console.example/", now=now, lasts=LASTS)
 
 
+def test_a_page_names_the_policy_change_before_the_trip() -> None:
+    """With the command that undoes it; without such a change, and once it is resolved, it says nothing of a policy."""
+    changed = {"policy_since": NOW - timedelta(seconds=4), "policy_before": "pricing@00000000001d"}
+    told = as_alert(an_incident(**changed))["annotations"]["description"]
+    assert "The policy pricing@0123456789ab was taken up 4s before, in place of pricing@00000000001d." in told
+    assert "holdfast policy undo-trips pricing --policy pricing@0123456789ab --reason" in told
+    resolved = an_incident(**changed, status=IncidentStatus.RESOLVED, resolved_at=NOW)
+    for quiet in (an_incident(), resolved):
+        assert "policy" not in as_alert(quiet)["annotations"]["description"]
+
+
 @pytest.mark.parametrize(
     ("findings", "worst"),
     [

@@ -427,6 +427,27 @@ async def test_everybody_is_offered_what_they_may(site: Site, unique: str) -> No
         assert set(await page.locator("[data-command]").all_inner_texts()) == offered
 
 
+async def test_the_trips_of_a_wrong_policy_are_undone_by_a_button(site: Site, unique: str) -> None:
+    """The incident names the policy that was taken up before; its button names what will happen."""
+    right, wrong = f"{unique}@00000000001d", f"{unique}@0000000bad00"
+    await site.stack.command(unique, "promote", "v1")
+    await site.trip(unique, "v1", policy=right)
+    await site.trip(unique, "v1", failed=60, policy=wrong)
+    page = await site.page(path=f"/?q={unique}")
+    incident = page.locator(".incident")
+    await expect(incident).to_contain_text(f"The policy {wrong} was taken up")
+    await asyncio.sleep(3)  # until no tally names it any more
+    await incident.get_by_role("button", name="Undo the policy's trips").click()
+    dialog = page.get_by_role("dialog", name=f"Undo the trips of {unique} under {wrong}")
+    await expect(dialog).to_contain_text("Put the right policy back first.")
+    await dialog.get_by_label("Reason").fill("a typo in the floor")
+    await dialog.get_by_role("button", name="Undo the policy's trips").click()
+    await expect(dialog).to_be_hidden()
+    await expect(page.locator("#toast")).to_contain_text("v1 is not fenced any more; v1 serves again")
+    await expect(page.locator(".incident")).to_have_count(0)
+    assert site.stack.route(unique)["version"] == "v1"
+
+
 async def test_what_others_say_is_shown_as_text(site: Site, unique: str) -> None:
     """Predictions, reasons and names cannot become markup, on the page or in its updates."""
     evil = '<img src=x onerror="window.owned=1"><script>window.owned=1</script>\'"&{{7*7}}'
