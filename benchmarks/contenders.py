@@ -71,7 +71,7 @@ def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1
             f'[kafka]\nbootstrap_servers = "{case.bootstrap}"\n'
             f'[topics]\npredictions = "{case.source}"\n{names}\n'
             f"[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n"
-            f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nhealth_port = 0\n'
+            f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nstart_from = "earliest"\nhealth_port = 0\n'
         )
         holdfast = [sys.executable, "-m", "holdfast.cli"]
         subprocess.run([*holdfast, "topics", "create", "--config", str(config)], check=True, capture_output=True)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Headers, Out, Outs
+from holdfast.adapters.begin import GuardBegin
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     KafkaUnavailable,
@@ -394,7 +395,9 @@ class Guard:
             exactly_once=guard.delivery == "exactly_once",
             max_records=guard.max_batch_records,
             give_up_after=guard.give_up_after,
+            begin=lambda tp: begin.of(tp),
         )
+        begin = GuardBegin(self.settings, self.loop)
         # Without the fences nothing may be approved.
         beside = (
             self.follower.follow({self.settings.topics.routes: counts["routes"]}),

@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 import tomllib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -279,6 +279,9 @@ class TopicSettings(_Section):
 class GuardSettings(_Section):
     group: PlainName = "holdfast-guard"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    start_from: str = "latest"
+    """Where a new installation begins: `latest` (what is in predictions already stays unchecked), `earliest`, or a
+    time with its zone, such as 2026-11-24T10:00:00Z. It is read once, at the first start of all."""
     no_policy: Literal["block", "approve"] = "block"
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
@@ -291,6 +294,19 @@ class GuardSettings(_Section):
     """How long a partition keeps failing before the worker stops."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     health_host: Host = "127.0.0.1"
+
+    @field_validator("start_from")
+    @classmethod
+    def _place_or_time(cls, text: str) -> str:
+        if text in ("latest", "earliest"):
+            return text
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError("it is not latest, earliest or a time such as 2026-11-24T10:00:00Z") from None
+        if at.tzinfo is None:
+            raise ValueError("the time has no zone; write it as in 2026-11-24T10:00:00Z")
+        return text
 
 
 class SwitchSettings(_Section):

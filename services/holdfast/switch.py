@@ -18,7 +18,8 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.batches import Out
+from holdfast.adapters.batches import Headers, Out
+from holdfast.adapters.begin import SwitchBegin
 from holdfast.adapters.kafka import (
     TopicsMismatch,
     TransactionalLoop,
@@ -188,7 +189,7 @@ class SwitchWork:
             self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
             for model in list(self._states):
                 self._decide(model, Tick())
-        writes = self._writes(aside)
+        writes = self._writes(aside, records[-1].offset if records else self._switch.position(self._partition) - 1)
         if not records and not writes:
             self._progress.set_to_current_time()
         return writes
@@ -211,14 +212,21 @@ class SwitchWork:
         if decision.route or decision.incidents or decision.audits:
             self._decisions.append(decision)
 
-    def _writes(self, aside: list[Out]) -> list[Write]:
+    def _writes(self, aside: list[Out], handled: int) -> list[Write]:
+        """`handled`: the offset of the last control record that the states have taken in; -1 before the first."""
         counts = self._switch.partitions
+        # If the group loses its offsets, this says how far the switch had come.
+        source: Headers = (
+            [(Header.SOURCE.value, f"{self._topics.control}/{self._partition}/{handled}".encode())]
+            if handled >= 0
+            else []
+        )
         writes = [
             Write(
                 self._topics.state,
                 self._partition,
                 [
-                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), [])
+                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), source)
                     for m, s in self._pending.items()
                 ],
             ),
@@ -382,10 +390,20 @@ class Switch:
             poll_ms=min(200, int(switch.tick_every.total_seconds() * 1000)),
             max_records=AT_ONCE,
             give_up_after=switch.give_up_after,
+            begin=self._begin,
         )
         beside = (self.mirror.run(), self.policies.follow())
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
+
+    async def _begin(self, tp: TopicPartition) -> int:
+        assert self.loop is not None  # noqa: S101  its lanes ask
+        return await SwitchBegin(self.settings, self.loop).of(tp)
+
+    def position(self, partition: int) -> int:
+        """The offset before which the control records of that partition have been taken in."""
+        assert self.loop is not None  # noqa: S101  its lanes ask
+        return self.loop.lanes[TopicPartition(self.settings.topics.control, partition)].offset
 
     def check_partition(self, number: int, model: str | None = None) -> None:
         """Whether that partition was there from the start, and is that of `model`. Raises TopicsMismatch.

@@ -96,7 +96,8 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
             kafka = stack.enter_context(EmbeddedKafka())
             servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
             servers["HOLDFAST_REDIS__URL"] = stack.enter_context(EmbeddedRedis()).url
-            os.environ.update(servers)
+            # Nothing is older than this installation.
+            os.environ.update(servers, HOLDFAST_GUARD__START_FROM="earliest")
             settings = load_settings(config)
             kafka.create_topics(settings)
         else:

@@ -142,7 +142,7 @@ class Stack:
             "redis": {"url": redis_url, "reassert_every": "200ms"},
             "topics": {role: f"{self.run}.{role}" for role in TOPICS},
             "topic_settings": {"partitions": partitions, "control_partitions": 1},
-            "guard": {"group": f"{self.run}-guard"},
+            "guard": {"group": f"{self.run}-guard", "start_from": "earliest"},
             "switch": {"group": f"{self.run}-switch", "tick_every": "200ms"},
         }
         for section, values in (settings or {}).items():

@@ -63,6 +63,9 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     guard, switch = settings.guard.group, settings.switch.group
     grant(Party.GUARD, "group", [guard], "Read")
     grant(Party.GUARD, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
+    # How long the topics of verdicts keep what is written to them.
+    judged = [names[role] for role in ("predictions", "approved", "blocked", "malformed")]
+    grant(Party.GUARD, "topic", judged, "DescribeConfigs")
     grant(Party.SWITCH, "group", [switch], "Read")
     grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
     grant(Party.OPERATOR, "transactional-id", [f"{guard}-release"], "Write")

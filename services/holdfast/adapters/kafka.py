@@ -260,10 +260,10 @@ class _Lane:
                 raise UnknownTopicOrPartitionError(self.tp.topic)
             self._topic_id = ids[self.tp.topic]
             first = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
-            position = first if committed is None else self._where_to_go_on(committed, first)
-            self.consumer.seek(self.tp, position)
-            self.offset = self._fetched_to = position
-            self._out_of_range = None
+        position = await self.loop.begin(self.tp) if committed is None else self._where_to_go_on(committed, first)
+        self.consumer.seek(self.tp, position)
+        self.offset = self._fetched_to = position
+        self._out_of_range = None
         await self.work.restore()
 
     def _where_to_go_on(self, committed: Committed, first: int) -> int:
@@ -516,10 +516,15 @@ class TransactionalLoop:
         poll_ms: int = 200,
         max_records: int = 10_000,
         give_up_after: timedelta = timedelta(minutes=5),
+        begin: Callable[[TopicPartition], Awaitable[int]] | None = None,
     ) -> None:
+        """`begin` says, and commits, where a partition begins that has no committed offset; without it, at its
+        first record.
+        """
         self.kafka, self.service, self.topic, self.group, self.worker = kafka, service, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
+        self.begin = begin or self._begin_at_first
         self.lanes: dict[TopicPartition, _Lane] = {}
         self.error: BaseException | None = None
         self.joined = False
@@ -576,6 +581,22 @@ class TransactionalLoop:
         self._uncommitted |= offsets
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit())
+
+    async def commit_begin(self, begins: Mapping[TopicPartition, Committed]) -> None:
+        """Commit where partitions of the topic begin, all or none; also of partitions that others are assigned."""
+        topic_id = (await topic_ids(self.consumer._client, [self.topic])).get(self.topic)
+        offsets = {
+            tp: OffsetAndMetadata(begin.offset, begin._replace(topic_id=topic_id).metadata())
+            for tp, begin in begins.items()
+        }
+        # The consumer's own `commit` takes only what it is assigned. The group's generation goes with it: a worker
+        # that was taken for dead commits nothing.
+        await self.consumer._coordinator.commit_offsets(None, offsets)
+
+    async def _begin_at_first(self, tp: TopicPartition) -> int:
+        first = int((await self.consumer.beginning_offsets([tp]))[tp])
+        await self.commit_begin({tp: Committed(first, is_position=True)})
+        return first
 
     async def committed_all(self) -> None:
         """Wait until what was given to `commit_soon` is committed, or was refused."""

@@ -165,7 +165,7 @@ def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings
         f'policies = {json.dumps(str(folder / "policies"))}\nlog_format = "json"\n'
         f'[kafka]\nbootstrap_servers = "{kafka}"\n[redis]\nurl = {json.dumps(redis)}\n'
         f"[topics]\n{topics}\n[topic_settings]\npartitions = 4\ncontrol_partitions = 1\n"
-        f'[guard]\ngroup = "{run}-guard"\nhealth_port = {free_port()}\n'
+        f'[guard]\ngroup = "{run}-guard"\nstart_from = "earliest"\nhealth_port = {free_port()}\n'
         f'[switch]\ngroup = "{run}-switch"\nhealth_port = {free_port()}\n'
     )
     # What the environment says is about another installation.
