@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import structlog
@@ -182,6 +183,7 @@ class GuardWork:
                 now,
                 model=model,
                 approve_without_policy=self._settings.guard.no_policy == "approve",
+                arrived=partial(source.arrived, batch.positions),
             )
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)

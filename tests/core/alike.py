@@ -3,6 +3,7 @@
 import json
 import tomllib
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -37,19 +38,20 @@ class Real:
         self.memory, self.tallies, self.offset = Memory(), [], 0
         self.approved = []
 
-    def judge(self, raws, now=NOW):
+    def judge(self, raws, now=NOW, arrived_ms=1_795_514_400_000):
         answers = [None] * len(raws)
         groups, malformed = decode_by_model(self.policies, raws)
         for position in malformed:
             answers[position] = "malformed"
-        records = [Rec(offset, 1_795_514_400_000, None, raw, ()) for offset, raw in enumerate(raws, self.offset)]
+        records = [Rec(offset, arrived_ms, None, raw, ()) for offset, raw in enumerate(raws, self.offset)]
         source = Source("predictions", 0, records, "w")
         self.offset += len(raws)
         told = {}
         approved = []
         for model, batch in groups:
             policy = self.policies.policies.get(model)
-            judgement = judge(batch, policy, self.memory, self.route if policy else None, now, model=model)
+            route, arrived = self.route if policy else None, partial(source.arrived, batch.positions)
+            judgement = judge(batch, policy, self.memory, route, now, model=model, arrived=arrived)
             assert all(json.loads(msgspec.json.encode(found)) for found in judgement.findings.values()), "a header each"
             for row, position in enumerate(batch.positions):
                 found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]

@@ -240,6 +240,37 @@ def test_freshness_holds_at_both_ends(at, expected):
     assert outcome(FRESH, raw(predicted_at=at and at.isoformat().replace("+00:00", "Z"))) == expected
 
 
+@pytest.mark.parametrize(
+    ("predicted", "arrived", "judged", "approved", "counts"),
+    [
+        # Seconds after NOW; max_age is 600
+        (0, 0, 600, True, False),
+        (0, 0, 601, False, False),
+        (0, 600, 1300, False, False),
+        (0, 601, 1300, False, True),
+        (0, 601, 601, False, True),
+        # A record's time that lies in the future, or that nobody gave, says nothing
+        (0, 5000, 1300, False, True),
+        (0, None, 1300, False, True),
+        # Ahead of its time when it is judged
+        (1400, 0, 1300, False, True),
+    ],
+)
+@pytest.mark.parametrize("severity", ["error", "critical"])
+def test_what_grew_old_while_it_waited_is_blocked_and_not_the_versions_fault(
+    predicted, arrived, judged, approved, counts, severity
+):
+    """For the breaker the age at the record's arrival counts."""
+    real = Real(policy_of(f'{HEAD}{FRESH}\nseverity = "{severity}"\n'))
+    event = raw(predicted_at=(NOW + timedelta(seconds=predicted)).isoformat())
+    arrived_ms = -1 if arrived is None else int((NOW.timestamp() + arrived) * 1000)
+    ((passed, _),) = real.judge([event], NOW + timedelta(seconds=judged), arrived_ms)
+    (tally,) = real.tallies
+    assert (passed, tally.blocked, tally.failed) == (approved, int(not approved), int(counts))
+    assert tally.critical == (tally.failed if severity == "critical" else 0)
+    assert tally.blocked_by_check == ({} if approved else {"it": 1})
+
+
 SIMPLEX = 'kind = "simplex"\nfield = "outputs.p"\ntolerance = 0.01\n'
 
 

@@ -15,7 +15,11 @@ pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="module")]
 
 CRITICAL = POLICY.replace('kind = "range"', 'kind = "range"\nseverity = "critical"')
 FLAPPING = POLICY.replace("max_switches = 3", "max_switches = 1")
+FRESH = POLICY.replace(
+    "[breaker]", '[[checks]]\nname = "fresh"\nkind = "freshness"\nmax_age = "2s"\nunknown = "pass"\n\n[breaker]'
+)
 MODELS = {
+    "fresh": FRESH,
     **dict.fromkeys(("trip", "witnesses", "held", "people", "expiry", "odd", "killed", "redis"), POLICY),
     "critical": CRITICAL,
     "flap": FLAPPING,
@@ -337,3 +341,27 @@ async def test_a_decision_is_one_line_and_a_record_none(stack):
         text = worker.get("/metrics")[1]
         assert "E-1" not in text
         assert 'v2"' not in text
+
+
+async def test_outputs_that_grew_old_while_no_guard_ran_do_not_fence_their_version(stack):
+    """They are blocked for their age, and that is nobody's fault; what was old when it was sent counts."""
+    await serve_well(stack, "fresh", "v1")
+    assert (await stack.command("fresh", "promote", "v2"))["outcome"] == "applied"
+    (guard,) = (worker for worker in stack.workers if worker.name == "guard")
+    await asyncio.to_thread(guard.stop)
+    now = datetime.now(UTC).isoformat()
+    some = [stack.prediction("fresh", "v2", f"E-{n % 20}", 100.0, predicted_at=now) for n in range(200)]
+    await stack.send(some)
+    await asyncio.sleep(3)
+    await asyncio.to_thread(guard.start)
+    await stack.ready(guard)
+    ids = {one["prediction_id"] for one in some}
+    await stack.until(lambda: ids <= set(stack.verdicts()), "verdicts on what waited")
+    assert {v for one in ids for v in stack.verdicts()[one]} == {"blocked"}
+    # Commands come after the tallies before them.
+    await stack.command("fresh", "pin")
+    assert stack.route("fresh")["version"] == "v2"
+    assert "v2" not in stack.route("fresh").get("fenced", ())
+    late = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    await stack.send([one | {"prediction_id": f"late-{n}", "predicted_at": late} for n, one in enumerate(some)])
+    await fenced(stack, "fresh", "v2")

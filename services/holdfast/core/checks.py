@@ -684,7 +684,11 @@ def _flat(value: Any) -> Any:
 
 
 class FreshnessCheck(Check):
-    """`predicted_at` lies at most `max_age` before now, and at most `max_ahead` after it."""
+    """`predicted_at` lies at most `max_age` before now, and at most `max_ahead` after it.
+
+    A prediction that was fresh when it arrived and grew old while it waited for a guard is blocked too, but that is
+    not its version's fault: it does not count for the breaker.
+    """
 
     kind: Literal["freshness"]
     max_age: Duration
@@ -710,6 +714,22 @@ class FreshnessCheck(Check):
             unknown,
             lambda rows: (repeat("predicted_at"), [_age(seen[i], now) for i in rows], repeat(self._limit())),
         )
+
+    def grew_old_here(self, columns: Columns, failed: Mask, arrived: Numbers, now: datetime) -> Mask:
+        """(n,) the rows of `failed` that are too old now, and were not when they arrived.
+
+        `arrived` are Unix milliseconds by Kafka's timestamp; one that is negative or in the future says nothing.
+        """
+        seen, now_ms = columns.values("predicted_at"), now.timestamp() * 1000
+        oldest, max_age_ms = now - self.max_age, self.max_age.total_seconds() * 1000
+        rows: Rows = []
+        for row in np.flatnonzero(failed).tolist():
+            at, arrived_ms = seen[row], float(arrived[row])
+            if at is not None and at < oldest and 0 <= arrived_ms < now_ms:
+                age_ms = arrived_ms - at.timestamp() * 1000
+                if age_ms <= max_age_ms:
+                    rows.append(row)
+        return _mask(rows, len(seen))
 
     def _limit(self) -> dict[str, str]:
         return {"max_age": format_duration(self.max_age), "max_ahead": format_duration(self.max_ahead)}

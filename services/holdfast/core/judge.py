@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice, repeat
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from holdfast.core.checks import (
     Check,
     Entities,
+    FreshnessCheck,
     Mask,
     MaxChangeCheck,
     Memory,
+    Numbers,
     Outcome,
     OutlierCheck,
     jsonable,
@@ -96,10 +98,12 @@ def judge(
     *,
     model: str,
     approve_without_policy: bool = False,
+    arrived: Callable[[], Numbers] | None = None,
 ) -> Judgement:
     """Check every prediction of `batch` and say which may pass.
 
-    `route` carries the fences. With no policy everything is blocked (`no_policy`), unless told otherwise.
+    `route` carries the fences. With no policy everything is blocked (`no_policy`), unless told otherwise. `arrived`
+    gives (n,) Unix milliseconds, the Kafka timestamps of the records; without it they arrived just now.
     """
     columns, size = batch.columns, len(batch.columns)
     result = Judgement(np.ones(size, dtype=np.bool_))
@@ -125,7 +129,11 @@ def judge(
         elif isinstance(check, OutlierCheck):
             outliers.append((check, enforces))
         else:
-            _apply(result, check, enforces, check.run(columns, memory, policy.model, now), countable)
+            outcome = check.run(columns, memory, policy.model, now)
+            counts = countable
+            if isinstance(check, FreshnessCheck) and arrived is not None and outcome.failed.any():
+                counts = countable & ~check.grew_old_here(columns, outcome.failed, arrived(), now)
+            _apply(result, check, enforces, outcome, counts)
     # Last, because only what every other check lets pass may become part of a reference.
     known = memory.of(policy.model)
     if outliers:
@@ -382,6 +390,10 @@ class Source:
     partition: int
     records: Sequence[Record]
     worker: str
+
+    def arrived(self, positions: Sequence[int]) -> Numbers:
+        """Kafka's timestamps of these records, in Unix milliseconds."""
+        return np.array([self.records[position].timestamp for position in positions], dtype=np.float64)
 
     def of(self, position: int) -> str:
         return f"{self.topic}/{self.partition}/{self.records[position].offset}"
