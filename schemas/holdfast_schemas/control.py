@@ -128,7 +128,7 @@ class AuditRecord(Contract):
     """The person or pipeline; `holdfast` for automatic decisions."""
     action: str
     """A command's action, or `trip`, `earned_good`, `expired`, `resolved` (an incident that is no longer so), or a
-    person's `release`."""
+    person's `release` or `retry`."""
     version: str | None = None
     outcome: Outcome
     reason: str

@@ -24,6 +24,7 @@ from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
 from holdfast.policy_commands import policy_app
+from holdfast.malformed_commands import malformed_app
 from holdfast.settings import load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
@@ -42,6 +43,7 @@ app.add_typer(operate.route_app, name="route")
 app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(policy_app, name="policy")
+app.add_typer(malformed_app, name="malformed")
 app.add_typer(topics_app, name="topics")
 app.add_typer(offsets.offsets_app, name="offsets")
 app.add_typer(acls_app, name="acls")

@@ -654,6 +654,7 @@ _WORDS = {
     Answer.RELEASED: "released",
     Answer.WOULD_BE_RELEASED: "would be released",
     Answer.STILL_FAILS: "failing still",
+    Answer.STILL_MALFORMED: "malformed",
     Answer.SUPERSEDED: "superseded",
     Answer.ALREADY_RELEASED: "released before",
     Answer.TOO_OLD: "too old",

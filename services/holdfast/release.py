@@ -46,6 +46,8 @@ from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
 
 ACTION = "release"
+RETRY = "retry"
+"""The action of what was malformed first, and can be decoded now."""
 MAX_IN_TRANSACTION = 500
 """Predictions: a page of the blocked topic, some megabytes, may hold tens of thousands."""
 TRANSACTION_TIMEOUT = timedelta(seconds=10)
@@ -73,6 +75,7 @@ class Answer(StrEnum):
     RELEASED = "released"
     WOULD_BE_RELEASED = "would_be_released"
     STILL_FAILS = "still_fails"
+    STILL_MALFORMED = "still_malformed"
     SUPERSEDED = "superseded"
     """A newer output for the same key was approved: downstream would go back to an older one."""
     ALREADY_RELEASED = "already_released"
@@ -151,11 +154,23 @@ class Released:
     """What fails today's policy."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where predictions without an approval wait: a topic's role, what releasing them is called, and how a record is
+    read. `read` answers a prediction, or why it cannot be one yet, and raises ValueError for what no guard wrote."""
+
+    role: str
+    action: str
+    read: Callable[[ConsumerRecord], "Blocked | Released"]
+
+
 async def _each_page(
     settings: Settings,
     wanted: Wanted,
     partitions: Sequence[int],
     on_page: Callable[[list[Blocked]], Awaitable[None] | None],
+    origin: Origin,
+    refused: Callable[["Released"], None] = lambda _: None,
 ) -> None:
     """Hand over what is wanted, in the order of each partition, as much at a time as a fetch brings."""
 
@@ -163,15 +178,22 @@ async def _each_page(
         page: list[Blocked] = []
         for record in records:
             try:
-                one = Blocked.of(record)
+                one = origin.read(record)
             except ValueError:
                 continue  # What no guard wrote is nobody's prediction.
-            if wanted.fits(one):
+            if isinstance(one, Released):
+                if time_of(record.timestamp) >= wanted.since and (not wanted.sources or one.source in wanted.sources):
+                    refused(one)
+            elif wanted.fits(one):
                 page.append(one)
         return on_page(page) if page else None
 
-    tps = [TopicPartition(settings.topics.blocked, number) for number in partitions]
+    topic = getattr(settings.topics, origin.role)
+    tps = [TopicPartition(topic, number) for number in partitions]
     await read_to_end(settings.kafka, tps, take, since=wanted.since)
+
+
+BLOCKED = Origin("blocked", ACTION, Blocked.of)
 
 
 async def find_blocked(settings: Settings, wanted: Wanted, *, limit: int) -> tuple[int, list[Blocked]]:
@@ -188,7 +210,7 @@ async def find_blocked(settings: Settings, wanted: Wanted, *, limit: int) -> tup
 
     try:
         counts = await check_topics(settings, ["blocked"])
-        await _each_page(settings, wanted, range(counts["blocked"]), keep)
+        await _each_page(settings, wanted, range(counts["blocked"]), keep, BLOCKED)
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return count, latest
@@ -203,6 +225,7 @@ async def release(
     force: bool = False,
     superseded: bool = False,
     dry_run: bool = False,
+    origin: Origin = BLOCKED,
 ) -> list[Released]:
     """Judge what is wanted against today's policies, routes and memory, and publish what passes.
 
@@ -212,9 +235,9 @@ async def release(
     KafkaUnavailable, also when somebody else releases at the same time: it says how much had been released by then.
     """
     policies = load_policies(settings.policies)
-    run = _Run(settings, wanted, policies, actor, reason, force, superseded)
+    run = _Run(settings, wanted, policies, actor, reason, force, superseded, origin)
     try:
-        run.counts = await check_topics(settings, ["predictions", "approved", "blocked", "audit", "routes"])
+        run.counts = await check_topics(settings, ["predictions", "approved", origin.role, "audit", "routes"])
         if not dry_run:
             run.producer = AIOKafkaProducer(
                 transactional_id=f"{settings.guard.group}-release",
@@ -229,9 +252,9 @@ async def release(
             await run.producer.start()
         try:
             run.done = await _released_before(settings, run.counts["audit"])
-            for partition in range(run.counts["blocked"]):
+            for partition in range(run.counts[origin.role]):
                 run.known = None
-                await _each_page(settings, wanted, [partition], run.page)
+                await _each_page(settings, wanted, [partition], run.page, origin, run.results.append)
         finally:
             if run.producer is not None:
                 await run.producer.stop()
@@ -258,7 +281,8 @@ async def _released_before(settings: Settings, partitions: int) -> set[str]:
     def take(records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             # Cheap first: most audit records are of other things.
-            if b'"release"' in (record.value or b""):
+            value = record.value or b""
+            if b'"release"' in value or b'"retry"' in value:
                 try:
                     audit = _AUDIT.decode(record.value)
                 except msgspec.MsgspecError:
@@ -268,7 +292,8 @@ async def _released_before(settings: Settings, partitions: int) -> set[str]:
                         f"again once it is older than {format_duration(settings.release.max_age + 2 * CLOCK_MARGIN)}, "
                         "or remove it."
                     ) from None
-                if (audit.action, audit.outcome) == (ACTION, Outcome.APPLIED) and audit.source is not None:
+                applied = audit.action in (ACTION, RETRY) and audit.outcome == Outcome.APPLIED
+                if applied and audit.source is not None:
                     sources.add(audit.source)
 
     tps = [TopicPartition(settings.topics.audit, number) for number in range(partitions)]
@@ -302,6 +327,7 @@ class _Run:
     reason: str
     force: bool
     superseded: bool
+    origin: Origin
     counts: dict[str, int] = field(default_factory=dict)
     producer: AIOKafkaProducer | None = None
     known: _Judge | None = None
@@ -424,7 +450,7 @@ class _Run:
                 at=utc_now(),
                 model=one.model,
                 actor=self.actor,
-                action=ACTION,
+                action=self.origin.action,
                 version=one.version,
                 outcome=Outcome.APPLIED,
                 reason=self.reason,

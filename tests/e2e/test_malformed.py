@@ -5,6 +5,7 @@ import json
 import pytest
 import pytest_asyncio
 
+from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, headers
 from e2e.test_switching import fenced, serve_well
 from holdfast.audit import audit_once
@@ -73,3 +74,74 @@ async def test_the_verifier_agrees(stack):
     assert found.checked > 0
     assert found.facts()["examples"] == []
     assert json.dumps(found.facts())
+
+
+# Seeing and retrying it
+
+MAPPED = '[fields]\nvalue = "price.{}"\n' + POLICY
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mapped(kafka, redis_server, tmp_path):
+    """A guard with a mistyped mapping."""
+    async with Stack(kafka, redis_server.url, {"pricing": MAPPED.format("amout")}, folder=tmp_path) as stack:
+        await stack.start("guard")
+        yield stack
+
+
+def priced(stack, entity, amount, model="pricing"):
+    event = stack.prediction(model, "v1", entity, None, price={"amount": amount})
+    del event["value"]
+    return event
+
+
+async def command(stack, *arguments):
+    return await holdfast(stack.folder / "base.toml", "malformed", *arguments)
+
+
+async def test_malformed_records_are_listed_and_judged_again_once(mapped):
+    """Once the mapping is right: what passes is approved once, what fails or is still malformed stays and says so."""
+    stack = mapped
+    assert "No record that fits was malformed" in (await command(stack, "list")).out
+    events = [priced(stack, f"SKU-{n}", amount) for n, amount in enumerate((100.0, 5.0, "x", 120.0))]
+    places = await stack.send(events, headers=[("trace", b"t-1")])
+    await stack.send([b"{", json.dumps(priced(stack, "other", 1.0, "unheard-of")).encode()], key=b"k")
+    sources = [f"{stack.topic('predictions')}/{partition}/{offset}" for partition, offset in places]
+    # One that names a model without a policy is decoded by the contract's shape, where it has no output.
+    await stack.until(lambda: len(stack.seen["malformed"]) == 6, "all are malformed")
+    listed = (await command(stack, "list", "--json")).facts
+    assert (listed["count"], listed["kinds"]) == (6, {"no_output": 5, "not_json": 1})
+    assert "nothing stands at `price.amout`" in listed["first_reasons"]["no_output"]
+    assert (await command(stack, "list", "pricing", "--kind", "no_output", "--json")).facts["count"] == 4
+    people = (await command(stack, "list", "--limit", "2")).flat()
+    assert "6 malformed (5 no_output, 1 not_json); the latest 2 are shown." in people
+
+    arguments = ("retry", "pricing", "-r", "the mapping was mistyped", "--actor", "alice")
+    still = await command(stack, *arguments)
+    assert still.code == 1
+    assert "5 still malformed." in still.out
+    stack.write_policy("pricing", MAPPED.format("amount"))
+    dry = (await command(stack, *arguments, "--dry-run", "--json")).facts
+    assert dry["counts"] == {"would_be_released": 2, "still_fails": 1, "still_malformed": 2}
+    done = await command(stack, *arguments)
+    assert done.code == 1
+    assert "2 released" in done.out
+    assert 'expected a number for `value` at `price.amount`, got the text "x"' in done.flat()
+    again = (await command(stack, *arguments, "--json")).facts
+    assert again["counts"] == {"already_released": 2, "still_fails": 1, "still_malformed": 2}
+    await stack.settled()
+    released = [r for r in stack.seen["approved"] if headers(r)["holdfast-verdict"] == b"released"]
+    assert sorted(headers(r)["holdfast-source"].decode() for r in released) == sorted([sources[0], sources[3]])
+    for record in released:
+        given = headers(record)
+        assert (given["trace"], given["holdfast-released-by"]) == (b"t-1", b"alice")
+        assert "holdfast-error" not in given
+        assert "holdfast-error-kind" not in given
+    audits = [a for a in stack.audits("pricing") if a["action"] == "retry"]
+    assert [(a["actor"], a["reason"]) for a in audits] == [("alice", "the mapping was mistyped")] * 2
+
+    forced = (await command(stack, *arguments, "--force", "--source", sources[1], "--json")).facts
+    assert forced["counts"] == {"released": 1}
+    assert (await command(stack, "retry", "elsewhere", "-r", "x", "--source", "t/0/0")).code == 1
+    found = await audit_once(stack.settings, None)
+    assert (found.released, found.facts()["examples"]) == (3, [])

@@ -1,0 +1,112 @@
+"""Records that could not be decoded: what there is, and why."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
+from holdfast.adapters.kafka_login import explain
+from holdfast.core.record import time_of
+from holdfast.settings import Settings
+from holdfast_schemas import Header
+
+UNNAMED = "unnamed"
+"""The kind of a record that a guard of an earlier version wrote."""
+SURVEY_TAIL = 5_000
+"""Records of each partition that a survey looks at, the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedRecord:
+    """A record of the malformed topic that came from the predictions; model and version are empty where nobody is to
+    blame."""
+
+    source: str
+    at: datetime
+    kind: str
+    reason: str
+    model: str
+    version: str
+    record: ConsumerRecord
+
+    @classmethod
+    def of(cls, record: ConsumerRecord, predictions: str) -> "MalformedRecord":
+        """Raises ValueError for a record that no guard wrote."""
+        headers = {name: value or b"" for name, value in record.headers}
+        source = headers.get(Header.SOURCE.value, b"").decode()
+        # The switch puts control records there too.
+        if source.rpartition("/")[0].rpartition("/")[0] != predictions:
+            raise ValueError(source)
+        return cls(
+            source,
+            time_of(record.timestamp),
+            headers.get(Header.ERROR_KIND.value, UNNAMED.encode()).decode("utf-8", "replace"),
+            headers.get(Header.ERROR.value, b"").decode("utf-8", "replace"),
+            headers.get(Header.MODEL.value, b"").decode("utf-8", "replace"),
+            headers.get(Header.MODEL_VERSION.value, b"").decode("utf-8", "replace"),
+            record,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For printing: JSON values."""
+        return {
+            "source": self.source,
+            "at": self.at.isoformat(),
+            "kind": self.kind,
+            "reason": self.reason,
+            "model": self.model or None,
+            "model_version": self.version or None,
+            "value": (self.record.value or b"")[:4096].decode("utf-8", "replace"),
+        }
+
+
+@dataclass(slots=True)
+class Found:
+    """How many there are by kind, the first reason of each kind, and the latest records, oldest first."""
+
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+    latest: list[MalformedRecord] = field(default_factory=list)
+
+
+async def find_malformed(
+    settings: Settings,
+    since: datetime,
+    *,
+    model: str | None = None,
+    kind: str | None = None,
+    limit: int = 50,
+    tail: int | None = None,
+) -> Found:
+    """What could not be decoded since then; of `model`, what it is to blame for. Raises KafkaUnavailable."""
+    found = Found()
+
+    def take(records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            try:
+                one = MalformedRecord.of(record, settings.topics.predictions)
+            except ValueError:
+                continue
+            if one.at < since or model not in (None, one.model) or kind not in (None, one.kind):
+                continue
+            found.count += 1
+            found.kinds[one.kind] += 1
+            found.reasons.setdefault(one.kind, one.reason)
+            found.latest.append(one)
+        found.latest.sort(key=lambda one: (one.at, one.record.partition, one.record.offset))
+        del found.latest[: -limit or None]
+
+    try:
+        counts = await check_topics(settings, ["malformed"])
+        tps = [TopicPartition(settings.topics.malformed, number) for number in range(counts["malformed"])]
+        await read_to_end(settings.kafka, tps, take, since=since, tail=tail)
+    except KafkaError as error:
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
+    return found

@@ -1,0 +1,206 @@
+"""`holdfast malformed`: see what could not be decoded and why, and judge it again."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.adapters.malformed import UNNAMED, Found, find_malformed
+from holdfast.core.findings import in_words
+from holdfast.core.malformed import CHECK, MalformedKind
+from holdfast.release import Answer, Released, Wanted
+from holdfast.retry import retry
+from holdfast.settings import load_settings
+from holdfast.terminal import (
+    ActorOption,
+    ConfigOption,
+    JsonOption,
+    ReasonOption,
+    Refused,
+    duration,
+    login_name,
+    name,
+    perform,
+    run,
+    show,
+)
+from holdfast_schemas import Finding, utc_now
+
+malformed_app = typer.Typer(
+    help="See records that could not be decoded, and judge them again once their mapping is right.",
+    no_args_is_help=True,
+)
+
+SinceOption = Annotated[
+    timedelta,
+    typer.Option("--since", help="How far back to look, as in 30m or 2h.", metavar="TIME", parser=duration),
+]
+
+
+def _kind(text: str) -> str:
+    kinds = (*(kind.value for kind in MalformedKind), UNNAMED)
+    if text not in kinds:
+        raise typer.BadParameter(f"{text!r} is not a kind of reason; the kinds are {', '.join(kinds)}")
+    return text
+
+
+@malformed_app.command("list")
+def malformed_list(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Of one model, where its version is to blame; all without it.", metavar="MODEL", parser=name
+        ),
+    ] = None,
+    since: SinceOption = timedelta(hours=1),
+    kind: Annotated[
+        str | None, typer.Option(help="Of one kind of reason, such as wrong_type.", metavar="KIND", parser=_kind)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to print, the latest.")] = 20,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List records that could not be decoded, with the reasons."""
+
+    def action() -> Found:
+        settings = load_settings(config)
+        return run(find_malformed(settings, utc_now() - since, model=model, kind=kind, limit=limit))
+
+    found = perform(action)
+
+    def display(console: Console) -> None:
+        if not found.count:
+            console.print("No record that fits was malformed in that time.")
+            return
+        table = _table("at", "version", "source", "reason")
+        for one in found.latest:
+            version = f"{one.model} {one.version}" if one.model else ""
+            table.add_row(f"{one.at:%H:%M:%S}", Text(version), Text(one.source), Text(one.reason))
+        console.print(table)
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.most_common())
+        shown = f"; the latest {len(found.latest):,} are shown" if found.count > len(found.latest) else ""
+        console.print(f"{found.count:,} malformed ({kinds}){shown}.", soft_wrap=True)
+        console.print("See what a policy makes of real events: holdfast check --try TOPIC", soft_wrap=True)
+
+    facts = {
+        "count": found.count,
+        "kinds": dict(found.kinds),
+        "first_reasons": found.reasons,
+        "records": [one.facts() for one in found.latest],
+    }
+    show(as_json, facts, display)
+
+
+@malformed_app.command("retry")
+def malformed_retry(
+    model: Annotated[str, typer.Argument(help="The model.", metavar="MODEL", parser=name)],
+    reason: ReasonOption,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one: topic/partition/offset, as `malformed list` shows it; repeatable."),
+    ] = None,
+    since: SinceOption = timedelta(hours=1),
+    version: Annotated[str | None, typer.Option("--version", help="Of one version.", metavar="VERSION")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what can be decoded and fails today's policy.")] = False,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also where a newer output of the same entity was approved since.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be released.")] = False,
+    actor: ActorOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode and judge malformed records again by today's policy, and approve what passes.
+
+    Each is released once at most, and never when it is older than release.max_age. What still cannot be decoded, or
+    fails a check, stays where it is.
+
+    Exit code 1 when any of them is not released.
+    """
+
+    def action() -> list[Released]:
+        results = run(
+            retry(
+                load_settings(config),
+                Wanted(model, utc_now() - since, version, None, frozenset(source or ())),
+                actor=login_name(actor),
+                reason=reason,
+                force=force,
+                superseded=superseded,
+                dry_run=dry_run,
+            )
+        )
+        if not results:
+            raise Refused(
+                f"Nothing that fits and could be {model}'s was malformed in that time. See what was: "
+                "holdfast malformed list --since 1d"
+            )
+        return results
+
+    results = perform(action)
+    counts = Counter(result.answer for result in results)
+
+    def display(console: Console) -> None:
+        failing = [result for result in results if result.findings]
+        if failing:
+            table = _table("source", "why")
+            for result in failing[:20]:
+                table.add_row(Text(result.source), Text("\n".join(map(_why, result.findings))))
+            console.print(table)
+        if len(failing) > 20:
+            console.print(f"… and {len(failing) - 20:,} more; --json prints them all.")
+        console.print(", ".join(f"{count:,} {_WORDS[answer]}" for answer, count in counts.items()) + ".")
+        for answer in counts:
+            if answer in _ADVICE:
+                console.print(_ADVICE[answer], soft_wrap=True)
+
+    facts = {
+        "counts": {answer.value: count for answer, count in counts.items()},
+        "predictions": [
+            {
+                "source": result.source,
+                "answer": result.answer.value,
+                "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in result.findings],
+            }
+            for result in results
+        ],
+    }
+    show(as_json, facts, display)
+    if any(result.answer not in (Answer.RELEASED, Answer.WOULD_BE_RELEASED) for result in results):
+        raise typer.Exit(1)
+
+
+_WORDS = {
+    Answer.RELEASED: "released",
+    Answer.WOULD_BE_RELEASED: "would be released",
+    Answer.STILL_FAILS: "can be decoded and fail a check",
+    Answer.STILL_MALFORMED: "still malformed",
+    Answer.SUPERSEDED: "superseded",
+    Answer.ALREADY_RELEASED: "released before",
+    Answer.TOO_OLD: "too old",
+    Answer.NOT_FOUND: "not found",
+}
+_ADVICE = {
+    Answer.STILL_FAILS: "What fails a check is released with --force, in your name.",
+    Answer.STILL_MALFORMED: (
+        "Still malformed: correct the [fields] of the policy, and try it on real events: holdfast check --try TOPIC"
+    ),
+    Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
+    Answer.TOO_OLD: "Too old: older than release.max_age. Let the model predict again.",
+    Answer.NOT_FOUND: "Not found: not malformed, or the other options leave it out; a longer --since finds more.",
+}
+
+
+def _why(finding: Finding) -> str:
+    return str(finding.seen) if finding.check == CHECK else in_words(finding)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
