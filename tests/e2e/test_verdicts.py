@@ -361,13 +361,19 @@ async def test_the_order_of_a_key_is_kept(stack):
 
 
 async def test_tallies_add_up_to_the_verdicts(stack):
-    """Whatever was sent before: seen, approved and blocked of all tallies are the records of the topics."""
+    """Whatever was sent before: seen, approved and blocked of all tallies are the records of the topics.
+
+    What is malformed and says its version counts as blocked.
+    """
     await stack.settled()
 
     def with_policy(role):
-        return [r for r in stack.seen[role] if headers(r)["holdfast-model"] == b"pricing"]
+        return [r for r in stack.seen[role] if headers(r).get("holdfast-model") == b"pricing"]
 
     tallies = stack.tallies("pricing")
-    assert sum(t["approved"] for t in tallies) == len(with_policy("approved"))
-    assert sum(t["blocked"] for t in tallies) == len(with_policy("blocked"))
-    assert sum(t["seen"] for t in tallies) == len(with_policy("approved")) + len(with_policy("blocked"))
+    approved, blocked, malformed = map(len, map(with_policy, ("approved", "blocked", "malformed")))
+    assert 0 < malformed < len(stack.seen["malformed"])
+    assert sum(t["approved"] for t in tallies) == approved
+    assert sum(t["blocked"] for t in tallies) == blocked + malformed
+    assert sum(t["blocked_by_check"].get("malformed", 0) for t in tallies) == malformed
+    assert sum(t["seen"] for t in tallies) == approved + blocked + malformed
