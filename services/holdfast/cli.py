@@ -23,8 +23,8 @@ from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
-from holdfast.policy_commands import policy_app
 from holdfast.malformed_commands import malformed_app
+from holdfast.policy_commands import policy_app
 from holdfast.settings import load_settings
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
 from holdfast_schemas import TOPICS, Party
