@@ -226,6 +226,11 @@ class Reference:
 
     def range(self, check, event, now):
         value = number(event, check.field)
+        if (check.currency or check.in_currency) and event.get("currency") is not None:
+            if event["currency"] != check.in_currency and event["currency"] not in check.currency:
+                return "fail"
+        elif check.currency or check.in_currency:
+            return "unknown"
         if value is None:
             return "unknown"
         bounds = check.segment.get(event.get("segment")) if check.segment else None
@@ -238,7 +243,12 @@ class Reference:
                 low = low if math.isnan(own_low) else own_low
                 high = high if math.isnan(own_high) else own_high
             elif low is None and high is None and check.unlisted == "fail":
-                return "fail"
+                in_currency = check.in_currency or event.get("currency")
+                if event.get("currency") == in_currency:
+                    return "fail"
+        currency = event.get("currency")
+        if currency in check.currency:
+            low, high = check.currency[currency].min, check.currency[currency].max
         low, high = -math.inf if low is None else low, math.inf if high is None else high
         return "pass" if inside(value, low, high) else "fail"
 

@@ -33,6 +33,9 @@ def outcome(check, *events):
 RANGE = 'kind = "range"\nmin = 10\nmax = 20\n'
 TABLE = 'kind = "range"\ntable = "floors.csv"\n'
 SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
+YEN = "[checks.currency.JPY]\nmin = 1500\n[checks.currency.EUR]\nmin = 9\nmax = 19\n"
+CURRENCY = f'kind = "range"\n{YEN}'
+DOLLARS = f'{TABLE}unlisted = "fail"\nin_currency = "USD"\n[checks.segment.cameras]\nmin = 15\n{YEN}'
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,31 @@ SEGMENT = RANGE + "[checks.segment.cameras]\nmin = 15\n"
         (SEGMENT, {"value": 14.99, "segment": None}, "pass"),
         (SEGMENT, {"value": 14.99, "segment": "Cameras"}, "pass"),
         # Entity a: 5 to 50; b: at most 20; c: at least 1
+        (CURRENCY, {"value": 1500, "currency": "JPY"}, "pass"),
+        (CURRENCY, {"value": 100, "currency": "JPY"}, "fail"),
+        (CURRENCY, {"value": 1e9, "currency": "JPY"}, "pass"),
+        (CURRENCY, {"value": 10, "currency": "EUR"}, "pass"),
+        (CURRENCY, {"value": 20, "currency": "EUR"}, "fail"),
+        (CURRENCY, {"value": 10, "currency": "USD"}, "fail"),
+        (CURRENCY, {"value": 10, "currency": "eur"}, "fail"),
+        (CURRENCY, {"value": 10, "currency": ""}, "fail"),
+        (CURRENCY, {"value": 10}, "unknown"),
+        (CURRENCY, {"currency": "JPY", "value": None, "outputs": {"p": 1}}, "unknown"),
+        (CURRENCY, {"currency": "USD", "value": None, "outputs": {"p": 1}}, "fail"),
+        # The table, the segments and `unlisted` are in dollars
+        (DOLLARS, {"entity_id": "a", "value": 5, "currency": "USD"}, "pass"),
+        (DOLLARS, {"entity_id": "a", "value": 5, "currency": "JPY"}, "fail"),
+        (DOLLARS, {"entity_id": "a", "value": 1e6, "currency": "JPY"}, "pass"),
+        (DOLLARS, {"entity_id": "z", "value": 10, "currency": "USD"}, "fail"),
+        (DOLLARS, {"entity_id": "z", "value": 10, "currency": "EUR"}, "pass"),
+        (DOLLARS, {"entity_id": "c", "value": 14, "currency": "USD", "segment": "cameras"}, "pass"),
+        (DOLLARS, {"entity_id": "b", "value": 14, "currency": "USD", "segment": "cameras"}, "fail"),
+        (DOLLARS, {"entity_id": "b", "value": 14, "currency": "EUR", "segment": "cameras"}, "pass"),
+        (DOLLARS, {"entity_id": "a", "value": 5, "currency": "GBP"}, "fail"),
+        (RANGE + 'in_currency = "USD"', {"value": 15, "currency": "USD"}, "pass"),
+        (RANGE + 'in_currency = "USD"', {"value": 15, "currency": "JPY"}, "fail"),
+        (RANGE + 'in_currency = "USD"', {"value": 15}, "unknown"),
+        (RANGE, {"value": 15, "currency": "JPY"}, "pass"),
         (TABLE, {"entity_id": "a", "value": 5}, "pass"),
         (TABLE, {"entity_id": "a", "value": 4.99}, "fail"),
         (TABLE, {"entity_id": "a", "value": 50.01}, "fail"),
@@ -363,6 +391,8 @@ KINDS = [
     SEGMENT,
     TABLE,
     TABLE + 'unlisted = "fail"',
+    CURRENCY,
+    DOLLARS,
     CHANGE,
     'kind = "max_change"\nfield = "features.cost"\nup = 2',
     FRESH,
@@ -389,6 +419,7 @@ events = st.builds(
     entity_id=st.sampled_from("abz"),
     model_version=st.sampled_from(["v1", "bad"]),
     value=numbers,
+    currency=st.sampled_from(["USD", "EUR", "JPY", "GBP", None]),
     segment=st.sampled_from(["cameras", "phones", None]),
     predicted_at=st.sampled_from(["2026-11-24T09:50:00Z", "2026-11-24T09:49:59Z", "2026-11-24T10:00:06Z", None]),
     features=features | st.none(),

@@ -10,6 +10,7 @@ COST, TIER = (
     'kind = "one_of"\nfield = "features.tier"\nvalues = [1]',
 )
 RANGE, FLOORS = 'kind = "range"\nmin = 12\nmax = 50', 'kind = "range"\ntable = "floors.csv"\n'
+YEN = 'kind = "range"\n[checks.currency.JPY]\nmin = 1500'
 CHANGE = 'kind = "max_change"\n'
 CURRENCY = 'kind = "one_of"\nfield = "currency"\nvalues = ["USD", "EUR"]'
 FRESH = 'kind = "freshness"\nmax_age = "1h"'
@@ -38,6 +39,9 @@ def parts(total, low, high, length):
         (FLOORS, [], {"entity_id": "b", "value": 21}, "value", 21.0, {"max": 20.0}),
         (FLOORS + 'unlisted = "fail"', [], {"entity_id": "new"}, "value", 10.0, "a row in the table"),
         (COST, [], {}, "features.cost", None, {"min": 1.0}),
+        (YEN, [], {"currency": "JPY"}, "value", 10.0, {"min": 1500.0}),
+        (YEN, [], {"currency": "USD"}, "currency", "USD", ["JPY"]),
+        (YEN, [], {}, "currency", None, ["JPY"]),
         (CHANGE + "up = 1.15", [100], {"value": 116}, "value", 116.0, {"last": 100.0, "max": 115.0}),
         (CHANGE + "down = 0.55", [100], {"value": 54}, "value", 54.0, {"last": 100.0, "min": 55.0}),
         (CHANGE + "up = 2", [10], {"value": 21}, "value", 21.0, {"last": 10.0, "max": 20.0}),

@@ -1,14 +1,18 @@
 """Policies: what is refused and how the refusal reads, and the id that stands for the content."""
 
+import math
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from core.alike import policy_of
 from holdfast.adapters.policies import load_policies, load_policy
+from holdfast.adapters.tables import load_table
 from holdfast.core.policy import PolicyError, PolicySet
 
 HEAD = 'model = "pricing"\n[[checks]]\nname = "floor"\n'
@@ -32,13 +36,17 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
             "no check kind 'rnage'; the kinds are 'range', 'max_change'",
         ),
         (f"{HEAD}min = 1", "checks[floor]", "a check needs `kind`; the kinds are range, max_change"),
-        (f"{RANGE}mni = 1", "checks[floor].mni", "no such key; the keys here are field, kind, max, min"),
+        (f"{RANGE}mni = 1", "checks[floor].mni", "no such key; the keys here are currency, field, in_currency, kind"),
         (f'{RANGE}field = "price"', "checks[floor].field", "no field 'price'; the fields are prediction_id"),
         (f'{RANGE}field = "currency"', "checks[floor].field", "is no number; value, outputs.<name>"),
         (f'{RANGE}field = "features."', "checks[floor].field", "no field 'features.'"),
         (f"{RANGE}max = 9", "checks[floor]", "min 10 is above max 9"),
         (f"{RANGE}segment.a = {{max = 9}}", "checks[floor]", "for segment 'a' min 10 is above max 9"),
-        (f'{HEAD}kind = "range"', "checks[floor]", "needs min, max, segment bounds or a table"),
+        (f'{HEAD}kind = "range"', "checks[floor]", "needs min, max, segment bounds, bounds by currency or a table"),
+        (f"{RANGE}[checks.currency.JPY]\nmin = 1", "checks[floor]", "say in_currency"),
+        (f'{RANGE}in_currency = "JPY"\n[checks.currency.JPY]\nmin = 1', "checks[floor]", "in_currency 'JPY'"),
+        (f'{HEAD}kind = "range"\nin_currency = "JPY"\n[checks.currency.EUR]\nmin = 1', "checks[floor]", "alone"),
+        (f'{HEAD}kind = "range"\n[checks.currency.JPY]\nmin = 2\nmax = 1', "checks[floor].currency.JPY", "above max 1"),
         (f"{RANGE}max = inf", "checks[floor].max", "finite"),
         (RANGE.replace("10", '"10"'), "checks[floor].min", "valid number"),
         (f'{RANGE}severity = "fatal"', "checks[floor].severity", "'critical', 'error', 'warning' or 'info'"),
@@ -114,9 +122,29 @@ def test_a_refusal_names_the_file_the_key_and_what_exists(toml, key, says, tmp_p
         (b"entity_id,min\na,1\n,2\n", "a row without one"),
         (b"entity,min\na,1\n", "they must be entity_id, min, max, each once"),
         (b"entity_id,low\na,1\n", "they must be entity_id, min, max, each once"),
-        (b"entity_id,min,max\na,5,1\n", "min is above its max"),
-        (b"entity_id,min\na,inf\n", "infinite"),
-        (b"entity_id,min\na,cheap\n", "cheap"),
+        (b"entity_id,min,max\nb,1,2\n\na,5,1\n", "line 4: min 5 is above its max 1"),
+        (b"entity_id,min\na,inf\n", "line 2: min is 'inf', which is not a finite number"),
+        (b"entity_id,min\na,1e999\n", "line 2: min is '1e999', which is not a finite number"),
+        (b"entity_id,min\na,cheap\n", "line 2: min is 'cheap', which is not a finite number"),
+        (b"entity_id,min,max\nb,1,\na,1,#N/A\n", "line 3: max is '#N/A'"),
+        *(
+            (f'entity_id,min\nb,1\n\n"c",\na,{cell}\n'.encode(), f"line 5: min is '{cell}'")
+            for cell in (
+                "NA",
+                "N/A",
+                "NULL",
+                "null",
+                "nan",
+                "NaN",
+                "-nan",
+                "None",
+                "-",
+                "1.5 USD",
+                "0x10",
+                "1_000",
+                "true",
+            )
+        ),
         (b"entity_id,min\na,1,2\n", "columns"),
         (b"entity_id,min,min\na,1,2\n", "each once"),
         (b"entity_id,min\n\xff,1\n", "UTF8"),
@@ -131,6 +159,41 @@ def test_a_broken_table_is_refused_by_name(content, says, tmp_path):
         load_policies(tmp_path)
     assert "floors.csv" in str(refused.value)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"entity_id,min,max\nNA,1,\nb, ,20\n", b'entity_id,max,min\n"NA",,1.0\nb,2e1,""\n']
+)
+def test_an_empty_cell_of_a_table_leaves_that_side_open(content, tmp_path):
+    """An entity may have any name, also one that reads as missing elsewhere."""
+    (tmp_path / "floors.csv").write_bytes(content)
+    table, _ = load_table(tmp_path / "floors.csv")
+    assert dict(table.index) == {"NA": 0, "b": 1}
+    assert [str(one) for one in (*table.low, *table.high)] == ["1.0", "nan", "nan", "20.0"]
+
+
+@pytest.mark.parametrize(
+    ("low", "says"),
+    [
+        (pa.array([1.0, None]), None),
+        (pa.array([1, None]), None),
+        (pa.array(["1", None]), None),
+        (pa.array(["1", ""]), None),
+        (pa.array([1.0, math.nan]), "row 2: min is 'nan', which is not a finite number"),
+        (pa.array([1.0, -math.inf]), "row 2: min is '-inf', which is not a finite number"),
+        (pa.array(["1", "NA"]), "row 2: min is 'NA', which is not a finite number"),
+        (pa.array([True, None]), "min is of type bool; write numbers"),
+    ],
+)
+def test_a_parquet_table_says_the_same(low, says, tmp_path):
+    """A null is an open side; NaN is a number that went wrong."""
+    parquet.write_table(pa.table({"entity_id": ["a", "b"], "min": low}), tmp_path / "floors.parquet")
+    if says is None:
+        table, _ = load_table(tmp_path / "floors.parquet")
+        assert [str(one) for one in table.low] == ["1.0", "nan"]
+    else:
+        with pytest.raises(PolicyError, match=re.escape(says)):
+            load_table(tmp_path / "floors.parquet")
 
 
 @pytest.mark.parametrize("name", ["", ".", "\\u0000", "no/such/folder.csv", "x" * 5000])

@@ -2,66 +2,17 @@
 
 import asyncio
 import contextlib
-import hashlib
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterable
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import structlog
 from watchfiles import awatch
 
-from holdfast.core.checks import Table
+from holdfast.adapters.tables import load_table
 from holdfast.core.policy import Policy, PolicyError, PolicySet, parse_policy, tables_of
 
 log = structlog.get_logger("holdfast.policies")
-
-
-def load_table(path: Path) -> tuple[Table, str]:
-    """Read a CSV or Parquet file with the columns entity_id, min, max; and the digest of its bytes.
-
-    A missing `min` or `max` column, or an empty cell, leaves that side open. Raises PolicyError.
-    """
-    # It takes longer to import than most policies, which have no table, to load.
-    from pyarrow import ArrowException, BufferReader, csv, float64, parquet, string
-
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".parquet":
-            rows = parquet.read_table(BufferReader(content))
-        else:
-            types = {"entity_id": string(), "min": float64(), "max": float64()}
-            rows = csv.read_csv(BytesIO(content), convert_options=csv.ConvertOptions(column_types=types))
-        return _table(path, rows), hashlib.sha256(content).hexdigest()
-    except OSError as error:
-        raise PolicyError(f"table {path} cannot be read: {error.strerror or error}") from None
-    except (ArrowException, ValueError) as error:  # ValueError: a path with a zero byte
-        raise PolicyError(f"table {path}: {str(error).partition(chr(10))[0]}") from None
-
-
-def _table(path: Path, rows: Any) -> Table:
-    unknown = set(rows.column_names) - {"entity_id", "min", "max"}
-    if "entity_id" not in rows.column_names or unknown or len(set(rows.column_names)) < rows.num_columns:
-        raise PolicyError(
-            f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max, each once"
-        )
-    if not rows.num_rows:
-        raise PolicyError(f"table {path} has no rows; write the bounds of at least one entity into it")
-    entities = rows.column("entity_id").cast("string").to_pylist()
-    index = {entity: row for row, entity in enumerate(entities) if entity}
-    if len(index) != len(entities):
-        raise PolicyError(f"table {path} lists an entity twice, or has a row without one; keep one row for each")
-    sides: list[Any] = []
-    for side in ("min", "max"):
-        if side in rows.column_names:
-            sides.append(rows.column(side).cast("float64").to_numpy().astype(np.float64))
-        else:
-            sides.append(np.full(len(entities), np.nan))
-    if bool(np.isinf(sides[0]).any() or np.isinf(sides[1]).any()) or bool((sides[0] > sides[1]).any()):
-        raise PolicyError(f"table {path} has a row whose min is above its max, or that is infinite")
-    return Table(index, sides[0], sides[1])
 
 
 def load_policy(path: Path) -> Policy:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Annotated, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -262,7 +262,9 @@ class Bounds(BaseModel):
 class RangeCheck(_OneField):
     """`min <= field <= max`: the entity's own bounds from `table`, else its segment's, else the global ones.
 
-    A side that the more special bounds leave open is taken from the more general ones.
+    A side that the more special bounds leave open is taken from the more general ones. A bound is a number in one
+    currency: where the policy names it, a prediction in a currency without bounds fails, and one without a currency is
+    unknown.
     """
 
     kind: Literal["range"]
@@ -273,16 +275,26 @@ class RangeCheck(_OneField):
     """A CSV or Parquet file with the columns entity_id, min, max, relative to the policy file."""
     unlisted: Unknown = "pass"
     """What it means that an entity is not in the table and no other bound holds for it."""
+    in_currency: str | None = None
+    """The currency of all these bounds."""
+    currency: dict[str, Bounds] = {}
+    """The bounds in other currencies, which hold for all segments and entities."""
     _table: Table | None = PrivateAttr(default=None)
     _segments: dict[str | None, int] = PrivateAttr(default_factory=dict)
+    _currencies: dict[str | None, int] = PrivateAttr(default_factory=dict)
     _low: Numbers = PrivateAttr()
     _high: Numbers = PrivateAttr()
 
     @model_validator(mode="after")
     def _has_bounds(self) -> Self:
         Bounds(min=self.min, max=self.max)
-        if self.min is None and self.max is None and not self.segment and self.table is None:
-            raise ValueError("a range needs min, max, segment bounds or a table")
+        general = self.min is not None or self.max is not None or bool(self.segment) or self.table is not None
+        if not general and not self.currency:
+            raise ValueError("a range needs min, max, segment bounds, bounds by currency or a table")
+        if self.currency and general and self.in_currency is None:
+            raise ValueError("bounds by currency stand beside others; say in_currency, the currency of those")
+        if self.in_currency is not None and (not general or self.in_currency in self.currency):
+            raise ValueError(f"in_currency {self.in_currency!r} is the currency of min, max, segment and table alone")
         for name, bounds in self.segment.items():
             _merged(self, bounds, f"segment {name!r}")
         return self
@@ -298,6 +310,12 @@ class RangeCheck(_OneField):
                     bounds.max if bounds.max is not None else self.max,
                 )
             )
+        # Those by currency follow; -1 is no currency, and -2 one without bounds.
+        if self.in_currency is not None:
+            self._currencies[self.in_currency] = 0
+        for name, bounds in self.currency.items():
+            self._currencies[name] = len(rows)
+            rows.append((bounds.min, bounds.max))
         table = np.array(rows, dtype=np.float64)
         self._low, self._high = table[:, 0].copy(), table[:, 1].copy()
 
@@ -308,7 +326,8 @@ class RangeCheck(_OneField):
         return copy
 
     def texts(self) -> tuple[str, ...]:
-        return ("segment",) if self.segment else ()
+        segment = ("segment",) if self.segment else ()
+        return (*segment, "currency") if self._currencies else segment
 
     def run(self, columns: Columns, memory: Memory, model: str, now: datetime) -> Outcome:
         seen = columns.numbers(self.field)
@@ -326,12 +345,45 @@ class RangeCheck(_OneField):
             low = np.where(missing | np.isnan(own_low), low, own_low)
             high = np.where(missing | np.isnan(own_high), high, own_high)
             unlisted = missing & np.isnan(low) & np.isnan(high)
+        refused: Mask | None = None
+        unknown = np.isnan(seen)
+        if self._currencies:
+            names = columns.values("currency")
+            codes = np.fromiter(map(self._currencies.get, names, repeat(-2)), dtype=np.intp, count=len(names))
+            if None in names:
+                codes[[row for row, name in enumerate(names) if name is None]] = -1
+            own = codes > 0
+            if own.any():
+                low = np.where(own, self._low[codes], low)
+                high = np.where(own, self._high[codes], high)
+                unlisted = None if unlisted is None else unlisted & ~own
+            refused = codes == -2
+            unknown |= codes == -1
         # An open side is NaN and never violated; an absent value is NaN and unknown.
         failed = below(seen, low) | above(seen, high)
         if unlisted is not None and self.unlisted == "fail":
             failed |= unlisted
         lows, highs = np.broadcast_to(low, seen.shape), np.broadcast_to(high, seen.shape)
-        return Outcome(failed, np.isnan(seen), lambda rows: self._explain(seen[rows], lows[rows], highs[rows]))
+
+        def explain(rows: Rows) -> Explanations:
+            explained = self._explain(seen[rows], lows[rows], highs[rows])
+            return explained if refused is None else self._name_currencies(rows, codes, names, explained)
+
+        if refused is not None:
+            failed |= refused
+            unknown &= ~refused
+        return Outcome(failed, unknown, explain)
+
+    def _name_currencies(
+        self, rows: Rows, codes: NDArray[np.intp], names: Sequence[str | None], explained: Explanations
+    ) -> Explanations:
+        """The same explanations, but of rows whose currency has no bounds, or that have none."""
+        fields, seen, limits = (list(islice(column, len(rows))) for column in explained)
+        for place, row in enumerate(rows):
+            if codes[row] < 0:
+                fields[place], seen[place] = "currency", jsonable(names[row])
+                limits[place] = [jsonable(name) for name in self._currencies]
+        return fields, seen, limits
 
     def _explain(self, seen: Numbers, lows: Numbers, highs: Numbers) -> Explanations:
         bounds = [*zip(_plain(lows), _plain(highs), strict=True)]
