@@ -50,6 +50,8 @@ class Tally(Contract):
     """Distinct entities among `failed`, at most 32."""
     approved_entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `approved`, at most 32: how many a small model has."""
+    keyless: Count = 0
+    """Of `seen`, those whose record had no key: their order and their entities' memory are not kept."""
     first_blocked_at: UtcTime | None = None
     """Kafka timestamp of the first blocked prediction."""
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()

@@ -22,6 +22,8 @@ from holdfast.adapters.topic_ids import topic_ids
 from holdfast.adapters.topic_settings import FIX, Described, setting_differences
 from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.errors import describe
+from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
+from holdfast.core.keyless import is_told
 from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED, ModelState
@@ -152,6 +154,26 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
     if "state" in counts:
         async for diagnosis in _as_far_as_told("breakers", _breakers(settings, counts["state"])):
             yield diagnosis
+        async for diagnosis in _as_far_as_told("keys", _keys(settings, counts["state"])):
+            yield diagnosis
+
+
+async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+    """Which models' predictions came without a key of late."""
+    states, fine = await read_latest(settings.kafka, settings.topics.state, range(partitions)), True
+    for model, value in sorted(states.items()):
+        state = ModelState.model_validate_json(value)
+        if is_told(state.keyless_at, utc_now()):
+            fine = False
+            yield Diagnosis(
+                "keys",
+                Health.WARNING,
+                f"{state.keyless:,} predictions of {model} had no key, the last one at "
+                f"{state.keyless_at:%Y-%m-%d %H:%M:%S} UTC",
+                f"{KEYLESS_ADVICE}.",
+            )
+    if fine:
+        yield Diagnosis("keys", Health.OK, "no prediction came without a key within a day")
 
 
 async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:

@@ -38,6 +38,7 @@ from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally, with_malformed
+from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
@@ -111,6 +112,7 @@ class GuardWork:
         self._known = guard.parked.pop(partition, Known())
         self._pending: list[tuple[Policy | None, Columns, Judgement]] = []
         self._malformed: Counter[tuple[str, MalformedKind]] = Counter()
+        self._keyless: Counter[str] = Counter()
         self._oldest_ms: int | None = None
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
@@ -173,6 +175,7 @@ class GuardWork:
         approved: list[Headers | None] = [None] * len(records)
         blocked: list[Headers | None] = [None] * len(records)
         told: dict[str, list[Tally]] = {}
+        keyless, self._keyless = without_key(records), Counter()
         for model, batch in groups:
             policy = policies.policies.get(model)
             judgement = judge(
@@ -188,7 +191,10 @@ class GuardWork:
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
-                told[model] = tally(batch, judgement, policy, source, now)
+                told[model] = with_keyless(tally(batch, judgement, policy, source, now), batch, keyless)
+            if keyless:
+                label = policy.model if policy is not None else NO_POLICY
+                self._keyless[label] += len(keyless.intersection(batch.positions))
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
             policy, route = policies.policies[model], self._guard.follower.routes.get(model)
@@ -274,7 +280,7 @@ class GuardWork:
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
-        self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
+        self._pending, self._malformed, self._keyless = [], Counter({(NO_POLICY, flaw.kind): 1}), Counter()
         out = self._put_aside(record, flaw, [])
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
@@ -294,7 +300,10 @@ class GuardWork:
                 metrics.UNKNOWN.labels(model, check).inc(int(mask.sum()))
         for (model, kind), number in self._malformed.items():
             metrics.MALFORMED.labels(model, kind.value).inc(number)
-        self._pending, self._malformed = [], Counter()
+        for model, number in self._keyless.items():
+            metrics.KEYLESS.labels(model).inc(number)
+            self._guard.warn_of_keyless(model)
+        self._pending, self._malformed, self._keyless = [], Counter(), Counter()
         for entities in self._known.memory.entities.values():
             entities.forget(self._settings.guard.max_entities)
         if until is not None and (until := written.get(self._approved, until)) >= 0:
@@ -346,6 +355,8 @@ def _policies_loaded(policies: PolicySet) -> None:
         for verdict in (Verdict.APPROVED, Verdict.BLOCKED):
             metrics.PREDICTIONS.labels(model, verdict.value)
     metrics.FINDINGS.labels(NO_POLICY, "no_policy", "true")
+    for model in (*policies.policies, NO_POLICY):
+        metrics.KEYLESS.labels(model)
     for kind in MalformedKind:
         metrics.MALFORMED.labels(NO_POLICY, kind.value)
     for policy in policies.policies.values():
@@ -374,7 +385,14 @@ class Guard:
         self.restoring = asyncio.Lock()
         # By partition, what was known of it when it went.
         self.parked: dict[int, Known] = {}
+        self._told_of: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def warn_of_keyless(self, model: str) -> None:
+        """Once for each model."""
+        if model not in self._told_of:
+            self._told_of.add(model)
+            log.warning("predictions without a key are judged", model=model, advice=ADVICE)
 
     async def check_partition(self, number: int) -> None:
         """Once predictions have grown: whether the verdicts have that partition too. Raises TopicsMismatch."""

@@ -1,7 +1,7 @@
 """What the console says of the state of things, rendered from a read model without servers."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -150,3 +150,13 @@ def test_evidence_is_in_words() -> None:
     assert "floor value 1 at least 10" in shown
     assert "value 1, features.cost nothing of x nothing" in shown
     assert "{" not in shown
+
+
+def test_predictions_without_a_key_are_told_of_for_a_day() -> None:
+    """In the model's row and in words below it; not those of long ago."""
+    recent = ModelState(model="pricing", keyless=1200, keyless_at=datetime.now(UTC))
+    shown = text(page(a_route(), recent))
+    assert "pricing no keys" in shown
+    assert "1,200 predictions had no key" in shown
+    old = recent.model_copy(update={"keyless_at": datetime.now(UTC) - timedelta(days=2)})
+    assert "had no key" not in text(page(a_route(), old))

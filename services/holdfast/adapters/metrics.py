@@ -31,6 +31,12 @@ MALFORMED = Counter(
     ["model", "reason"],
     registry=REGISTRY,
 )
+KEYLESS = Counter(
+    "holdfast_keyless_predictions_total",
+    "Predictions judged whose record had no key: neither order nor memory is kept for their entities.",
+    ["model"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

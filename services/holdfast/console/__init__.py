@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from holdfast.adapters.access import Principal
 from holdfast.board import Board
 from holdfast.core import findings, incidents
+from holdfast.core.keyless import is_told
 from holdfast.core.policy_change import advice
 from holdfast.core.routing import Version, VersionState, refusal
 from holdfast_schemas import (
@@ -93,6 +94,8 @@ class ModelSeen:
     blocked: float
     offers: Sequence[Offer]
     version_offers: dict[str, Sequence[Offer]]
+    keyless: int
+    """Predictions without a key; 0 where the last one was long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,7 @@ class Console:
             approved=approved,
             blocked=blocked,
             offers=offered(_model_offers(name, route, state.resume_to if state is not None else None)),
+            keyless=state.keyless if state is not None and is_told(state.keyless_at, utc_now()) else 0,
             version_offers={v: offered(_version_offers(name, v, known, route)) for v, known in versions},
         )
 

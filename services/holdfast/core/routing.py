@@ -128,6 +128,10 @@ class ModelState(Contract):
     """The policies that tallies name, the latest last."""
     detours: tuple[Detour, ...] = ()
     """Where trips took the route away from, since anything else moved it."""
+    keyless: int = 0
+    """Predictions that came without a key."""
+    keyless_at: UtcTime | None = None
+    """When the last of them was counted."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -376,6 +380,8 @@ class _Turn:
 
     def count(self, tally: Tally) -> None:
         name = tally.model_version
+        if tally.keyless:
+            self._set(keyless=self.state.keyless + tally.keyless, keyless_at=self.now)
         version = self.version(name)
         self._set(policies=note_policy(self.state.policies, tally.policy, self.now))
         if version.state is VersionState.FENCED:
