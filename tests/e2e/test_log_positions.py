@@ -224,3 +224,59 @@ async def test_offsets_are_set_only_to_where_there_is_something(kafka, redis_ser
         assert (await offsets_of(stack, "predictions", stack.settings.guard.group))[2] is None
         shown = await holdfast(stack.folder / "base.toml", "offsets", "show", "--json")
         assert [one["committed"] for one in shown.facts] == [None, None]
+
+
+async def predictions(stack, count, first=0):
+    """Write predictions of many entities into the only partition."""
+    values = [stack.prediction("pricing", "v1", f"SKU-{n}", 20) for n in range(first, first + count)]
+    await stack.send(values, partition=0)
+    return {one["prediction_id"] for one in values}
+
+
+async def test_a_topic_that_was_made_again_under_a_guard_is_judged_whole(kafka, redis_server, tmp_path):
+    """The guard sleeps; 50 were judged, the new topic gets 80: all 80 have one verdict each, after a restart too."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        sent = await predictions(stack, 50)
+        await stack.until(lambda: judged(stack) == 50, "50 verdicts")
+        guard.pause()
+        await kafka.remake_topic(stack.topic("predictions"), 1)
+        sent |= await predictions(stack, 80, first=50)
+        guard.resume()
+        await stack.until(lambda: len(stack.verdicts()) >= 130, "130 verdicts")
+        guard.stop()
+        guard.start()
+        await stack.ready(guard)
+        sent |= await predictions(stack, 1, first=130)
+        await stack.until(lambda: len(stack.verdicts()) >= 131, "it goes on")
+        await stack.settled()
+        assert {prediction_id: len(roles) for prediction_id, roles in stack.verdicts().items()} == dict.fromkeys(
+            sent, 1
+        )
+
+
+async def test_a_control_topic_that_was_made_again_is_read_whole(kafka, redis_server, tmp_path):
+    """The switch sleeps; it has answered one command, the new topic gets five: all five are answered, once."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (switch,) = await stack.start("switch")
+        await stack.command("pricing", "promote", "v1")
+        switch.pause()
+        await kafka.remake_topic(stack.topic("control"), 1)
+        commands = [
+            {
+                "type": "command",
+                "command_id": f"c-{number}",
+                "model": "pricing",
+                "action": "promote",
+                "version": f"v{number}",
+                "actor": "tester",
+                "reason": "a test",
+            }
+            for number in range(2, 7)
+        ]
+        await stack.send(commands, role="control")
+        switch.resume()
+        await stack.until(lambda: len(stack.audits("pricing")) >= 6, "all are answered")
+        await stack.settled()
+        assert [one["version"] for one in stack.audits("pricing")] == [f"v{number}" for number in range(1, 7)]
+        assert stack.route("pricing")["version"] == "v6"

@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
+from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
 from holdfast.adapters.kafka import close, end_offsets, read_to_end, reader
+from holdfast.adapters.topic_ids import topic_ids
 from holdfast.settings import KafkaSettings
 
 log = structlog.get_logger("holdfast.follow")
@@ -42,6 +44,7 @@ class Follower:
         self._heard_at: dict[TopicPartition, float] = {}
         self._began_at = time.monotonic()
         self._consumer: AIOKafkaConsumer | None = None
+        self._ids = Ids({})
 
     @property
     def silent_for(self) -> float:
@@ -52,11 +55,18 @@ class Follower:
         """Wait until everything that is there by now has been taken, not only what was there at the start."""
         await self.caught_up.wait()
         assert self._consumer is not None  # noqa: S101  follow() made it
-        asked_at = time.monotonic()
-        for tp, end in (await end_offsets(self._kafka, list(self._consumer.assignment()))).items():
-            while await self._consumer.position(tp) < end:  # noqa: ASYNC110  follow() moves it
+        asked_at, partitions = time.monotonic(), list(self._consumer.assignment())
+        ids = await topic_ids(self._consumer._client, {tp.topic for tp in partitions})
+        for tp, end in (await end_offsets(self._kafka, partitions)).items():
+            # follow() moves it.
+            while not self._reads(tp, ids) or await self._consumer.position(tp) < end:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             self._heard(tp, asked_at)
+
+    def _reads(self, tp: TopicPartition, ids: Mapping[str, str | None]) -> bool:
+        """Whether the topic that is followed is the one that has this id, and not one of before."""
+        topic_id = ids.get(tp.topic)
+        return topic_id is None or self._ids.by_name.get(tp.topic, topic_id) == topic_id
 
     def _heard(self, tp: TopicPartition, at: float) -> None:
         self._heard_at[tp] = max(at, self._heard_at.get(tp, at))
@@ -74,13 +84,17 @@ class Follower:
             ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
         self._heard_at = dict.fromkeys(ends, time.monotonic())
         consumer = self._consumer = reader(
-            self._kafka, fetch_max_wait_ms=100, metadata_max_age_ms=int(METADATA_EVERY * 1000)
+            self._kafka,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=100,
+            metadata_max_age_ms=int(METADATA_EVERY * 1000),
         )
         prober = reader(self._kafka, isolation_level="read_uncommitted") if self._behind_transactions else consumer
         probing: asyncio.Task[None] | None = None
         try:
             for client in {consumer, prober}:
                 await client.start()
+            self._ids = fetch_by_id(consumer, await topic_ids(consumer._client, partitions))
             _assign(consumer, ends)
             self.caught_up.set()
             while True:
@@ -91,7 +105,11 @@ class Follower:
                         ends[tp] = 0
                         self._heard(tp, time.monotonic())
                     _assign(consumer, ends)
-                batches = await consumer.getmany(timeout_ms=1000)
+                try:
+                    batches = await consumer.getmany(timeout_ms=1000)
+                except OffsetOutOfRangeError as error:
+                    await self._find_place(consumer, error.args[0])
+                    continue
                 for tp, records in batches.items():
                     self._take(records)
                     self._heard(tp, time.monotonic())
@@ -105,14 +123,33 @@ class Follower:
             for client in {consumer, prober}:
                 await close(client)
 
+    async def _find_place(self, consumer: AIOKafkaConsumer, lost: Collection[TopicPartition]) -> None:
+        """Go on at the first record of what the topic is by now: some were removed, or it was made again."""
+        try:
+            async with asyncio.timeout(PROBE_WITHIN):
+                refused = set(self._ids.refused)
+                ids = await topic_ids(consumer._client, refused) if refused else {}
+                for topic, topic_id in ids.items():
+                    log.warning(
+                        "the topic was deleted and made again, it is followed from its first record", topic=topic
+                    )
+                    self._ids.update(topic, topic_id)
+                places = [tp for tp in consumer.assignment() if tp.topic in refused or tp in lost]
+                for tp, first in (await consumer.beginning_offsets(places)).items():
+                    consumer.seek(tp, first)
+        except (KafkaError, TimeoutError, AssertionError):  # as in `_probe`
+            # It is not there now; the next fetch finds that out again.
+            await asyncio.sleep(0.5)
+
     async def _probe(
         self, consumer: AIOKafkaConsumer, prober: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
     ) -> None:
         # aiokafka asserts that it knows a broker, and one that has just restarted names none.
         with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
             asked_at = time.monotonic()
+            ids = await asyncio.wait_for(topic_ids(consumer._client, {tp.topic for tp in partitions}), PROBE_WITHIN)
             for tp, end in (await asyncio.wait_for(prober.end_offsets(partitions), PROBE_WITHIN)).items():
-                if await consumer.position(tp) >= end:
+                if self._reads(tp, ids) and await consumer.position(tp) >= end:
                     self._heard(tp, asked_at)
 
 

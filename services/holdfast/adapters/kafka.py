@@ -48,6 +48,7 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
+from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
 from holdfast.adapters.held_back import HeldBack
 from holdfast.adapters.kafka_login import explain, renew_logins
 from holdfast.adapters.no_topic_creation import forbid_topic_creation
@@ -157,6 +158,7 @@ class _Lane:
         self._fetched_to = 0
         self._out_of_range: int | None = None
         self._topic_id: str | None = None
+        self._ids: Ids | None = None
         self.held = HeldBack()
         metrics.PARTITION_STOPPED.labels(loop.service, str(tp.partition)).set(0)
         self.task = asyncio.create_task(self._run(), name=f"lane-{tp.topic}-{tp.partition}")
@@ -194,8 +196,9 @@ class _Lane:
                     log.warning("partition taken over by another worker", partition=self.tp.partition)
                 except OffsetOutOfRangeError as error:
                     # The log has changed under the position: opening again finds out how.
-                    (self._out_of_range,) = error.args[0].values()
-                    log.warning("partition is not where it was", partition=self.tp.partition, offset=self._out_of_range)
+                    (offset,) = error.args[0].values()
+                    self._out_of_range = None if self._ids is not None and self._ids.refused else offset
+                    log.warning("partition is not where it was", partition=self.tp.partition, offset=offset)
                 except PartitionStopped as stop:
                     failing_since, delay = None, STOPPED_FOR
                     self._stopped(str(stop))
@@ -254,13 +257,20 @@ class _Lane:
             await self.loop.committed_all()
             committed = await committed_progress(self.loop.consumer, self.tp)
             await self.consumer.start()
-            self.consumer.assign([self.tp])
             ids = await topic_ids(self.consumer._client, [self.tp.topic])
             if self.tp.topic not in ids:
                 raise UnknownTopicOrPartitionError(self.tp.topic)
-            self._topic_id = ids[self.tp.topic]
+            self._topic_id, self._ids = ids[self.tp.topic], fetch_by_id(self.consumer, ids)
+            self.consumer.assign([self.tp])
             first = (await self.consumer.beginning_offsets([self.tp]))[self.tp]
+            made_again = self.loop.was_made_again(self._topic_id)
+        if committed is None and made_again:
+            # A broker forgets what was committed of a topic that is deleted.
+            committed = Committed(0, is_position=True, topic_id=self.loop.first_topic_id)
         position = await self.loop.begin(self.tp) if committed is None else self._where_to_go_on(committed, first)
+        if made_again:
+            # At once, so that no other worker takes the verdicts on the topic of before for verdicts on this one.
+            await self.loop.commit_begin({self.tp: Committed(position, is_position=True, topic_id=self._topic_id)})
         self.consumer.seek(self.tp, position)
         self.offset = self._fetched_to = position
         self._out_of_range = None
@@ -526,6 +536,7 @@ class TransactionalLoop:
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
         self.begin = begin or self._begin_at_first
         self.lanes: dict[TopicPartition, _Lane] = {}
+        self.first_topic_id: str | None = None
         self.error: BaseException | None = None
         self.joined = False
         self.answered = True
@@ -674,6 +685,11 @@ class TransactionalLoop:
         idle = [(number, lane.state) for number, lane in lanes if lane.state != "running"]
         return f"partitions not running: {', '.join(f'{p} {state}' for p, state in idle)}" if idle else None
 
+    def was_made_again(self, topic_id: str | None) -> bool:
+        """Whether the topic is another one than that which this worker read first."""
+        self.first_topic_id = self.first_topic_id or topic_id
+        return topic_id is not None and topic_id != self.first_topic_id
+
     def others_run(self, lane: _Lane) -> bool:
         """Whether another partition of this worker is judged."""
         return any(other.state == "running" for other in self.lanes.values() if other is not lane)
@@ -764,9 +780,10 @@ async def read_to_end(
     """
     # A fetch of plain records is judged while it is in the processor's cache.
     options = {"value_deserializer": in_batches, "max_partition_fetch_bytes": 1024 * 1024} if plain else {}
-    consumer = reader(kafka, **options)
+    consumer = reader(kafka, auto_offset_reset="none", **options)
     await consumer.start()
     try:
+        ids = fetch_by_id(consumer, await topic_ids(consumer._client, {tp.topic for tp in partitions}))
         consumer.assign(list(partitions))
         starts, ends = await bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
@@ -776,7 +793,11 @@ async def read_to_end(
             if starts[tp] < ends[tp]:
                 left.add(tp)
         while left:
-            batches = await consumer.getmany(*left, timeout_ms=200)
+            try:
+                batches = await consumer.getmany(*left, timeout_ms=200)
+            except OffsetOutOfRangeError as error:
+                await _behind_what_was_removed(consumer, ids, error)
+                continue
             for tp, records in batches.items():
                 if (working := on_records(records_of(records, starts[tp]) if plain else records)) is not None:
                     await working
@@ -785,6 +806,22 @@ async def read_to_end(
         return ends
     finally:
         await close(consumer)
+
+
+async def _behind_what_was_removed(consumer: AIOKafkaConsumer, ids: Ids, error: OffsetOutOfRangeError) -> None:
+    """Go on at the first record that is left. Raises KafkaUnavailable where the topic is another one by now."""
+    if ids.refused:
+        raise KafkaUnavailable(
+            f"The topic {min(ids.refused)} was deleted or made again while it was read. Try again, once it is there."
+        )
+    removed_at: dict[TopicPartition, int] = error.args[0]
+    for tp, first in (await consumer.beginning_offsets(list(removed_at))).items():
+        if first <= removed_at[tp]:
+            raise KafkaUnavailable(
+                f"The log of {tp.topic}/{tp.partition} ends before offset {removed_at[tp]}, which was there before. "
+                "Try again, and see what the brokers' log says of unclean elections."
+            )
+        consumer.seek(tp, first)
 
 
 class KeyOrder:
