@@ -268,7 +268,7 @@ class _Lane:
             # A broker forgets what was committed of a topic that is deleted.
             committed = Committed(0, is_position=True, topic_id=self.loop.first_topic_id)
         position = await self.loop.begin(self.tp) if committed is None else self._where_to_go_on(committed, first)
-        if made_again:
+        if made_again and committed is not None and committed.topic_id != self._topic_id:
             # At once, so that no other worker takes the verdicts on the topic of before for verdicts on this one.
             await self.loop.commit_begin({self.tp: Committed(position, is_position=True, topic_id=self._topic_id)})
         self.consumer.seek(self.tp, position)
