@@ -48,6 +48,11 @@ class Sample(Contract):
     prediction: Any
     """The prediction as it came; text where it is not JSON."""
     findings: tuple[Finding, ...]
+    entity_id: str | None = None
+    """Read by the policy's mapping; a long one is cut. So is `prediction_id`."""
+    prediction_id: str | None = None
+    value: Any = None
+    """The output, a number; text where JSON cannot hold it."""
 
 
 class Incident(Contract):

@@ -27,9 +27,11 @@ from holdfast.adapters.policies import known_models
 from holdfast.confirm import YesOption, confirm
 from holdfast.core import findings
 from holdfast.core.consequences import Consequence, consequence
+from holdfast.core.findings import cut
 from holdfast.core.incidents import is_held, serving, what_consumers_have, what_was_done
+from holdfast.core.malformed import Identity
 from holdfast.core.policy_change import advice
-from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, release
+from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, reader_of, release
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -461,9 +463,10 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
         if incident.resolved_by:
             because = f": {incident.resolved_because}" if incident.resolved_because else ""
             facts.add_row("resolved", f"by {incident.resolved_by}{because}")
-        evidence = _table("entity", "what was blocked", "source")
+        evidence = _table("entity", "what was blocked", "prediction and source")
         for sample in incident.samples:
-            evidence.add_row(Text(findings.entity(sample)), _seen(sample.findings), sample.source)
+            place = Text("\n".join(filter(None, (findings.prediction_id(sample), sample.source))))
+            evidence.add_row(Text(findings.entity(sample)), _seen(sample.findings), place)
         body = Group(facts, "", evidence) if incident.samples else facts
         console.print(Panel(body, title=Text(incident.dedup_key, style="bold"), title_align="left"))
 
@@ -556,9 +559,10 @@ def blocked_list(
 ) -> None:
     """List blocked predictions with what was found."""
 
-    async def find(settings: Settings) -> tuple[int, list[Blocked], str]:
+    async def find(settings: Settings) -> tuple[int, list[tuple[Blocked, Identity]], str]:
         count, found = await find_blocked(settings, _wanted(model, since, version, check), limit=limit)
-        return count, found, "" if found else await _nothing_blocked(settings, model)
+        read = reader_of(settings, model)
+        return count, [(one, read(one)) for one in found], "" if found else await _nothing_blocked(settings, model)
 
     count, found, nothing = perform(lambda: run(find(load_settings(config))))
 
@@ -566,13 +570,18 @@ def blocked_list(
         if not found:
             console.print(nothing, markup=False)
             return
-        table = _table("at", "version", "source", "what was found")
-        for one in found:
-            table.add_row(f"{one.at:%H:%M:%S}", Text(one.version), Text(one.source), _seen(one.findings))
+        table = _table("at", "version", "entity", "source", "what was found")
+        for one, identity in found:
+            entity = Text(cut(identity.entity_id or ""))
+            table.add_row(f"{one.at:%H:%M:%S}", Text(one.version), entity, Text(one.source), _seen(one.findings))
         console.print(table)
         console.print(f"{count:,} blocked" + (f"; the latest {len(found):,} are shown." if count > len(found) else "."))
 
-    show(as_json, {"count": count, "predictions": [one.facts() for one in found]}, display)
+    predictions = [
+        {**one.facts(), "entity_id": identity.entity_id, "prediction_id": identity.prediction_id}
+        for one, identity in found
+    ]
+    show(as_json, {"count": count, "predictions": predictions}, display)
 
 
 @blocked_app.command("release")

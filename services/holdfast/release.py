@@ -40,7 +40,8 @@ from holdfast.adapters.policies import load_policies
 from holdfast.core.checks import Memory
 from holdfast.core.duration import format_duration
 from holdfast.core.judge import decode_by_model, judge, strict_json
-from holdfast.core.policy import PolicySet
+from holdfast.core.malformed import Identity
+from holdfast.core.policy import EMPTY, PolicyError, PolicySet
 from holdfast.core.record import time_of
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
@@ -191,6 +192,16 @@ async def _each_page(
     topic = getattr(settings.topics, origin.role)
     tps = [TopicPartition(topic, number) for number in partitions]
     await read_to_end(settings.kafka, tps, take, since=wanted.since)
+
+
+def reader_of(settings: Settings, model: str) -> Callable[[Blocked], Identity]:
+    """What reads who a blocked prediction is, by the policy's mapping, or the contract's where there is no policy."""
+    try:
+        policies = load_policies(settings.policies)
+    except PolicyError:  # A person's machine need not have the policies.
+        policies = EMPTY
+    shape = policies.shapes[policies.shape_of_model.get(model, 0)]
+    return lambda one: shape.identity_of(one.record.value)
 
 
 BLOCKED = Origin("blocked", ACTION, Blocked.of)

@@ -9,8 +9,10 @@ from core.test_decode import MAPPED, mapped
 from core.written import Rec
 from holdfast.core.breaker import Window
 from holdfast.core.decode import Shape
+from holdfast.core.findings import entity, prediction_id
 from holdfast.core.judge import Source, decode_by_model, with_malformed
 from holdfast.core.malformed import Malformed, MalformedKind, blamed
+from holdfast_schemas import Sample
 
 FLOOR = 'model = "pricing"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'
 FINE = raw(model_version="v2")
@@ -192,3 +194,29 @@ def test_blame_falls_only_on_models_with_a_policy():
     flaw = Malformed("r", MalformedKind.NO_OUTPUT, identity=Shape().identity_of(put("null")))
     assert blamed({3: flaw}, {"pricing"}) == {"pricing": {"v2": [3]}}
     assert blamed({3: flaw}, {"other"}) == {}
+
+
+def test_evidence_names_entity_and_prediction_by_the_mapping():
+    """Of what was blocked and of what was malformed; a long name is cut, and a long event is read all the same."""
+    real = Real(policy_of(MAPPED))
+    meta = {"id": 17, "model": {"name": "pricing", "version": "v1"}}
+    real.judge(
+        [mapped(price=1, sku=4711, meta=meta), mapped(price=2, sku="x" * 500, pad="y" * 5000), mapped(price="3")]
+    )
+    (told,) = real.tallies
+    assert [(one.entity_id, one.prediction_id, one.value) for one in told.samples] == [
+        ("4711", "17", 1.0),
+        ("x" * 199 + "…", "p", 2.0),
+        ("a", "p", None),
+    ]
+    assert [entity(one) for one in told.samples[::2]] == ["4711", "a"]
+    assert [prediction_id(one) for one in told.samples[::2]] == ["17", "p"]
+    assert told.samples[1].prediction.startswith('{"meta"')
+
+
+def test_evidence_of_a_guard_that_did_not_read_the_names_is_read_by_the_contract():
+    """A rolling update has both."""
+    old = Sample(source="p/0/1", prediction={"entity_id": "a", "prediction_id": 7}, findings=())
+    assert (entity(old), prediction_id(old)) == ("a", "7")
+    for prediction in ("text", {"entity_id": None}, {"entity_id": ["a"]}, {}):
+        assert entity(Sample(source="p/0/1", prediction=prediction, findings=())) == ""

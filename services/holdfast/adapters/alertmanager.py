@@ -199,4 +199,6 @@ def _worst_sample(samples: Sequence[Sample]) -> str:
     if (worst := findings.worst(samples)) is None:
         return ""
     sample, finding = worst
-    return cut(f"{findings.entity(sample) or sample.source}: {findings.in_words(finding)}", 2 * MAX_TEXT)
+    prediction = findings.prediction_id(sample)
+    which = f"{findings.entity(sample) or sample.source}{f' (prediction {prediction})' if prediction else ''}"
+    return cut(f"{which}: {findings.in_words(finding)}", 2 * MAX_TEXT)

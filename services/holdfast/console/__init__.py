@@ -130,6 +130,7 @@ class Console:
             "worst": findings.worst,
             "worst_first": findings.worst_first,
             "entity": findings.entity,
+            "prediction_id": findings.prediction_id,
             "what_was_done": incidents.what_was_done,
             "how_it_stands": incidents.how_it_stands,
             "what_consumers_have": incidents.what_consumers_have,

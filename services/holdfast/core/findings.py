@@ -127,9 +127,19 @@ def cut(text: str, longest: int = LONGEST) -> str:
 
 def entity(sample: Sample) -> str:
     """Which entity the sample is of, where it says; else an empty text."""
+    return _named(sample.entity_id, sample, "entity_id")
+
+
+def prediction_id(sample: Sample) -> str:
+    """Which prediction the sample is, where it says; else an empty text."""
+    return _named(sample.prediction_id, sample, "prediction_id")
+
+
+def _named(read: str | None, sample: Sample, name: str) -> str:
+    # A guard of an earlier version did not read it by the policy's mapping.
     prediction = sample.prediction
-    named = prediction.get("entity_id") if isinstance(prediction, Mapping) else None
-    return words(named) if named is not None else ""
+    said = prediction.get(name) if read is None and isinstance(prediction, Mapping) else read
+    return _line(str(said)) if isinstance(said, str | int) and not isinstance(said, bool) else ""
 
 
 # The worst of them

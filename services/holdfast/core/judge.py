@@ -40,6 +40,8 @@ from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
+MAX_NAMED = 200
+"""Characters of an entity or a prediction's id in a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Batch:
     columns: Columns
     positions: Sequence[int]
     non_finite: Mapping[int, Sequence[NonFinite]]
+    shape: Shape
 
 
 class Found(msgspec.Struct, omit_defaults=True, gc=False):
@@ -299,7 +302,7 @@ def decode_by_model(
         if len(policies.shapes) == 1 and not decoded.malformed and models and models.count(models[0]) == len(models):
             columns = Columns(decoded)
             if models[0] not in policies.policies or not _misnamed(columns):
-                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
+                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite, shape))], {}
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
@@ -333,7 +336,7 @@ def decode_by_model(
             if not rows:
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
-        result.append((model, Batch(columns, positions, non_finite)))
+        result.append((model, Batch(columns, positions, non_finite, policies.shapes[number])))
     return result, flaws
 
 
@@ -459,11 +462,7 @@ def _tally(
         approved_entities=approved_entities,
         first_blocked_at=None if first_blocked is None else time_of(first_blocked),
         samples=tuple(
-            Sample(
-                source=source.of(position),
-                prediction=_readable(source.records[position].value),
-                findings=tuple(found.finding() for found in judgement.findings[row]),
-            )
+            _sample(batch, row, source, position, tuple(found.finding() for found in judgement.findings[row]))
             for row, position in zip(blocked_rows, positions, strict=False)
         ),
     )
@@ -546,8 +545,33 @@ def _malformed_sample(found: Malformed, source: Source, position: int) -> Sample
         seen=found.seen if found.field is not None else found.reason,
         limit=found.wanted,
     )
-    prediction = _readable(source.records[position].value)
-    return Sample(source=source.of(position), prediction=prediction, findings=(finding,))
+    return Sample(
+        source=source.of(position),
+        prediction=_readable(source.records[position].value),
+        findings=(finding,),
+        entity_id=_cut(found.identity.entity_id),
+        prediction_id=_cut(found.identity.prediction_id),
+    )
+
+
+def _sample(batch: Batch, row: int, source: Source, position: int, findings: tuple[Finding, ...]) -> Sample:
+    raw = source.records[position].value
+    prediction = _readable(raw)
+    identity = batch.shape.identity(prediction) if isinstance(prediction, dict) else batch.shape.identity_of(raw)
+    value = float(batch.columns.numbers("value")[row])
+    return Sample(
+        source=source.of(position),
+        prediction=prediction,
+        findings=findings,
+        entity_id=_cut(identity.entity_id),
+        prediction_id=_cut(identity.prediction_id),
+        value=None if math.isnan(value) else jsonable(value),
+    )
+
+
+def _cut(text: str | None) -> str | None:
+    """A name as evidence: what is kept of an incident is bounded."""
+    return text if text is None or len(text) <= MAX_NAMED else text[: MAX_NAMED - 1] + "…"
 
 
 def _readable(raw: bytes | None) -> Any:
