@@ -76,8 +76,10 @@ class Topic:
 
 _BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
 """Fences and tallies are compared in time by `holdfast audit`: one clock for both, not those of the services."""
-_PRODUCERS_TIME = {"message.timestamp.type": "CreateTime"}
-"""A verdict has its prediction's time, whatever the broker's default is."""
+TIME_LIMITS = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms")
+NO_TIME_LIMIT = str(2**63 - 1)
+_PRODUCERS_TIME = {"message.timestamp.type": "CreateTime", **dict.fromkeys(TIME_LIMITS, NO_TIME_LIMIT)}
+"""A verdict has its prediction's time, whatever the broker's defaults are: what `predictions` has taken, fits."""
 _COMPACTED = {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(HOUR_MS)}
 
 TOPICS: dict[str, Topic] = {

@@ -53,6 +53,7 @@ class Header(StrEnum):
     MODEL_VERSION = "holdfast-model-version"
     FINDINGS = "holdfast-findings"
     SOURCE = "holdfast-source"
+    PRODUCED_AT = "holdfast-produced-at"
     ERROR = "holdfast-error"
     ERROR_KIND = "holdfast-error-kind"
     RELEASED_BY = "holdfast-released-by"
@@ -72,6 +73,7 @@ class _Headers(Contract):
 
 
 _Source = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[0-9]+/[0-9]+$")]
+_ProducedAt = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z$")]
 _Findings = Annotated[tuple[Finding, ...], Field(min_length=1)]
 
 
@@ -80,6 +82,8 @@ class _Judged(_Headers):
     """`pricing@<12 hex digits of the policy's content>`; `none` where the model has no policy."""
     model: NonEmpty
     model_version: NonEmpty
+    produced_at: _ProducedAt | None = None
+    """The producer's time, where the record has the time of its verdict: its topic would have deleted it soon."""
 
 
 class ApprovedHeaders(_Judged):
@@ -118,3 +122,5 @@ class MalformedHeaders(_Headers):
     model_version: NonEmpty | None = None
     source: _Source
     """`topic/partition/offset` of the record."""
+    produced_at: _ProducedAt | None = None
+    """The producer's time, where the record has the time of its verdict."""

@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -32,6 +34,8 @@ from holdfast.adapters.kafka import (
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.refusals import Refusal
+from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.checks import Memory
@@ -42,7 +46,7 @@ from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
-from holdfast.core.record import Record, writable
+from holdfast.core.record import Record, produced_at_header, writable
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 
@@ -102,6 +106,42 @@ class Known:
     parked_at: float = 0.0
 
 
+MOST_TRIES = 3
+"""1: into malformed; 2: with the time of now; 3: cut."""
+CUT_BYTES = 200
+
+
+class _Refused(NamedTuple):
+    reason: str
+    tries: int
+
+
+_NOT_REFUSED = _Refused("", 0)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What became of each record of a batch, by its position: enough to find the one that a topic refuses."""
+
+    offsets: Sequence[int] = ()
+    approved: Sequence[Headers | None] = ()
+    blocked: Sequence[Headers | None] = ()
+    malformed: Sequence[int] = ()
+
+    def positions(self, role: str | None) -> Sequence[int]:
+        """Of the records that went to a topic, in its order."""
+        if role in ("approved", "blocked"):
+            headers = self.approved if role == "approved" else self.blocked
+            return [position for position, ours in enumerate(headers) if ours is not None]
+        return self.malformed if role == "malformed" else ()
+
+
+def _offsets(records: Sequence[Record]) -> Sequence[int]:
+    first, last = records[0].offset, records[-1].offset
+    # Markers and compaction leave holes.
+    return range(first, last + 1) if last - first + 1 == len(records) else [record.offset for record in records]
+
+
 class GuardWork:
     """One partition of predictions."""
 
@@ -114,6 +154,10 @@ class GuardWork:
         self._malformed: Counter[tuple[str, MalformedKind]] = Counter()
         self._keyless: Counter[str] = Counter()
         self._oldest_ms: int | None = None
+        self._said = _Said()
+        # By offset, what a topic does not take as it is.
+        self._refused: dict[int, _Refused] = {}
+        self._restamped: Counter[str] = Counter()
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
 
@@ -164,8 +208,11 @@ class GuardWork:
     def _judge(self, policies: PolicySet, records: Sequence[Record]) -> list[Write]:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
+        self._restamped.clear()
         raws: list[bytes | None] = [record.value for record in records]
         reasons = too_long(records, raws, limit)
+        if self._refused:
+            reasons |= self._reasons_of_refused(records)
         for position in reasons:
             raws[position] = None
         groups, flaws = decode_by_model(policies, raws)
@@ -201,16 +248,17 @@ class GuardWork:
             told[model] = with_malformed(told.get(model, []), versions, flaws, policy, route, source, now)
             for version, positions in versions.items():
                 to_blame |= dict.fromkeys(positions, self._headers(None, policy, model, version))
+        self._said = _Said(_offsets(records), approved, blocked, sorted(flaws))
         self._malformed = Counter(
             (whose[0] if (whose := flaw.blames(policies.policies)) else NO_POLICY, flaw.kind) for flaw in flaws.values()
         )
         return [
-            Write(topics.approved, self._partition, _with_headers(records, approved)),
-            Write(topics.blocked, self._partition, _with_headers(records, blocked)),
+            Write(topics.approved, self._partition, self._kept("approved", _with_headers(records, approved), now)),
+            Write(topics.blocked, self._partition, self._kept("blocked", _with_headers(records, blocked), now)),
             Write(
                 topics.malformed,
                 self._partition,
-                [self._put_aside(records[i], flaw, to_blame.get(i, [])) for i, flaw in sorted(flaws.items())],
+                [self._put_aside(records[i], flaw, to_blame.get(i, []), now) for i, flaw in sorted(flaws.items())],
             ),
             *(
                 Write(
@@ -264,7 +312,26 @@ class GuardWork:
             (Header.MODEL_VERSION.value, version.encode()),
         ]
 
-    def _put_aside(self, record: Record, flaw: Malformed, to_blame: Headers) -> Out:
+    def _kept(self, role: str, outs: Outs, now: datetime) -> Outs:
+        """The same, with the time of the verdict where the topic would delete a record too soon by its own."""
+        now_ms = round(now.timestamp() * 1000)
+        oldest = self._guard.retention.oldest(role, now_ms)
+        times: Sequence[int] = outs.timestamps  # type: ignore[assignment]  # records that were read have one
+        if oldest is None or not times or min(times) >= oldest:
+            return outs
+        old = [stamp < oldest for stamp in times]
+        self._restamped[role] += sum(old)
+        return Outs(
+            [now_ms if is_old else stamp for is_old, stamp in zip(old, times, strict=True)],
+            outs.keys,
+            outs.values,
+            [
+                [*ours, produced_at_header(stamp)] if is_old else ours
+                for is_old, stamp, ours in zip(old, times, outs.headers, strict=True)
+            ],
+        )
+
+    def _put_aside(self, record: Record, flaw: Malformed, to_blame: Headers, now: datetime) -> Out:
         ours = [
             (Header.ERROR.value, flaw.reason.encode("utf-8", "replace")),
             (Header.ERROR_KIND.value, flaw.kind.value.encode()),
@@ -272,7 +339,46 @@ class GuardWork:
             (Header.SOURCE.value, self._source(record)),
         ]
         key, value, theirs = writable(record)
-        return record.timestamp, key, value, _with(theirs, ours)
+        stamp, tries = record.timestamp, self._refused.get(record.offset, _NOT_REFUSED).tries
+        now_ms = round(now.timestamp() * 1000)
+        oldest = self._guard.retention.oldest("malformed", now_ms)
+        if tries > 1 or (oldest is not None and stamp < oldest):
+            ours.append(produced_at_header(stamp))
+            self._restamped["malformed"] += 1
+            stamp = now_ms
+        if tries > 2:
+            # Where even this is refused, the reason and the place are what is left.
+            key, value, theirs = key and key[:CUT_BYTES], value and value[:CUT_BYTES], []
+        return stamp, key, value, _with(theirs, ours)
+
+    def _reasons_of_refused(self, records: Sequence[Record]) -> dict[int, Malformed]:
+        return {
+            position: malformed(refused.reason, MalformedKind.REFUSED)
+            for position, record in enumerate(records)
+            if (refused := self._refused.get(record.offset)) is not None and refused.reason
+        }
+
+    def refused(self, refusals: Sequence[Refusal]) -> bool:
+        """Remember which records a topic refuses: they go to malformed, and from there in a form that it takes."""
+        topics, learned = self._settings.topics, False
+        for topic, index, reason in refusals:
+            positions = self._said.positions(
+                {topics.approved: "approved", topics.blocked: "blocked", topics.malformed: "malformed"}.get(topic)
+            )
+            if index >= len(positions):
+                continue
+            offset = self._said.offsets[positions[index]]
+            known = self._refused.get(offset, _NOT_REFUSED)
+            if topic == topics.malformed:
+                tries = max(2, known.tries + 1)
+                # What cannot be decoded has a reason of its own.
+                because = known.reason
+            else:
+                tries, because = 1, f"the topic {topic} does not take it: {reason}"
+            if tries > known.tries and tries <= MOST_TRIES:
+                self._refused[offset] = _Refused(because, tries)
+                learned = True
+        return learned
 
     def _source(self, record: Record) -> bytes:
         return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()
@@ -281,7 +387,8 @@ class GuardWork:
         metrics.POISON.inc()
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
         self._pending, self._malformed, self._keyless = [], Counter({(NO_POLICY, flaw.kind): 1}), Counter()
-        out = self._put_aside(record, flaw, [])
+        self._said = _Said([record.offset], [None], [None], [0])
+        out = self._put_aside(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:
@@ -303,7 +410,14 @@ class GuardWork:
         for model, number in self._keyless.items():
             metrics.KEYLESS.labels(model).inc(number)
             self._guard.warn_of_keyless(model)
+        if self._refused and self._said.offsets:
+            done = self._said.offsets[-1]
+            self._refused = {offset: refused for offset, refused in self._refused.items() if offset > done}
         self._pending, self._malformed, self._keyless = [], Counter(), Counter()
+        self._said = _Said()
+        for role, number in self._restamped.items():
+            metrics.RESTAMPED.labels(role).inc(number)
+        self._restamped.clear()
         for entities in self._known.memory.entities.values():
             entities.forget(self._settings.guard.max_entities)
         if until is not None and (until := written.get(self._approved, until)) >= 0:
@@ -386,6 +500,7 @@ class Guard:
         # By partition, what was known of it when it went.
         self.parked: dict[int, Known] = {}
         self._told_of: set[str] = set()
+        self.retention = Retention(settings)
         self._tasks: list[asyncio.Task[None]] = []
 
     def warn_of_keyless(self, model: str) -> None:
@@ -404,6 +519,7 @@ class Guard:
         counts = await check_topics(self.settings, ROLES)
         await refuse_uncompacted(self.settings, Party.GUARD)
         self._partitions, self.control_partitions = counts["predictions"], counts["control"]
+        await self.retention.refresh()
         guard = self.settings.guard
         self.loop = TransactionalLoop(
             self.settings.kafka,
@@ -423,9 +539,15 @@ class Guard:
             self.follower.follow({self.settings.topics.routes: counts["routes"]}),
             self.policies.follow(),
             self._every_second(),
+            self._follow_retention(),
         )
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
+
+    async def _follow_retention(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_EVERY)
+            await self.retention.refresh()
 
     async def _every_second(self) -> None:
         while True:

@@ -42,7 +42,7 @@ from holdfast.core.duration import format_duration
 from holdfast.core.judge import decode_by_model, judge, strict_json
 from holdfast.core.malformed import Identity
 from holdfast.core.policy import EMPTY, PolicyError, PolicySet
-from holdfast.core.record import time_of
+from holdfast.core.record import produced_at, time_of
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
 
@@ -123,7 +123,7 @@ class Blocked:
         headers = {name: value or b"" for name, value in record.headers}
         return cls(
             headers.get(Header.SOURCE.value, b"").decode(),
-            time_of(record.timestamp),
+            time_of(produced_at(record)),
             headers.get(Header.MODEL.value, b"").decode(),
             headers.get(Header.MODEL_VERSION.value, b"").decode(),
             _FINDINGS.validate_json(headers.get(Header.FINDINGS.value, b"[]")),
@@ -363,7 +363,7 @@ class _Run:
         def take(records: Sequence[ConsumerRecord]) -> None:
             for record in records:
                 if record.key is not None and model in record.headers:
-                    newest[record.key] = max(record.timestamp, newest.get(record.key, 0))
+                    newest[record.key] = max(produced_at(record), newest.get(record.key, 0))
 
         kafka, topics = self.settings.kafka, self.settings.topics
         tp = TopicPartition(topics.approved, partition)
@@ -411,7 +411,7 @@ class _Run:
         if not -CLOCK_MARGIN <= now - one.at <= self.settings.release.max_age:
             return Released(one.source, Answer.TOO_OLD)
         key = one.record.key
-        if not self.superseded and key is not None and by.newest.get(key, 0) > one.record.timestamp:
+        if not self.superseded and key is not None and by.newest.get(key, 0) > produced_at(one.record):
             return Released(one.source, Answer.SUPERSEDED)
         groups, malformed = decode_by_model(self.policies, [one.record.value])
         if malformed:
@@ -433,7 +433,7 @@ class _Run:
         # At-least-once delivery may have blocked it twice.
         self.done.add(one.source)
         if key is not None:
-            by.newest[key] = max(one.record.timestamp, by.newest.get(key, 0))
+            by.newest[key] = max(produced_at(one.record), by.newest.get(key, 0))
         return Released(one.source, Answer.WOULD_BE_RELEASED, findings)
 
     def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], route: Route | None) -> list[Write]:
@@ -443,7 +443,7 @@ class _Run:
         for one, findings in chosen:
             record = one.record
             headers: Headers = [
-                *(header for header in record.headers if header[0] not in _OURS),
+                *(header for header in record.headers if header[0] not in _OURS or header[0] == Header.PRODUCED_AT),
                 (Header.VERDICT.value, Verdict.RELEASED.value.encode()),
                 (Header.POLICY.value, policy.id.encode() if policy is not None else b"none"),
                 (Header.MODEL.value, one.model.encode()),

@@ -30,6 +30,7 @@ from holdfast.adapters.kafka import (
 )
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
+from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
@@ -255,6 +256,10 @@ class SwitchWork:
 
     async def prepare(self) -> None:
         """Nobody else changes what it knows."""
+
+    def refused(self, refusals: Sequence[Refusal]) -> bool:
+        """Nothing else can be written for what the switch decides."""
+        return False
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()

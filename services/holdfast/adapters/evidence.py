@@ -24,7 +24,7 @@ from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka import bounds, partitions_of, read_to_end
 from holdfast.adapters.topics_on_broker import told_settings
-from holdfast.core.record import Record, time_of
+from holdfast.core.record import Record, produced_at, time_of
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Verdict
 
@@ -173,11 +173,6 @@ class _Search:
             # The switch writes to malformed too, of another topic.
             if place + slash == self._place and offset.isdecimal():
                 self.last = max(int(offset), -1 if self.last is None else self.last)
-
-
-def produced_at(record: Record) -> int:
-    """The producer's time of a record with a verdict, in ms since the epoch."""
-    return record.timestamp
 
 
 async def _read_tallies(settings: Settings) -> Tallies:

@@ -31,9 +31,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     IllegalOperation,
+    InvalidConfigurationError,
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
+    OutOfOrderSequenceNumber,
     ProducerFenced,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
@@ -54,14 +56,24 @@ from holdfast.adapters.kafka_login import explain, renew_logins
 from holdfast.adapters.no_topic_creation import forbid_topic_creation
 from holdfast.adapters.offsets import committed_progress
 from holdfast.adapters.records import StoredBatch, in_batches, records_of, replace_readers
+from holdfast.adapters.refusals import (
+    LIST_TOO_LARGE,
+    TOO_LARGE,
+    BatchRefused,
+    RecordsRefused,
+    Refusal,
+    replace_produce_handler,
+)
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.progress import Committed, Reason, Removed, where_to_go_on
 from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS
+from holdfast_schemas.topics import NO_TIME_LIMIT, TIME_LIMITS
 
 replace_readers()
+replace_produce_handler()
 renew_logins()
 forbid_topic_creation()
 # How long a transaction waits that follows closely on another; the library's 20 ms are more than the markers take.
@@ -110,6 +122,8 @@ class Packed(NamedTuple):
     topic: str
     partition: int
     batch: RecordBatch
+    first: int = 0
+    """How many records of that partition go out in batches before it."""
 
 
 class Work(Protocol):
@@ -126,6 +140,12 @@ class Work(Protocol):
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         """What to write for a record that `process` failed on three times."""
+
+    def refused(self, refusals: Sequence[Refusal]) -> bool:
+        """Topics refuse these records of the last `process`, by their places in its writes.
+
+        Remember it for when the same records come again. False where nothing else can be written for one of them.
+        """
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:
         """The last `process` or `poison` stands: take over what it changed. `written` is as `send_all` returns it."""
@@ -156,6 +176,9 @@ class _Lane:
         self.offset = 0
         """The position that is committed."""
         self._fetched_to = 0
+        # Less than everything, for a while, after a topic has refused records.
+        self._at_once = loop.max_records
+        self._max_bytes: dict[str, int] = {}
         self._out_of_range: int | None = None
         self._topic_id: str | None = None
         self._ids: Ids | None = None
@@ -191,6 +214,15 @@ class _Lane:
                 except ReopenLane:
                     await self._discard_clients()
                     continue
+                except RecordsRefused as error:
+                    if self._can_go_on_without(error):
+                        # The broker counts what it refused, so the producer is of no use any more.
+                        await self._discard_clients()
+                        continue
+                    failing_since = failing_since or time.monotonic()
+                    log.error("records are refused", partition=self.tp.partition, error=str(error))
+                    if time.monotonic() - failing_since > self.loop.give_up_after.total_seconds():
+                        raise KafkaUnavailable(f"{error}. See that topic's settings: holdfast doctor") from None
                 except ProducerFenced:
                     # Another worker has the partition: its rebalance will reach this one too.
                     log.warning("partition taken over by another worker", partition=self.tp.partition)
@@ -308,6 +340,17 @@ class _Lane:
             )
         return found.offset
 
+    def _can_go_on_without(self, error: RecordsRefused) -> bool:
+        """Whether the same records, tried again, will not fail in the same way."""
+        for topic, size in error.too_large:
+            self._max_bytes[topic] = min(self._max_bytes.get(topic, size), max(1, size // 2))
+        if error.refusals:
+            return self.work.refused(error.refusals)
+        if not error.too_large:
+            # An older broker does not say which one it means.
+            self._at_once = max(1, self._at_once // 2)
+        return True
+
     async def _turn(self) -> None:
         if self._left() < self.loop.max_records:
             self.waiting = True
@@ -329,10 +372,11 @@ class _Lane:
         position = self._position_after(records)
         if records or writes:
             assert self.producer is not None  # noqa: S101  _open ran
-            packed = pack(self.producer, writes)
+            packed = pack(self.producer, writes, self._max_bytes)
             # While this is on its way, the other lanes work in the memory that it had.
             del records, writes
             await self.work.committed(await self._publish(packed, position))
+            self._at_once = min(self.loop.max_records, 2 * self._at_once)
         elif position > self.offset:
             await self._publish((), position)
 
@@ -363,10 +407,10 @@ class _Lane:
 
     def _unpack(self) -> list[Record]:
         """The next records to judge; no more are unpacked than that takes, for they need much memory."""
-        while self.stored and len(self.records) < self.loop.max_records:
+        while self.stored and len(self.records) < self._at_once:
             self.records += records_of([self.stored.pop(0)], self.offset)
-        records = self.records[: self.loop.max_records]
-        del self.records[: self.loop.max_records]
+        records = self.records[: self._at_once]
+        del self.records[: self._at_once]
         return records
 
     def behind(self) -> int | None:
@@ -398,7 +442,9 @@ class _Lane:
                     error = failure
             if writes is None:
                 writes = self.work.poison(record, error)
-            await self.work.committed(await self._publish(pack(self.producer, writes), record.offset + 1))
+            await self.work.committed(
+                await self._publish(pack(self.producer, writes, self._max_bytes), record.offset + 1)
+            )
             if self.stopping:
                 return
 
@@ -461,8 +507,13 @@ async def _send_offsets(
     return None
 
 
-def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
-    """Put all records into batches; those of one partition stay in their order, and go out together."""
+def pack(
+    producer: AIOKafkaProducer, writes: Iterable[Write], max_bytes: Mapping[str, int] | None = None
+) -> list[Packed]:
+    """Put all records into batches; those of one partition stay in their order, and go out together.
+
+    `max_bytes` are the sizes of batches for topics that take smaller ones only.
+    """
     by_partition: dict[tuple[str, int], list[Sequence[Out] | Outs]] = {}
     for write in writes:
         by_partition.setdefault((write.topic, write.partition), []).append(write.records)
@@ -471,10 +522,14 @@ def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
     # A partition takes one batch at a time: those with few records must not wait for the others.
     groups = sorted(
         (
-            [
-                Packed(*place, batch)
-                for batch in batches_of(Outs.of(records), max_bytes=MAX_BATCH_BYTES, transactional=transactional)
-            ]
+            _numbered(
+                *place,
+                batches_of(
+                    Outs.of(records),
+                    max_bytes=(max_bytes or {}).get(place[0], MAX_BATCH_BYTES),
+                    transactional=transactional,
+                ),
+            )
             for place, records in by_partition.items()
         ),
         key=len,
@@ -482,18 +537,28 @@ def pack(producer: AIOKafkaProducer, writes: Iterable[Write]) -> list[Packed]:
     return [packed for group in groups for packed in group]
 
 
+def _numbered(topic: str, partition: int, batches: Iterable[RecordBatch]) -> list[Packed]:
+    packed: list[Packed] = []
+    first = 0
+    for batch in batches:
+        packed.append(Packed(topic, partition, batch, first))
+        first += batch.record_count()
+    return packed
+
+
 async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict[TopicPartition, int]:
     """Send all batches and wait until the broker has every one. Raises what the first failed one raised.
 
-    Returns the offset after the last record of each partition; -1 where the broker did not tell it.
+    Raises RecordsRefused where brokers have only refused records for what these are. Returns the offset after the
+    last record of each partition; -1 where the broker did not tell it.
     """
     futures: list[asyncio.Future[Any]] = []
-    sizes: list[int] = []
+    sent: list[Packed] = []
     refusal: IllegalOperation | None = None
-    for topic, partition, batch in packed:
+    for one in packed:
         try:
-            futures.append(await producer.send_batch(batch, topic, partition=partition))
-            sizes.append(batch.record_count())
+            futures.append(await producer.send_batch(one.batch, one.topic, partition=one.partition))
+            sent.append(one)
         except IllegalOperation as error:
             # The transaction has failed meanwhile; what was sent before says why.
             refusal = error
@@ -502,12 +567,31 @@ async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict
     # commit_transaction() would return normally although a batch failed.
     if futures:
         await asyncio.wait(futures)
-        for future, size in zip(futures, sizes, strict=True):
+        failed = [(one, future.exception()) for one, future in zip(sent, futures, strict=True)]
+        if refused := [(one, error) for one, error in failed if isinstance(error, BatchRefused)]:
+            # A batch behind one that was refused has a number that the broker does not expect.
+            consequences = BatchRefused | OutOfOrderSequenceNumber
+            other = next((e for _, e in failed if e is not None and not isinstance(e, consequences)), None)
+            raise other or _records_refused(refused)
+        for future, one in zip(futures, sent, strict=True):
             stored = future.result()
-            written[stored.topic_partition] = stored.offset + size if stored.offset >= 0 else -1
+            end = stored.offset + one.batch.record_count()
+            written[stored.topic_partition] = end if stored.offset >= 0 else -1
     if refusal is not None:
         raise refusal
     return written
+
+
+def _records_refused(refused: Sequence[tuple[Packed, BatchRefused]]) -> RecordsRefused:
+    refusals: list[Refusal] = []
+    too_large: list[tuple[str, int]] = []
+    for one, error in refused:
+        alone = one.batch.record_count() == 1
+        for index, said in [(0, None)] if alone and not error.records else error.records:
+            refusals.append(Refusal(one.topic, one.first + index, error.reason(said)))
+        if not alone and error.code in (TOO_LARGE, LIST_TOO_LARGE):
+            too_large.append((one.topic, one.batch.size()))
+    return RecordsRefused(refusals, too_large, "; ".join(sorted({str(error) for _, error in refused})))
 
 
 class TransactionalLoop:
@@ -1009,7 +1093,13 @@ async def create_all(admin: AIOKafkaAdminClient, new: Sequence[NewTopic]) -> dic
     if not new:
         return {}
     result: dict[str, str] = {}
-    for name, code, *message in (await admin.create_topics(list(new))).topic_errors:
+    answers = list((await admin.create_topics(list(new))).topic_errors)
+    # Brokers before 3.6 know one limit of timestamps instead of two.
+    refused = {name for name, code, *_ in answers if code == InvalidConfigurationError.errno}
+    if older := [_with_one_time_limit(topic) for topic in new if topic.name in refused]:
+        answers = [answer for answer in answers if answer[0] not in refused]
+        answers += (await admin.create_topics(older)).topic_errors
+    for name, code, *message in answers:
         if code not in (0, TopicAlreadyExistsError.errno):
             raise for_code(code)(*message)
         result[name] = "exists" if code else "created"
@@ -1019,6 +1109,13 @@ async def create_all(admin: AIOKafkaAdminClient, new: Sequence[NewTopic]) -> dic
             raise for_code(without[0]["error_code"] or LeaderNotAvailableError.errno)(without[0]["topic"])
         await asyncio.sleep(0.05)
     return result
+
+
+def _with_one_time_limit(topic: NewTopic) -> NewTopic:
+    configs = {key: value for key, value in topic.topic_configs.items() if key not in TIME_LIMITS}
+    if len(configs) < len(topic.topic_configs):
+        configs["message.timestamp.difference.max.ms"] = NO_TIME_LIMIT
+    return NewTopic(topic.name, topic.num_partitions, topic.replication_factor, topic_configs=configs)
 
 
 def _has_no_leader(topic: Mapping[str, Any]) -> bool:

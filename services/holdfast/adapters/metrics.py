@@ -37,6 +37,12 @@ KEYLESS = Counter(
     ["model"],
     registry=REGISTRY,
 )
+RESTAMPED = Counter(
+    "holdfast_restamped_total",
+    "Verdicts written with their own time, because the topic would have deleted them soon by the producer's.",
+    ["topic"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

@@ -35,7 +35,7 @@ from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
-from holdfast.core.record import MAX_KEY_BYTES, Record, headers_size
+from holdfast.core.record import MAX_KEY_BYTES, Record, headers_size, produced_at
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 1000
@@ -196,12 +196,12 @@ class Frontier:
     ends: Mapping[Stream, int]
 
 
-def identity(record: Record) -> bytes:
-    """What a prediction and its approved record have in common."""
+def identity(record: Record, timestamp: int) -> bytes:
+    """What a prediction and its verdict have in common; `timestamp` is the producer's, in ms since the epoch."""
     digest = hashlib.blake2b(digest_size=IDENTITY_BYTES)
     # As far as every topic takes them.
     key, value = (record.key or b"")[:MAX_KEY_BYTES], (record.value or b"")[:MAX_VALUE_BYTES]
-    digest.update(f"{record.timestamp} {-1 if record.key is None else len(key)} {record.value is None} ".encode())
+    digest.update(f"{timestamp} {-1 if record.key is None else len(key)} {record.value is None} ".encode())
     digest.update(key)
     digest.update(value)
     return digest.digest()
@@ -286,14 +286,14 @@ class Ledger:
             source = _source(headers)
             if source is not None and source[:2] == (self._rules.predictions_topic, self.partition):
                 names = source[2]
-        return _Early(record, now, headers, identity(record), names)
+        return _Early(record, now, headers, identity(record, produced_at(record)), names)
 
     def _admit(self) -> None:
         """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
         end = self.target(Stream.PREDICTIONS)
         while self._ahead and self._ahead[0].offset < end:
             record = self._ahead.popleft()
-            prediction = _Prediction(record.offset, hash(record.key), identity(record))
+            prediction = _Prediction(record.offset, hash(record.key), identity(record, record.timestamp))
             self._window[record.offset] = prediction
             self._waiting.setdefault(prediction.identity, []).append(prediction)
 

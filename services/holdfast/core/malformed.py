@@ -48,6 +48,8 @@ class MalformedKind(StrEnum):
     """The version has no name that a route could carry."""
     OTHER_SHAPE = "other_shape"
     """The event is not of the shape that its model's policy maps."""
+    REFUSED = "refused"
+    """A topic of verdicts does not take the record as it is."""
     NOT_PROCESSED = "not_processed"
     """Three attempts to judge the record failed."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from holdfast_schemas import MAX_VALUE_BYTES
+from holdfast_schemas import MAX_VALUE_BYTES, Header
 
 
 class Record(Protocol):
@@ -25,6 +25,29 @@ class Record(Protocol):
 MAX_KEY_BYTES = MAX_HEADERS_BYTES = 256 * 1024
 # A day within what datetime holds.
 _FIRST_MS, _LAST_MS = -62_135_510_400_000, 253_402_214_400_000
+
+
+_PRODUCED_AT = Header.PRODUCED_AT.value
+
+
+def produced_at(record: Record) -> int:
+    """The producer's time of a record with a verdict, in ms since the epoch.
+
+    It is the record's own, unless the topic would have deleted it too soon: a header says it then.
+    """
+    for name, value in record.headers:
+        if name == _PRODUCED_AT:
+            try:
+                return round(datetime.fromisoformat((value or b"").decode()).timestamp() * 1000)
+            except ValueError:
+                break
+    return record.timestamp
+
+
+def produced_at_header(timestamp: int) -> tuple[str, bytes]:
+    """The header that says the producer's time."""
+    at = time_of(timestamp).isoformat(timespec="milliseconds")
+    return _PRODUCED_AT, at.replace("+00:00", "Z").encode()
 
 
 def headers_size(record: Record) -> int:
