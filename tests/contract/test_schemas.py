@@ -129,6 +129,7 @@ def test_the_asyncapi_document_describes_every_header_that_holdfast_adds() -> No
         "holdfast-model",
         "holdfast-model-version",
         "holdfast-source",
+        "holdfast-produced-at",
     }
 
 
