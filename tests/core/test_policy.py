@@ -26,7 +26,11 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
         ('model = "a"\nmodel = "b"', "not TOML", "Cannot overwrite"),
         ('mode = "enforce"', "model", "missing"),
         ('model = "a b"', "model", "match"),
-        ('model = "p"\nmood = "x"', "mood", "there is no such key; the keys here are breaker, checks, fields, mode"),
+        (
+            'model = "p"\nmood = "x"',
+            "mood",
+            "there is no such key; the keys here are breaker, checks, fields, max_table_shrink",
+        ),
         ('model = "p"\nmode = "watch"', "mode", "'enforce', 'shadow' or 'off'"),
         ('model = "p"\nchecks = 5', "checks", "valid tuple"),
         ('model = "p"\nchecks = [5]', "checks[0]", "valid dictionary"),

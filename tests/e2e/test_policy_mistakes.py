@@ -1,6 +1,7 @@
 """Policies and tables that are wrong for some seconds, on a real broker: what they do, and how it is undone."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -81,3 +82,54 @@ async def test_a_policy_mistake_that_was_live_for_seconds_is_undone_by_one_comma
         nonsense = await holdfast(config, "policy", "undo-trips", "pricing", "--policy", "latest", "-r", "x")
         assert nonsense.code == 2
         assert "is not a policy id" in nonsense.flat()
+
+
+FLOORS = """
+[[checks]]
+name = "floors"
+kind = "range"
+table = "floors.csv"
+unlisted = "fail"
+"""
+
+
+async def test_a_table_that_is_half_written_for_seconds_takes_no_version_down(kafka, redis_server, tmp_path):
+    """2,501 of 200,000 rows lie there for four seconds. One that stays so is refused, and the old one is in force."""
+    rows = ["entity_id,min\n", *(f"SKU-{n},10.0\n" for n in reversed(range(200_000)))]
+    async with Stack(kafka, redis_server.url, {}, folder=tmp_path) as stack:
+        floors, fresh = stack.policies / "floors.csv", stack.policies / ".floors"
+        floors.write_text("".join(rows))
+        os.utime(floors, ns=(0, 0))  # long ago
+        stack.write_policy("pricing", FLOORS + POLICY)
+        guard, _ = await stack.start("guard", "switch")
+        await earn_good(stack, "v1")
+        judged_by = stack.tallies("pricing")[-1]["policy"]
+
+        with floors.open("w") as file:
+            file.writelines(rows[:2502])
+            file.flush()
+            for _ in range(8):
+                assert await serve(stack, "v1", count=10) == 10
+                await asyncio.sleep(0.5)
+            file.writelines([*rows[2502:], "SKU-new,10.0\n"])
+        await stack.until(lambda: guard.told("policies changed"), "the whole table is taken up")
+        assert await serve(stack, "v1") == 40
+        assert stack.tallies("pricing")[-1]["policy"] != judged_by
+        assert stack.route("pricing")["fenced"] == []
+
+        # On a slow machine it may have been refused before, too.
+        before = len(guard.told("new policy refused, the old one stays"))
+        with floors.open("w") as file:
+            file.writelines(rows[:2502])
+        refused = await stack.until(
+            lambda: guard.told("new policy refused, the old one stays")[before:], "the short table is refused"
+        )
+        assert "table floors.csv has 2,501 rows, and the one in force has 200,001" in refused[-1]["error"]
+        assert guard.metric("holdfast_policies_refused_total") >= 1
+        assert await serve(stack, "v1") == 40
+        assert stack.route("pricing")["fenced"] == []
+
+        fresh.write_text("".join(rows))
+        fresh.replace(floors)
+        await stack.until(lambda: len(guard.told("policies changed")) == 2, "the whole one is taken up")
+        assert await serve(stack, "v1") == 40

@@ -9,8 +9,9 @@ from pathlib import Path
 import structlog
 from watchfiles import awatch
 
+from holdfast.adapters.at_rest import Stamps, come_to_rest, stamps, wait_for_tables
 from holdfast.adapters.tables import load_table
-from holdfast.core.policy import Policy, PolicyError, PolicySet, parse_policy, tables_of
+from holdfast.core.policy import Policy, PolicyError, PolicySet, collapsed_table, parse_policy, tables_of
 
 log = structlog.get_logger("holdfast.policies")
 
@@ -49,6 +50,10 @@ LOOK_EVERY = 2.0
 """Seconds between two looks whether the folder is still the same one."""
 
 
+class ChangedMeanwhile(Exception):  # noqa: N818  not an error
+    """The files were written to while they were read."""
+
+
 class PolicyStore:
     """The policies in force. A change that does not load is refused: the old ones stay.
 
@@ -62,17 +67,31 @@ class PolicyStore:
         on_loaded: Callable[[PolicySet], None] = lambda _: None,
     ) -> None:
         self._folder, self._on_refused, self._on_loaded = folder, on_refused, on_loaded
+        self.refused: str | None = None
+        """Why what the files say now is not in force."""
+        wait_for_tables(folder)
+        self._stamps_in_force = stamps(folder)
         self.current = load_policies(folder)
         on_loaded(self.current)
 
-    def reload(self) -> bool:
-        """Take over what the files say now; False where they were refused."""
+    def reload(self, expected: Stamps | None = None) -> bool:
+        """Take over what the files say now; False where they were refused.
+
+        Raises ChangedMeanwhile where they are not as `expected` any more once they were read; nothing has changed then.
+        """
         try:
             fresh = load_policies(self._folder)
+            for model, policy in fresh.policies.items():
+                if model in self.current.policies and (lost := collapsed_table(self.current.policies[model], policy)):
+                    raise PolicyError(f"{self._folder}: the policy of {model}: {lost}")
         except PolicyError as error:
-            self._on_refused()
-            log.error("new policy refused, the old one stays", error=str(error))
+            if expected not in (None, stamps(self._folder)):
+                raise ChangedMeanwhile from None
+            self._refuse(str(error))
             return False
+        if expected not in (None, stamps(self._folder)):
+            raise ChangedMeanwhile
+        self.refused = None
         changed = [
             policy.id
             for model, policy in fresh.policies.items()
@@ -85,11 +104,30 @@ class PolicyStore:
         self._on_loaded(self.current)
         return True
 
+    def _refuse(self, why: str) -> None:
+        self.refused = why
+        self._on_refused()
+        log.error("new policy refused, the old one stays", error=why)
+
     async def follow(self) -> None:
-        """Reload whenever a file in the folder changes; runs until cancelled."""
+        """Reload whenever files in the folder have changed and are at rest; runs until cancelled."""
         async for _ in self._changes():
+            while not await self._take_up():
+                pass
+
+    async def _take_up(self) -> bool:
+        """Whether the files are taken up or refused; False: they have changed while they were read."""
+        at_rest, restless = await come_to_rest(self._folder, self._stamps_in_force)
+        if restless is not None:
+            self._refuse(f"{restless}: it is still being written; write it elsewhere and rename it into place")
+            return True
+        try:
             # Tables of a million rows take a second to read.
-            await asyncio.to_thread(self.reload)
+            if await asyncio.to_thread(self.reload, at_rest):
+                self._stamps_in_force = at_rest
+        except ChangedMeanwhile:
+            return False
+        return True
 
     async def _changes(self) -> AsyncIterator[None]:
         """One for each change of a file, and one when another folder stands in the place of this one: a watch is of

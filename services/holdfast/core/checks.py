@@ -319,6 +319,11 @@ class RangeCheck(_OneField):
         table = np.array(rows, dtype=np.float64)
         self._low, self._high = table[:, 0].copy(), table[:, 1].copy()
 
+    @property
+    def table_rows(self) -> int | None:
+        """How many entities its table lists; None: it has no table."""
+        return len(self._table.index) if self._table is not None else None
+
     def with_table(self, table: Table) -> Self:
         """The same check with the rows of its table."""
         copy = self.model_copy()

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import (
@@ -56,6 +56,8 @@ class Policy(BaseModel):
     """Where NaN or infinity blocks: in the outputs and in what a check reads, or anywhere in the event."""
     checks: tuple[AnyCheck, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
+    max_table_shrink: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The share of its rows that a table may lose in one change; beyond it the new policy is refused."""
     _id: str = PrivateAttr(default="")
 
     @field_validator("fields", mode="before")
@@ -156,6 +158,21 @@ def _readings_of(name: str) -> tuple[Reading, ...]:
     if name == "predicted_at":
         return TIMES
     return (Reading.DECIMAL_TEXT,) if is_number_field(name) or name in ("outputs", "features") else ()
+
+
+def collapsed_table(before: Policy, after: Policy) -> str | None:
+    """What is wrong with a table of `after` that has lost too many rows, in words; None: nothing."""
+    rows = {check.name: check.table_rows for check in before.checks if isinstance(check, RangeCheck)}
+    for check in after.checks:
+        if not isinstance(check, RangeCheck) or check.table_rows is None:
+            continue
+        if check.table_rows < (1 - after.max_table_shrink) * (rows.get(check.name) or 0):
+            return (
+                f"checks[{check.name}]: table {check.table} has {check.table_rows:,} rows, and the one in force has "
+                f"{rows[check.name]:,}; it may lose {after.max_table_shrink:.0%} of them at once. Write the whole "
+                "table, or set max_table_shrink = 1.0 if it is whole"
+            )
+    return None
 
 
 def tables_of(data: Mapping[str, Any]) -> list[str]:
