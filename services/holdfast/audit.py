@@ -26,10 +26,12 @@ from holdfast.adapters.kafka import KafkaUnavailable, check_topics, offsets_sinc
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.records import with_unreadable
 from holdfast.adapters.service import run_service
 from holdfast.core.errors import describe
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
 from holdfast.core.policy import PolicySet
+from holdfast.core.record import UnreadableBatch
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Route, Tally, parse_control, utc_now
 
@@ -142,7 +144,11 @@ class Auditor:
             group_id=self._settings.guard.group, enable_auto_commit=False, **kafka.client_options()
         )
         self._reader = reader(
-            kafka, auto_offset_reset="none", metadata_max_age_ms=30_000, max_partition_fetch_bytes=FETCH_BYTES
+            kafka,
+            auto_offset_reset="none",
+            metadata_max_age_ms=30_000,
+            max_partition_fetch_bytes=FETCH_BYTES,
+            value_deserializer=with_unreadable,
         )
         try:
             await self._surveyor.start()
@@ -363,6 +369,12 @@ class Auditor:
                         self._take_tally(event, record.timestamp)
         elif tp.topic == topics.routes:
             for record in records:
+                if isinstance(record, UnreadableBatch):
+                    # There may be a fence in it.
+                    raise KafkaUnavailable(
+                        f"In {tp.topic}/{tp.partition} {record.reason}. Only the switch may write there; remove that "
+                        "batch, then start the audit again."
+                    )
                 route = Route.model_validate_json(record.value) if record.value is not None else None
                 model = route.model if route is not None else (record.key or b"").decode("utf-8", "replace")
                 self._routes.add(model, route, record.timestamp)

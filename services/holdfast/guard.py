@@ -46,7 +46,7 @@ from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
-from holdfast.core.record import Record, produced_at_header, writable
+from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 
@@ -215,6 +215,8 @@ class GuardWork:
             reasons |= self._reasons_of_refused(records)
         for position in reasons:
             raws[position] = None
+        if not all(raws):
+            reasons |= _unreadable(records)
         groups, flaws = decode_by_model(policies, raws)
         flaws |= reasons
         source = Source(topics.predictions, self._partition, records, self._settings.worker)
@@ -435,6 +437,15 @@ class GuardWork:
         metrics.REMEMBERED.remove(str(self._partition))
         metrics.LAG.remove(str(self._partition))
         metrics.PROGRESS.remove("guard", str(self._partition))
+
+
+def _unreadable(records: Sequence[Record]) -> dict[int, Malformed]:
+    """By position, why the batch that a record stands for could not be read."""
+    return {
+        position: malformed(record.reason, MalformedKind.UNREADABLE_BATCH)
+        for position, record in enumerate(records)
+        if isinstance(record, UnreadableBatch)
+    }
 
 
 def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) -> Outs:

@@ -36,7 +36,7 @@ from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.policy import PolicySet
-from holdfast.core.record import Record, writable
+from holdfast.core.record import Record, UnreadableBatch, writable
 from holdfast.core.routing import Decision, ModelState, Tick, decide
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
@@ -178,7 +178,10 @@ class SwitchWork:
             try:
                 event = parse_control(record.value or b"")
             except ValidationError as error:
-                aside.append(self._put_aside(record, f"not a control record: {first_flaw(error)}"))
+                reason = f"not a control record: {first_flaw(error)}"
+                if isinstance(record, UnreadableBatch):
+                    reason = record.reason
+                aside.append(self._put_aside(record, reason))
                 continue
             if record.key != event.model.encode():
                 aside.append(

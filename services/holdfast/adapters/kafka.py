@@ -408,7 +408,7 @@ class _Lane:
     def _unpack(self) -> list[Record]:
         """The next records to judge; no more are unpacked than that takes, for they need much memory."""
         while self.stored and len(self.records) < self._at_once:
-            self.records += records_of([self.stored.pop(0)], self.offset)
+            self.records += records_of([self.stored.pop(0)], self.offset, tolerant=True)
         records = self.records[: self._at_once]
         del self.records[: self._at_once]
         return records

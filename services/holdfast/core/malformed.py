@@ -50,6 +50,8 @@ class MalformedKind(StrEnum):
     """The event is not of the shape that its model's policy maps."""
     REFUSED = "refused"
     """A topic of verdicts does not take the record as it is."""
+    UNREADABLE_BATCH = "unreadable_batch"
+    """The batch that the record came in cannot be unpacked."""
     NOT_PROCESSED = "not_processed"
     """Three attempts to judge the record failed."""
 

@@ -1,6 +1,7 @@
 """A Kafka record, however it was read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -20,6 +21,24 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableBatch:
+    """Stands for all records of a stored batch that cannot be read, at the offset of the last one."""
+
+    first_offset: int
+    offset: int
+    timestamp: int
+    flaw: str
+    """Why, as in `it unpacks to more than 64 MiB`."""
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = field(default=())
+
+    @property
+    def reason(self) -> str:
+        return f"the batch of the offsets {self.first_offset} to {self.offset} cannot be read: {self.flaw}"
 
 
 MAX_KEY_BYTES = MAX_HEADERS_BYTES = 256 * 1024
