@@ -182,6 +182,7 @@ class Reference:
     held: bool = False
     last: dict = field(default_factory=dict)
     recent: dict = field(default_factory=dict)
+    approved: dict = field(default_factory=dict)
 
     def judge(self, raws, now):
         """Record by record."""
@@ -219,6 +220,7 @@ class Reference:
             for check in self.policy.active_checks():
                 if check.kind == "max_change" and (value := number(event, check.field)) is not None:
                     self.last[check.field, event["entity_id"]] = value
+                    self.approved.setdefault(check.field, []).append(value)
             for name in {check.field for check in self.policy.active_checks() if check.kind == "outlier"}:
                 if (value := number(event, name)) is not None:
                     self.recent.setdefault((name, event.get("segment")), []).append(value)
@@ -255,11 +257,24 @@ class Reference:
     def max_change(self, check, event, now):
         value, last = number(event, check.field), self.last.get((check.field, event["entity_id"]))
         if value is None or last is None or last == 0:
-            return "unknown"
+            out_of_reach = check.unknown == "auto" and value is not None and not self.in_reach(check.field, value)
+            return "fail" if out_of_reach else "unknown"
         ends = sorted(
             (last * (0.0 if check.down is None else check.down), last * (math.inf if check.up is None else check.up))
         )
         return "pass" if inside(value, *ends) else "fail"
+
+    def in_reach(self, name, value):
+        """Whether a value of a newcomer is like those of the other entities."""
+        known = [one for one in self.approved.get(name, ()) if one]
+        if len({entity for field, entity in self.last if field == name}) < 3 or not known:
+            return True
+        least, greatest = min(map(abs, known)), max(map(abs, known))
+        if min(known) < 0 < max(known):
+            return abs(value) <= 30 * greatest
+        factor = max(30, greatest / least)
+        sign = 1 if known[0] > 0 else -1
+        return least / factor <= sign * value <= greatest * factor
 
     def expression(self, check, event, now):
         names, condition = CONDITIONS[check.expression]

@@ -166,6 +166,68 @@ def test_a_change_holds_at_its_ratios(check, before, value, expected):
     assert (answers.pop() if len(answers) == 1 else "unknown") == expected
 
 
+NEWCOMER = 'kind = "max_change"\ndown = 0.5\nup = 3.0\n'
+
+
+@pytest.mark.parametrize(
+    ("known", "value", "expected"),
+    [
+        ([], 1, "pass"),
+        ([100, 100], 1, "pass"),
+        ([100, 100, 100], 1, "fail"),
+        ([100, 100, 100], -100, "fail"),
+        ([100, 100, 100], 0, "fail"),
+        ([100, 100, 100], 100 / 30 + 0.01, "pass"),
+        ([100, 100, 100], 100 / 30 - 0.01, "fail"),
+        ([100, 100, 100], 2999, "pass"),
+        ([100, 100, 100], 3001, "fail"),
+        # What lies far apart already reaches as far again
+        ([1, 100, 100], 0.011, "pass"),
+        ([1, 100, 100], 9999, "pass"),
+        ([1, 100, 100], 10_001, "fail"),
+        ([-100, -100, -100], -3, "fail"),
+        ([-100, -100, -100], -4, "pass"),
+        ([-100, -100, -100], 100, "fail"),
+        ([-1, 100, 1], -2999, "pass"),
+        ([-1, 100, 1], -3001, "fail"),
+        ([0, 0, 0], 1e9, "pass"),
+        ([0, 0, 100, 100], 1, "fail"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_newcomer_must_be_within_reach_of_the_other_entities(known, value, expected, size):
+    """By default: a new product is like the others; a hundredth of every price is a record in the wrong partition."""
+    real = Real(policy_of(f"{HEAD}{NEWCOMER}"))
+    batch = [raw(entity_id=f"e{i}", value=one) for i, one in enumerate(known)]
+    batch.append(raw(entity_id="new", value=value))
+    answers = [answer for at in range(0, len(batch), size) for answer in real.judge(batch[at : at + size])]
+    assert [approved for approved, _ in answers] == [True] * len(known) + [expected == "pass"]
+    assert sum(tally.failed for tally in real.tallies) == 0, "it is not the version's fault"
+    for meaning in ("pass", "fail"):
+        other = Real(policy_of(f'{HEAD}{NEWCOMER}unknown = "{meaning}"\n'))
+        assert other.judge([raw(entity_id="new", value=value)])[0][0] is (meaning == "pass")
+
+
+def test_a_catalogue_that_is_met_for_the_first_time_passes():
+    """Thousands of products from 2 to 20,000, none of them known, in any order."""
+    real = Real(policy_of(f"{HEAD}{NEWCOMER}"))
+    batch = [raw(entity_id=f"e{i}", value=round(2 * 10 ** (i * 7919 % 2000 / 500), 2)) for i in range(2000)]
+    answers = [answer for at in range(0, len(batch), 300) for answer in real.judge(batch[at : at + 300])]
+    assert sum(not approved for approved, _ in answers) <= 2
+
+
+def test_sixty_keys_that_come_to_other_partitions_are_not_approved_at_a_hundredth():
+    """Sixty products at 100, ten in each of six partitions; then each of them at 1.0 in the partition beside."""
+    memories = [Real(policy_of(f"{HEAD}{NEWCOMER}")) for _ in range(6)]
+    for number, real in enumerate(memories):
+        assert all(
+            approved for approved, _ in real.judge([raw(entity_id=f"e{number}-{i}", value=100) for i in range(10)])
+        )
+    for number, real in enumerate(memories):
+        moved = [raw(entity_id=f"e{(number + 1) % 6}-{i}", value=1.0) for i in range(10)]
+        assert not any(approved for approved, _ in real.judge(moved))
+
+
 def expression(text):
     return f'kind = "expression"\nexpression = "{text}"'
 
@@ -394,6 +456,7 @@ KINDS = [
     CURRENCY,
     DOLLARS,
     CHANGE,
+    'kind = "max_change"\nup = 100\ndown = 0.01',
     'kind = "max_change"\nfield = "features.cost"\nup = 2',
     FRESH,
     SIMPLEX,
@@ -404,7 +467,9 @@ KINDS = [
     'kind = "required"\nfields = ["segment", "features.cost"]',
     *map(expression, CONDITIONS),
 ]
-numbers = st.sampled_from([0, 1, 4.99, 5, 10, 14.99, 15, 20, 20.01, 30, 50.01, -10, 1e308]) | st.floats(1, 60)
+numbers = st.sampled_from(
+    [-4000, 0.001, 4000, 0, 1, 4.99, 5, 10, 14.99, 15, 20, 20.01, 30, 50.01, -10, 1e308]
+) | st.floats(1, 60)
 features = st.fixed_dictionaries(
     {},
     optional={
@@ -416,7 +481,7 @@ features = st.fixed_dictionaries(
 vectors = st.lists(st.sampled_from([0, 0.25, 0.5, 1, -0.009]), max_size=4)
 events = st.builds(
     raw,
-    entity_id=st.sampled_from("abz"),
+    entity_id=st.sampled_from("abzcdefg"),
     model_version=st.sampled_from(["v1", "bad"]),
     value=numbers,
     currency=st.sampled_from(["USD", "EUR", "JPY", "GBP", None]),
@@ -427,13 +492,20 @@ events = st.builds(
 )
 batches = st.lists(events, min_size=1, max_size=30)
 modes = st.sampled_from(['mode = "enforce"', 'mode = "shadow"', 'severity = "warning"', 'severity = "critical"'])
+
+
+def means(kind, unknown):
+    """Only `max_change` knows `auto`."""
+    return f'unknown = "{unknown}"' if unknown != "auto" or "max_change" in kind else ""
+
+
 policies = st.lists(
-    st.tuples(st.sampled_from(KINDS), modes, st.sampled_from(["pass", "fail"])), min_size=1, max_size=4
+    st.tuples(st.sampled_from(KINDS), modes, st.sampled_from(["pass", "fail", "auto"])), min_size=1, max_size=4
 ).map(
     lambda checks: policy_of(
         'model = "pricing"\n'
         + "".join(
-            f'[[checks]]\nname = "c{i}"\n{mode}\nunknown = "{unknown}"\n{kind}\n'
+            f'[[checks]]\nname = "c{i}"\n{mode}\n{means(kind, unknown)}\n{kind}\n'
             for i, (kind, mode, unknown) in enumerate(checks)
         )
     )

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, fiel
 
 from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
 from holdfast.core.duration import Duration, format_duration
+from holdfast.core.newcomers import Span
 from holdfast.core.recent import Segments, View
 from holdfast.core.tolerance import RELATIVE, above, at_least, at_most, below, in_decimal
 from holdfast_schemas import Severity
@@ -60,6 +61,7 @@ class Entities:
         self._slots: dict[str, int] = {}
         self._names: list[str] = []
         self._last: dict[str, Numbers] = {}
+        self._spans: dict[str, Span] = {}
         self._learned = np.zeros(1, dtype=np.int64)
         self._turn = 0
         self._free: list[int] = []
@@ -81,6 +83,10 @@ class Entities:
         slots = self.find(columns)
         known = self._last.get(field)
         return np.full(len(slots), np.nan) if known is None else known[slots]
+
+    def span(self, field: str) -> Span:
+        """The values of one field that were approved so far."""
+        return self._spans.get(field) or Span()
 
     def rows_in(self, table: Table, columns: Columns) -> NDArray[np.int32]:
         """(n,) the row of each row's entity in `table`; -1: it has none."""
@@ -106,9 +112,14 @@ class Entities:
         if field not in self._last:
             self._last[field] = np.full(len(self._learned), np.nan)
         self._turn += 1
-        slots = slots[rows]
-        self._last[field][slots] = values[rows]
-        self._learned[slots] = self._turn
+        slots, values = slots[rows], values[rows]
+        if len(slots):
+            last = self._last[field]
+            fresh = np.isnan(last[slots])
+            newcomers = len(set(slots[fresh].tolist())) if fresh.any() else 0
+            self._spans[field] = self.span(field).with_values(newcomers, values)
+            last[slots] = values
+            self._learned[slots] = self._turn
 
     def _slot_of(self, entity: str) -> int:
         slot = self._slots.get(entity)
@@ -183,11 +194,15 @@ Explanations = tuple[Iterable[str | None], Iterable[Any], Iterable[Any]]
 
 @dataclass(slots=True)
 class Outcome:
-    """A check's answer for n predictions: (n,) masks, and what to say about each of some rows that failed."""
+    """A check's answer for n predictions: (n,) masks, and what to say about each of some rows that failed.
+
+    `doubtful` are the unknown rows that fail under `unknown = "auto"`.
+    """
 
     failed: Mask
     unknown: Mask | None
     explain: Callable[[Rows], Explanations]
+    doubtful: Mask | None = None
 
 
 class Check(BaseModel):
@@ -413,6 +428,7 @@ class MaxChangeCheck(_OneField):
     """The ratio to the entity's last approved value stays within `[down, up]`.
 
     For a negative last value the same ratio holds, so the interval is mirrored. No last value, or zero: unknown.
+    `unknown = "auto"` then holds the value against those of the other entities, as `newcomers` says.
     """
 
     kind: Literal["max_change"]
@@ -420,7 +436,7 @@ class MaxChangeCheck(_OneField):
     """0.5: at most halved."""
     up: Annotated[Number, Field(ge=1)] | None = None
     """3.0: at most tripled."""
-    unknown: Unknown = "pass"
+    unknown: Literal["pass", "fail", "auto"] = "auto"  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _has_a_side(self) -> Self:

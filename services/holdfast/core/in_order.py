@@ -1,8 +1,8 @@
 """The checks that hold a prediction against what was approved before it, record by record.
 
 Whether a record may become part of a reference depends on all checks, and what a record is held against depends on
-all records before it. So where a policy has an `outlier`, the checks of both kinds step together through the rows.
-Policies without one use `judge_changes`, which gives the same answers for whole columns at once.
+all records before it. So where a policy has an `outlier`, or a newcomer may be out of reach, the checks of both kinds
+step together through the rows. Else `judge_changes` gives the same answers for whole columns at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ from holdfast.core.checks import (
     explain_changes,
 )
 from holdfast.core.decode import Columns
+from holdfast.core.newcomers import ENOUGH, Span
 from holdfast.core.recent import Draft, Segments
 
 
@@ -46,8 +47,10 @@ class _Change:
     values: list[float]
     references: list[float]
     newest: dict[str, float]
+    spans: dict[str, Span]
     failed: list[int] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
+    doubtful: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +64,22 @@ class _Outlier:
     failed: list[int] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
     reference: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+
+def are_doubtful(
+    changes: Sequence[tuple[MaxChangeCheck, bool]], outcomes: Sequence[Outcome], columns: Columns, known: Entities
+) -> bool:
+    """Whether a row without a reference may be out of reach of the other entities, under `unknown = "auto"`."""
+    for (check, _), outcome in zip(changes, outcomes, strict=True):
+        if check.unknown == "auto" and outcome.unknown is not None:
+            span = known.span(check.field)
+            if span.entities < ENOUGH:
+                return True
+            low, high = span.reach()
+            values = columns.numbers(check.field)
+            if (outcome.unknown & ((values < low) | (values > high))).any():
+                return True
+    return False
 
 
 def judge_in_order(
@@ -80,8 +99,10 @@ def judge_in_order(
     newest: dict[str, dict[str, float]] = {check.field: {} for check, _ in changes}
     drafts = {check.field: Draft(recent.get(check.field, {}), windows[check.field]) for check, _ in outliers}
     numbers = {name: columns.numbers(name).tolist() for name in {*newest, *drafts}}
+    spans = {name: known.span(name) for name in newest}
+    stored = {name: known.last(name, columns).tolist() for name in newest}
     changing = [
-        _Change(check, blocks, numbers[check.field], known.last(check.field, columns).tolist(), newest[check.field])
+        _Change(check, blocks, numbers[check.field], stored[check.field].copy(), newest[check.field], spans)
         for check, blocks in changes
     ]
     outlying = [_Outlier(check, blocks, numbers[check.field], drafts[check.field]) for check, blocks in outliers]
@@ -97,7 +118,10 @@ def judge_in_order(
             for name, of_field in newest.items():
                 value = numbers[name][row]
                 if value == value:
-                    of_field[entities[row]] = value
+                    entity = entities[row]
+                    is_new = entity not in of_field and stored[name][row] != stored[name][row]
+                    spans[name] = spans[name].with_value(value, is_new=is_new)
+                    of_field[entity] = value
                     learnt[name].append(row)
             for name, draft in drafts.items():
                 value = numbers[name][row]
@@ -108,7 +132,8 @@ def judge_in_order(
             Outcome(
                 _mask(change.failed, size),
                 _mask(change.unknown, size) if change.unknown else None,
-                partial(explain_changes, change.check, np.array(change.values), np.array(change.references)),
+                partial(_explain_changes, change),
+                _mask([*change.doubtful], size) if change.doubtful else None,
             )
             for change in changing
         ],
@@ -137,9 +162,22 @@ def _passes_change(change: _Change, row: int, entity: str) -> bool:
         return True
     if passed is None:
         change.unknown.append(row)
-        return not change.blocks or change.check.unknown == "pass"
+        if change.check.unknown != "auto":
+            return not change.blocks or change.check.unknown == "pass"
+        value, span = change.values[row], change.spans[change.check.field]
+        low, high = span.reach()
+        # An absent value passes.
+        if value < low or value > high:
+            change.doubtful[row] = span.words()
+            return not change.blocks
+        return True
     change.failed.append(row)
     return not change.blocks
+
+
+def _explain_changes(change: _Change, rows: Rows) -> Explanations:
+    fields, seen, limits = explain_changes(change.check, np.array(change.values), np.array(change.references), rows)
+    return fields, seen, [change.doubtful.get(row, limit) for row, limit in zip(rows, limits, strict=True)]
 
 
 def _passes_outlier(outlier: _Outlier, row: int, segment: str | None) -> bool:

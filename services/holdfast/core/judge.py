@@ -28,7 +28,7 @@ from holdfast.core.checks import (
     judge_changes,
 )
 from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
-from holdfast.core.in_order import judge_in_order
+from holdfast.core.in_order import are_doubtful, judge_in_order
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
@@ -139,7 +139,10 @@ def judge(
             _apply(result, check, enforces, outcome, counts)
     # Last, because only what every other check lets pass may become part of a reference.
     known = memory.of(policy.model)
-    if outliers:
+    outcomes: list[Outcome] = []
+    if changes and not outliers:
+        outcomes, result.last = judge_changes(changes, columns, known, result.approved)
+    if outliers or are_doubtful(changes, outcomes, columns, known):
         windows = policy.windows()
         recent = {name: memory.recent.get((policy.model, name), {}) for name in windows}
         both = judge_in_order(changes, outliers, columns, known, recent, windows, result.approved)
@@ -147,10 +150,6 @@ def judge(
         for (check, enforces), outcome in zip(outliers, both.outliers, strict=True):
             _apply(result, check, enforces, outcome, countable)
         outcomes = both.changes
-    elif changes:
-        outcomes, result.last = judge_changes(changes, columns, known, result.approved)
-    else:
-        return result
     for (check, enforces), outcome in zip(changes, outcomes, strict=True):
         _apply(result, check, enforces, outcome, countable)
     return result
@@ -240,6 +239,10 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
         result.unknown[check.name] = outcome.unknown
         # A comparison with an absent value says nothing: the policy says what unknown means.
         failed = failed | outcome.unknown if check.unknown == "fail" else failed & ~outcome.unknown
+        if outcome.doubtful is not None:
+            # That nothing is remembered of an entity is not the fault of the version.
+            failed |= outcome.doubtful
+            countable = countable & ~outcome.doubtful
     if not failed.any():
         return
     name, severity, unit, findings = check.name, check.severity, check.unit, result.findings
