@@ -1,7 +1,9 @@
 """The command line. Exit codes: 0 done, 1 refused or failed, 2 usage."""
 
 import asyncio
+import contextlib
 import importlib
+import sys
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
+from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_interrupt
 from holdfast.malformed_commands import malformed_app
 from holdfast.policy_commands import policy_app
 from holdfast.settings import load_settings
@@ -406,7 +409,14 @@ def schemas(
 
 
 def main() -> None:
-    app()
+    on_interrupt(leave_in_order)
+    forgiving_output()
+    try:
+        app()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        on_interrupt(leave)  # What is left is the end of the interpreter.
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def secret(key: str, value: SecretStr | None, file: Path | None) -> str | None:
     if file is None:
         return value.get_secret_value() if value is not None else None
     try:
-        content = file.read_text(encoding="utf-8").rstrip("\r\n")
+        content = file.read_text(encoding="utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"{key} {file} cannot be read: {reason}; let this process read it") from None

@@ -3,7 +3,6 @@
 import os
 import socket
 import ssl
-import tomllib
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +20,16 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import Addresses, Host, PlainName, TopicName
+from holdfast.core.toml_text import parse_toml
 from holdfast.login import is_loopback, renewable, secret, tls_context
 from holdfast.redis_url import check_redis_url
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
@@ -469,7 +469,29 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = Path(os.environ.get("HOLDFAST_CONFIG", "holdfast.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _from_file(path))
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """What the configuration file says, or nothing where there is none. Raises SettingsError.
+
+    `policies` is relative to the file, also where the file does not name it.
+    """
+    try:
+        data = parse_toml(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"The configuration file {path} cannot be read: {error.strerror}. Let this process read it, or name "
+            "another file with --config or HOLDFAST_CONFIG."
+        ) from None
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise SettingsError(f"{path} is not TOML: {error}. Correct that line.") from None
+    policies = data.get("policies", str(Settings.model_fields["policies"].default))
+    if isinstance(policies, str) and policies:
+        data["policies"] = str(path.parent / policies)
+    return data
 
 
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
@@ -477,13 +499,11 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     if config is not None:
         os.environ["HOLDFAST_CONFIG"] = str(config)
     named = os.environ.get("HOLDFAST_CONFIG")
-    if named is not None and not Path(named).is_file():
+    if named is not None and not _is_there(Path(named)):
         raise SettingsError(f"The configuration file {named} is not there. Check --config or HOLDFAST_CONFIG.")
     _refuse_unknown_variables()
     try:
         return Settings(**overrides)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"{named or 'holdfast.toml'} is not TOML: {error}. Mend what is named.") from None
     except SourceError as error:
         # What could not be parsed may hold a secret; the message names only the section.
         raise SettingsError(f"Configuration refused: {error}. Write JSON, or one variable for each key.") from None
@@ -496,6 +516,16 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         where = f"{named or 'holdfast.toml'} or the environment"
         named_key = f" {key}:" if key else ""
         raise SettingsError(f"Configuration refused ({where}):{named_key} {message}.") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # Reading it says what is wrong.
+    return True
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> str:

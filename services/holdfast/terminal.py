@@ -16,10 +16,14 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
 
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.routing import HOLDFAST
+from holdfast.core.visible import ESCAPES, visible
+from holdfast.interrupts import INTERRUPTED, interruptible
 from holdfast_schemas import Name, Said
 
 T = TypeVar("T")
@@ -40,7 +44,7 @@ class Refused(HoldfastError):  # noqa: N818  an answer, not a failure of the pro
     """What was asked for was not done; the message says why."""
 
 
-_CONTROLS = dict.fromkeys([*range(10), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+_CONTROLS = dict.fromkeys([*range(10), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}") | ESCAPES
 """But for the line feed."""
 
 
@@ -50,9 +54,25 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        # Before it is laid out: an escape takes more room than what it stands for.
+        super().print(*map(_laid_out, objects), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(segment.text.translate(_CONTROLS), segment.style)
+
+
+def _laid_out(shown: Any) -> Any:
+    """The same with escapes for what nobody sees."""
+    if isinstance(shown, str):
+        return visible(shown)
+    if isinstance(shown, Text) and shown.plain != visible(shown.plain):
+        return Text(visible(shown.plain), style=shown.style)
+    if isinstance(shown, Table):
+        for column in shown.columns:
+            column._cells = [_laid_out(cell) for cell in column._cells]
+    return shown
 
 
 def fail(message: str) -> None:
@@ -72,12 +92,13 @@ def perform(action: Callable[[], T]) -> T:
     for name in ("aiokafka", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return action()
+        with interruptible():
+            return action()
     except HoldfastError as error:
         fail(str(error))
         raise
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, typer.Abort):
+        raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class _Service:
     def __init__(self, name: str, health: tuple[str, int], arguments: list[str], environment: dict[str, str]) -> None:
         self.name, self._health = name, health
         self._guardian = subprocess.Popen(  # noqa: S603  our own command
-            [sys.executable, "-I", "-S", "-c", _GUARDIAN, sys.executable, "-m", "holdfast.cli", name, *arguments],
+            [sys.executable, "-I", "-S", "-c", _GUARDIAN, sys.executable, "-m", "holdfast", name, *arguments],
             stdin=subprocess.PIPE,
             env=environment,
             # Ctrl-C is for this process, which then ends its services.
@@ -74,46 +74,67 @@ class _Service:
 
 
 def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str, Any]], None]) -> None:
-    """Run every service until SIGINT, SIGTERM or the end of one of them, which is raised as Refused.
+    """Run every service until SIGTERM, SIGINT, after which KeyboardInterrupt is raised, or the end of one of them,
+    which is raised as Refused.
 
     `embedded`: on a Kafka and a Redis within, which forget everything in the end. `announce` gets the addresses once
     all services are ready.
     """
-    asked_to_stop = False
+    asked: int | None = None
+    serving = False
 
-    def stop(*_: object) -> None:
-        nonlocal asked_to_stop
-        asked_to_stop = True
+    def stop(number: int, _: object) -> None:
+        nonlocal asked
+        # Before the services run, waiting for a broker may take long; what was begun is ended by the stack. A second
+        # signal changes nothing.
+        first, asked = asked is None, number if asked is None else asked
+        if first and not serving:
+            raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    with contextlib.ExitStack() as stack:
-        servers: dict[str, str] = {}
-        settings = load_settings(config)
-        load_policies(settings.policies)
-        _health(settings)
-        if embedded:
-            kafka = stack.enter_context(EmbeddedKafka())
-            servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
-            servers["HOLDFAST_REDIS__URL"] = stack.enter_context(EmbeddedRedis()).url
-            # Nothing is older than this installation.
-            os.environ.update(servers, HOLDFAST_GUARD__START_FROM="earliest")
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    ended: _Service | None = None
+    try:
+        with contextlib.ExitStack() as stack:
+            servers = _servers(stack, config, embedded=embedded)
             settings = load_settings(config)
-            kafka.create_topics(settings)
-        else:
-            run(create_topics(settings))
-            run(fit_topics(settings))
-        services = _start(settings, config)
-        stack.callback(_stop_all, services)
-        told, ended = False, None
-        while not asked_to_stop and ended is None:
-            ended = next((service for service in services if service.ended() is not None), None)
-            if not told and all(service.ready() for service in services if service.name != "notify"):
-                told = True
-                announce({"console": f"http://{settings.api.host}:{settings.api.port}", "environment": servers})
-            time.sleep(0.1)
-    if ended is not None and not asked_to_stop:
+            services: list[_Service] = []
+            stack.callback(_stop_all, services)
+            for service in _start(settings, config):
+                services.append(service)  # noqa: PERF402  also when the next one is interrupted
+            serving, told = True, False
+            while asked is None and ended is None:
+                ended = next((service for service in services if service.ended() is not None), None)
+                if not told and all(service.ready() for service in services if service.name != "notify"):
+                    told = True
+                    announce({"console": f"http://{settings.api.host}:{settings.api.port}", "environment": servers})
+                time.sleep(0.1)
+    except KeyboardInterrupt:
+        asked = asked or signal.SIGINT
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended is not None and asked is None:
         raise Refused(f"The {ended.name} ended, so the other services were stopped too; its message is above.")
+
+
+def _servers(stack: contextlib.ExitStack, config: Path | None, *, embedded: bool) -> dict[str, str]:
+    """Make the topics, on embedded servers that live as long as the stack if asked to; their environment variables."""
+    servers: dict[str, str] = {}
+    settings = load_settings(config)
+    load_policies(settings.policies)
+    _health(settings)
+    if embedded:
+        kafka = stack.enter_context(EmbeddedKafka())
+        servers["HOLDFAST_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap
+        servers["HOLDFAST_REDIS__URL"] = stack.enter_context(EmbeddedRedis()).url
+        # Nothing is older than this installation.
+        os.environ.update(servers, HOLDFAST_GUARD__START_FROM="earliest")
+        kafka.create_topics(load_settings(config))
+    else:
+        run(create_topics(settings))
+        run(fit_topics(settings))
+    return servers
 
 
 def _health(settings: Settings) -> dict[str, tuple[str, int]]:
@@ -130,10 +151,11 @@ def _health(settings: Settings) -> dict[str, tuple[str, int]]:
     return health
 
 
-def _start(settings: Settings, config: Path | None) -> list[_Service]:
+def _start(settings: Settings, config: Path | None) -> Iterator[_Service]:
     health = _health(settings)
     arguments = ["--config", str(config)] if config else []
-    return [_Service(name, health[name], arguments, dict(os.environ)) for name in SERVICES]
+    for name in SERVICES:
+        yield _Service(name, health[name], arguments, dict(os.environ))
 
 
 def _stop_all(services: list[_Service]) -> None:

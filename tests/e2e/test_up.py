@@ -56,7 +56,7 @@ class Up:
 
     def service(self, name):
         """The process itself, not its guardian."""
-        return next(p for p in self.processes() if p.cmdline()[1:4] == ["-m", "holdfast.cli", name])
+        return next(p for p in self.processes() if p.cmdline()[1:4] == ["-m", "holdfast", name])
 
     def nothing_is_left(self):
         deadline = time.monotonic() + GENEROUS
@@ -151,7 +151,7 @@ def test_a_guardian_that_is_killed_leaves_nothing(up):
 def test_nothing_is_left_behind(up, number):
     """Ctrl-C, and even kill -9 of the parent."""
     up.process.send_signal(number)
-    assert up.process.wait(GENEROUS) == (0 if number == signal.SIGINT else -number)
+    assert up.process.wait(GENEROUS) == (130 if number == signal.SIGINT else -number)
     assert up.nothing_is_left()
 
 
@@ -169,7 +169,7 @@ def test_on_servers_that_are_there(kafka, redis_server, tmp_path, unique):
     )
     try:
         assert up.process.stdout.readline() == f"Everything runs. Console: http://127.0.0.1:{up.console_port}\n"
-        up.process.send_signal(signal.SIGINT)
+        up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(GENEROUS) == 0
         assert up.nothing_is_left()
     finally:

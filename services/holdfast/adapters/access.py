@@ -135,7 +135,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _read(path: Path) -> list[tuple[str, Principal]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError(f"The tokens file {path} cannot be read: {reason}. Check api.tokens_file.") from None

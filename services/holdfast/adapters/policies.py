@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-import tomllib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import structlog
 from watchfiles import awatch
+from watchfiles.main import FileChange
 
 from holdfast.adapters.at_rest import Stamps, come_to_rest, stamps, wait_for_tables
 from holdfast.adapters.tables import load_table
 from holdfast.core.policy import Policy, PolicyError, PolicySet, collapsed_table, parse_policy, tables_of
+from holdfast.core.toml_text import parse_toml
 
 log = structlog.get_logger("holdfast.policies")
 
@@ -19,8 +20,8 @@ log = structlog.get_logger("holdfast.policies")
 def load_policy(path: Path) -> Policy:
     """Read one policy file and its tables. Raises PolicyError, naming the file and the key."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        data = parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
         raise PolicyError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from None
@@ -33,9 +34,17 @@ def load_policy(path: Path) -> Policy:
 
 def load_policies(folder: Path) -> PolicySet:
     """Read `folder/*.toml`. Raises PolicyError."""
-    if not folder.is_dir():
-        raise PolicyError(f"{folder}: there is no such folder; set `policies` to where the policy files are")
-    return PolicySet.of([load_policy(path) for path in sorted(folder.glob("*.toml"))])
+    try:
+        # Not `glob`, for which a folder that cannot be read is empty.
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
+    except (FileNotFoundError, NotADirectoryError):
+        raise PolicyError(
+            f"{folder}: there is no such folder; set `policies` to where the policy files are, "
+            "relative to the configuration file"
+        ) from None
+    except OSError as error:
+        raise PolicyError(f"{folder}: cannot be read: {error.strerror}; let this process read it") from None
+    return PolicySet.of([load_policy(path) for path in files])
 
 
 def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
@@ -132,20 +141,14 @@ class PolicyStore:
     async def _changes(self) -> AsyncIterator[None]:
         """One for each change of a file, and one when another folder stands in the place of this one: a watch is of
         the folder that it found. The first one is for what changed before there was a watch.
+
+        Where the system announces no changes (no inotify instance or watch is left), the files are looked at instead.
         """
+        announced = True
         while True:
             if (found := self._identity()) is not None:
-                watch = awatch(
-                    self._folder,
-                    debounce=300,
-                    step=50,
-                    recursive=True,
-                    rust_timeout=int(LOOK_EVERY * 1000),
-                    yield_on_timeout=True,
-                )
-                # It may go away just now.
-                with contextlib.suppress(FileNotFoundError):
-                    async with contextlib.aclosing(watch):
+                try:
+                    async with contextlib.aclosing(self._announced() if announced else self._polled()) as watch:
                         first = True
                         async for changes in watch:
                             if self._identity() != found:
@@ -153,9 +156,44 @@ class PolicyStore:
                             if changes or first:
                                 yield
                             first = False
+                except FileNotFoundError:
+                    pass  # It went away just now.
+                except (OSError, RuntimeError) as error:  # watchfiles raises both where a limit is reached
+                    if announced:
+                        log.warning(
+                            "changes of policies are not announced, so the files are looked at every two seconds; "
+                            "raise fs.inotify.max_user_instances and max_user_watches",
+                            error=str(error),
+                        )
+                        announced = False
+                    else:
+                        await asyncio.sleep(LOOK_EVERY)
             yield
             while self._identity() is None:  # noqa: ASYNC110  there is nothing to watch
                 await asyncio.sleep(LOOK_EVERY)
+
+    def _announced(self) -> AsyncGenerator[bool, None]:
+        """Whether something changed, at once and at least every `LOOK_EVERY` seconds. Raises OSError, RuntimeError."""
+        return _happened(
+            awatch(
+                self._folder,
+                debounce=300,
+                step=50,
+                recursive=True,
+                rust_timeout=int(LOOK_EVERY * 1000),
+                yield_on_timeout=True,
+            )
+        )
+
+    async def _polled(self) -> AsyncGenerator[bool, None]:
+        """The same by looking. watchfiles' own polling compares whole seconds, and would miss a change."""
+        before = await asyncio.to_thread(stamps, self._folder)
+        yield False
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            now = await asyncio.to_thread(stamps, self._folder)
+            yield now != before
+            before = now
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -163,3 +201,9 @@ class PolicyStore:
         except OSError:
             return None
         return status.st_dev, status.st_ino
+
+
+async def _happened(changes: AsyncGenerator[set[FileChange], None]) -> AsyncGenerator[bool, None]:
+    async with contextlib.aclosing(changes):
+        async for some in changes:
+            yield bool(some)

@@ -111,7 +111,7 @@ async def run_service(
     site: Callable[[ASGIApp], ASGIApp] | None = None,
     keep_memory: bool = False,
 ) -> None:
-    """Run until SIGTERM, SIGINT or an error of `run`, which is raised.
+    """Run until SIGTERM, SIGINT or an error of `run`, which is raised; after SIGINT so is KeyboardInterrupt.
 
     `ready()` says why the service is not ready, or None when it is. `site` is given the application that answers at
     `OWN_PATHS`, and returns the one that answers everything. `keep_memory`: what one batch frees is kept for the next.
@@ -156,8 +156,15 @@ async def run_service(
     server = _Server(uvicorn.Config(front, lifespan="off", log_config=None, access_log=False))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        interrupted.set()
+        stopping.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
     serving = asyncio.create_task(server.serve([listener]), name="http")
     ended = asyncio.create_task(stopping.wait())
     beside: set[asyncio.Task[Any]] = {ended}
@@ -191,3 +198,5 @@ async def run_service(
             task.cancel()
         await asyncio.wait([serving], timeout=2)
         log.info("stopped", service=name)
+        if interrupted.is_set() and sys.exc_info()[0] is None:
+            raise KeyboardInterrupt

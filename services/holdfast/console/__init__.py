@@ -21,6 +21,7 @@ from holdfast.core import findings, incidents
 from holdfast.core.keyless import is_told
 from holdfast.core.policy_change import advice
 from holdfast.core.routing import Version, VersionState, refusal
+from holdfast.core.visible import ESCAPES
 from holdfast_schemas import (
     Action,
     Incident,
@@ -115,6 +116,8 @@ class Console:
         self._environment = Environment(
             loader=PackageLoader("holdfast.console", "."),
             autoescape=True,
+            # Before the text is escaped for HTML.
+            finalize=lambda value: value.translate(ESCAPES) if isinstance(value, str) else value,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,

@@ -182,7 +182,7 @@ class _Service:
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C is for the demo, which then ends its services in order.
             self._process = subprocess.Popen(  # noqa: S603  our own command
-                [sys.executable, "-m", "holdfast.cli", name, "--config", str(folder / "holdfast.toml")],
+                [sys.executable, "-m", "holdfast", name, "--config", str(folder / "holdfast.toml")],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
