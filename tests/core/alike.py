@@ -10,6 +10,7 @@ import numpy as np
 
 from core.written import Rec
 from holdfast.core.checks import Memory, Table
+from holdfast.core.condemned import condemn
 from holdfast.core.judge import Source, decode_by_model, judge, learn, remember, tally, with_malformed
 from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet, parse_policy
@@ -56,7 +57,7 @@ class Real:
             for row, position in enumerate(batch.positions):
                 found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]
                 assert answers[position] is None, "one verdict each"
-                if judgement.approved[row]:
+                if judgement.approved[row] and not condemn(judgement.findings.get(row, ())):
                     approved.append((position, raws[position]))
                 answers[position] = bool(judgement.approved[row]), found
             if policy is not None:
@@ -74,7 +75,7 @@ class Real:
         return answers
 
     def restart(self):
-        """Begin with a memory that is read back from what was approved, in batches of another size."""
+        """Begin with a memory that is read back from what was approved and may teach, in batches of another size."""
         self.memory = Memory()
         for start in range(0, len(self.approved), 7):
             for model, batch in decode_by_model(self.policies, self.approved[start : start + 7], approved=True)[0]:

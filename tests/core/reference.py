@@ -216,7 +216,8 @@ class Reference:
             if answer == "fail" or (answer == "unknown" and check.unknown == "fail"):
                 found.append((check.name, self.policy.enforces(check)))
         approved = not any(enforced for _, enforced in found)
-        if approved:
+        condemning = {check.name for check in self.policy.active_checks() if check.severity in ("error", "critical")}
+        if approved and not any(name in condemning for name, _ in found):
             for check in self.policy.active_checks():
                 if check.kind == "max_change" and (value := number(event, check.field)) is not None:
                     self.last[check.field, event["entity_id"]] = value

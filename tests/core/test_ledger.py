@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from core.written import Rec, write_verdicts
 from holdfast.core import ledger
 from holdfast.core.checks import Memory
+from holdfast.core.condemned import is_condemned
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity
 from holdfast.core.policy import Policy, PolicySet, parse_policy
@@ -127,12 +128,14 @@ def history(
         now = at(number) if at else NOW + timedelta(seconds=number)
         if policies.policies.get("pricing") is not by(number):
             memory, policies = Memory(), PolicySet.of([by(number)])
-            for _, before in decode_by_model(policies, [record.value for record in made.out[Stream.APPROVED]])[0]:
+            for _, before in decode_by_model(
+                policies, [r.value for r in made.out[Stream.APPROVED] if not is_condemned(r.headers)]
+            )[0]:
                 remember(memory, before.columns, by(number))
         if number == restarts:
             approved = made.out[Stream.APPROVED]
             memory, tail = Memory(), [r for r in approved if r.offset >= 2 * len(approved) - restores]
-            for _, before in decode_by_model(policies, [record.value for record in tail])[0]:
+            for _, before in decode_by_model(policies, [r.value for r in tail if not is_condemned(r.headers)])[0]:
                 remember(memory, before.columns, by(number))
         written = write_verdicts(predictions[first : first + batch], policies, memory, now)
         written.learn()

@@ -6,6 +6,7 @@ from aiokafka import TopicPartition
 
 from holdfast.adapters.kafka import end_offsets, read_to_end
 from holdfast.core.checks import Memory
+from holdfast.core.condemned import is_condemned
 from holdfast.core.judge import decode_by_model, remember
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record
@@ -25,7 +26,8 @@ async def restore_memory(
     policy that remembers no less: only what came since is read, and the memory is the same one.
 
     A release is an exception for one output and teaches nothing: a guard that was running then does not know of it,
-    and one that starts later must not judge otherwise. It may also be older than what was approved since.
+    and one that starts later must not judge otherwise. It may also be older than what was approved since. What a check
+    in shadow condemned teaches nothing either.
     """
     tail, start = settings.guard.restore_records, 0
     tp = TopicPartition(settings.topics.approved, partition)
@@ -42,7 +44,8 @@ async def restore_memory(
         values = [
             record.value
             for record in records
-            if len(headers := record.headers) == len(EVERY_VERDICT) or RELEASED not in headers
+            if len(headers := record.headers) == len(EVERY_VERDICT)
+            or (RELEASED not in headers and not is_condemned(headers))
         ]
         for model, batch in decode_by_model(policies, values, approved=True)[0]:
             if (policy := policies.policies.get(model)) is not None:

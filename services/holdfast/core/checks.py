@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, field_validator, model_validator
 
+from holdfast.core.condemned import BLOCKING
 from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
 from holdfast.core.duration import Duration, format_duration
 from holdfast.core.newcomers import Span
@@ -238,7 +239,12 @@ class Check(BaseModel):
 
     @property
     def blocks(self) -> bool:
-        return self.mode == "enforce" and self.severity in (Severity.CRITICAL, Severity.ERROR)
+        return self.mode == "enforce" and self.would_block
+
+    @property
+    def would_block(self) -> bool:
+        """Whether a failure blocks where the check is enforced."""
+        return self.severity in BLOCKING
 
 
 def _known_field(name: str) -> str:
@@ -492,9 +498,9 @@ def judge_changes(
 ) -> tuple[list[Outcome], dict[str, Mask]]:
     """Judge all max_change checks of a policy as if row by row: an entity's second value is held against its first.
 
-    Each check comes with whether it blocks; `approvable[i]` says whether every other check lets row i pass. A value
-    becomes the reference when it is finite and these checks let it pass too, all of them. Returns the outcomes, and for
-    each field the rows to learn from.
+    Each check comes with whether it would block; `approvable[i]` says whether every other check lets row i pass, those
+    in shadow too. A value becomes the reference when it is finite and these checks let it pass too, all of them.
+    Returns the outcomes, and for each field the rows to learn from.
     """
     entities = columns.values("entity_id")
     fields = dict.fromkeys(check.field for check, _ in changes)

@@ -91,7 +91,7 @@ def judge_in_order(
     windows: Mapping[str, int],
     approvable: Mask,
 ) -> InOrder:
-    """Judge row by row. Each check comes with whether it blocks; `approvable[i]`: every other check lets row i pass.
+    """Judge row by row. Each check comes with whether it would block; `approvable[i]`: every other one lets row i pass.
 
     `recent` and `windows`, by field: the recent values so far, and how many of them are kept.
     """

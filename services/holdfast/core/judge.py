@@ -79,6 +79,7 @@ class Judgement:
     `counts` are the findings by check and whether it is enforced.
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
+    `condemned` are the rows that a check in shadow would block: they are no references.
     `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
 
@@ -87,6 +88,7 @@ class Judgement:
     counts: Counter[tuple[str, bool]] = field(default_factory=Counter)
     failed: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    condemned: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
     last: dict[str, Mask] = field(default_factory=dict)
     recent: dict[str, Segments] = field(default_factory=dict)
@@ -112,6 +114,7 @@ def judge(
     result = Judgement(np.ones(size, dtype=np.bool_))
     result.failed = np.zeros(size, dtype=np.bool_)
     result.critical = np.zeros(size, dtype=np.bool_)
+    result.condemned = np.zeros(size, dtype=np.bool_)
     _block_numbers_that_are_none(batch, result, policy)
     # The rows that the checks count against their version: all but those of a version fenced before.
     countable = ~_block_by_route(columns, route, result)
@@ -128,9 +131,9 @@ def judge(
     for check in policy.active_checks():
         enforces = policy.enforces(check)
         if isinstance(check, MaxChangeCheck):
-            changes.append((check, enforces))
+            changes.append((check, check.would_block))
         elif isinstance(check, OutlierCheck):
-            outliers.append((check, enforces))
+            outliers.append((check, check.would_block))
         else:
             outcome = check.run(columns, memory, policy.model, now)
             counts = countable
@@ -138,20 +141,20 @@ def judge(
                 counts = countable & ~check.grew_old_here(columns, outcome.failed, arrived(), now)
             _apply(result, check, enforces, outcome, counts)
     # Last, because only what every other check lets pass may become part of a reference.
-    known = memory.of(policy.model)
+    known, teaches = memory.of(policy.model), result.approved & ~result.condemned
     outcomes: list[Outcome] = []
     if changes and not outliers:
-        outcomes, result.last = judge_changes(changes, columns, known, result.approved)
+        outcomes, result.last = judge_changes(changes, columns, known, teaches)
     if outliers or are_doubtful(changes, outcomes, columns, known):
         windows = policy.windows()
         recent = {name: memory.recent.get((policy.model, name), {}) for name in windows}
-        both = judge_in_order(changes, outliers, columns, known, recent, windows, result.approved)
+        both = judge_in_order(changes, outliers, columns, known, recent, windows, teaches)
         result.last, result.recent = both.last, both.recent
-        for (check, enforces), outcome in zip(outliers, both.outliers, strict=True):
-            _apply(result, check, enforces, outcome, countable)
+        for (outlier, _), outcome in zip(outliers, both.outliers, strict=True):
+            _apply(result, outlier, policy.enforces(outlier), outcome, countable)
         outcomes = both.changes
-    for (check, enforces), outcome in zip(changes, outcomes, strict=True):
-        _apply(result, check, enforces, outcome, countable)
+    for (change, _), outcome in zip(changes, outcomes, strict=True):
+        _apply(result, change, policy.enforces(change), outcome, countable)
     return result
 
 
@@ -254,6 +257,8 @@ def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, co
             findings[row].append(one)
         else:
             findings[row] = [one]
+    if not enforced and check.would_block:
+        result.condemned |= failed
     if enforced:
         result.approved &= ~failed
         result.failed |= failed & countable
@@ -269,15 +274,19 @@ def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement
         memory.recent[policy.model, name] = segments
 
 
-def remember(memory: Memory, columns: Columns, policy: Policy) -> None:
-    """Take in predictions of one model that were approved before, oldest first."""
+def remember(memory: Memory, columns: Columns, policy: Policy, teaches: Mask | None = None) -> None:
+    """Take in predictions of one model that were approved before, oldest first.
+
+    `teaches[i]`: whether row i may become a reference; without it all of them.
+    """
+    everything = np.ones(len(columns), dtype=np.bool_) if teaches is None else teaches
     changing = dict.fromkeys(check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck))
     for name in changing:
-        rows = ~np.isnan(columns.numbers(name))
+        rows = everything & ~np.isnan(columns.numbers(name))
         memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
     for name, keep in policy.windows().items():
         values, segments = columns.numbers(name), columns.values("segment")
-        rows = ~np.isnan(values)
+        rows = everything & ~np.isnan(values)
         if not rows.all():
             segments = [segments[row] for row in np.flatnonzero(rows).tolist()]
         learn_recent(memory.recent.setdefault((policy.model, name), {}), keep, segments, values[rows].tolist())

@@ -30,7 +30,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from holdfast.core.checks import MaxChangeCheck, Memory, OutlierCheck
+from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck
+from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
@@ -186,6 +187,7 @@ class _Group:
     values: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     approved_offsets: list[int] = field(default_factory=list)
+    condemned: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -633,6 +635,7 @@ class Ledger:
         group.values.append(prediction.verdict.value or b"")
         group.offsets.append(prediction.offset)
         group.approved_offsets.append(prediction.verdict.offset)
+        group.condemned.append(is_condemned(prediction.headers))
 
     def _judge(self, model: str, group: _Group) -> None:
         policies = self._policy(group.policy_id)
@@ -664,12 +667,20 @@ class Ledger:
                 if checks:
                     detail = f"{group.policy_id} blocks it: {', '.join(checks)}"
                     self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, detail)
-            self._learn(model, policy, batch, group.approved_offsets)
+            self._learn(model, policy, batch, group.approved_offsets, group.condemned)
 
-    def _learn(self, model: str, policy: Policy, batch: Batch, approved_offsets: Sequence[int]) -> None:
-        remember(self._memory, batch.columns, policy)
+    def _learn(
+        self,
+        model: str,
+        policy: Policy,
+        batch: Batch,
+        approved_offsets: Sequence[int],
+        condemned: Sequence[bool],
+    ) -> None:
+        teaches = np.array([not condemned[position] for position in batch.positions], dtype=np.bool_)
+        remember(self._memory, batch.columns, policy, teaches)
         offsets = [approved_offsets[position] for position in batch.positions]
-        self._guards.note(model, policy, batch.columns, offsets)
+        self._guards.note(model, policy, batch.columns, offsets, teaches)
         for entities in self._memory.entities.values():
             entities.forget(self._rules.max_entities)
         self._guards.forget(self._memory, max(1, len(set().union(*self._fields.values()))))
@@ -695,7 +706,8 @@ class Ledger:
                 continue
             for name, batch in decode_by_model(policies, [record.value for record in records])[0]:
                 if name == model:
-                    self._learn(model, policy, batch, [record.offset for record in records])
+                    offsets = [record.offset for record in records]
+                    self._learn(model, policy, batch, offsets, [is_condemned(record.headers) for record in records])
 
     def _report(self, kind: Kind, offset: int | None, model: str, detail: str) -> None:
         self._found.append(Violation(kind, self.partition, offset, model, detail))
@@ -719,19 +731,19 @@ class _GuardsKnowledge:
         self.unread: dict[str, int] = {}
         """By model, the offset of what could not be read last: what the memory holds from before it is doubtful."""
 
-    def note(self, model: str, policy: Policy, columns: Columns, offsets: Sequence[int]) -> None:
+    def note(self, model: str, policy: Policy, columns: Columns, offsets: Sequence[int], teaches: Mask) -> None:
         """What the memory has learnt of these rows."""
         windows = policy.windows()
         for field_name in {check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck)}:
             entities = columns.values("entity_id")
-            for row in np.flatnonzero(~np.isnan(columns.numbers(field_name))).tolist():
+            for row in np.flatnonzero(teaches & ~np.isnan(columns.numbers(field_name))).tolist():
                 # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
                 key = (model, field_name, entities[row])
                 self._last[key] = offsets[row]
                 self._last.move_to_end(key)
         for field_name, window in windows.items():
             of_field, segments = self._recent.setdefault((model, field_name), {}), columns.values("segment")
-            for row in np.flatnonzero(~np.isnan(columns.numbers(field_name))).tolist():
+            for row in np.flatnonzero(teaches & ~np.isnan(columns.numbers(field_name))).tolist():
                 known = of_field.get(segments[row])
                 if known is None or known.maxlen != window:
                     known = of_field[segments[row]] = deque(known or (), maxlen=window)
@@ -764,7 +776,8 @@ class _GuardsKnowledge:
 
         def knows(check: MaxChangeCheck | OutlierCheck) -> bool:
             if isinstance(check, MaxChangeCheck):
-                there = judgement.approved & ~np.isnan(batch.columns.numbers(check.field))
+                taught = judgement.approved & ~judgement.condemned
+                there = taught & ~np.isnan(batch.columns.numbers(check.field))
                 in_batch = entities[row] in itertools.compress(entities[:row], there)
                 return in_batch or is_sure(self._last.get((model, check.field, entities[row])))
             segment = batch.columns.values("segment")[row]

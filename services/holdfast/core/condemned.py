@@ -1,0 +1,51 @@
+"""What a check in shadow condemns is approved, and is no reference: as if the check were in force.
+
+The guard knows it when it judges. From the approved record everybody else reads the same off the header with the
+findings: one that is not enforced, of a severity that would block.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from holdfast_schemas import Header, Severity
+
+BLOCKING = frozenset((Severity.CRITICAL, Severity.ERROR))
+
+
+class Condemning(Protocol):
+    """As much of a finding as decides."""
+
+    @property
+    def severity(self) -> Severity: ...
+    @property
+    def enforced(self) -> bool: ...
+
+
+class _Finding(msgspec.Struct):
+    severity: Severity
+    enforced: bool
+
+
+_FINDINGS = msgspec.json.Decoder(list[_Finding])
+_NAME = Header.FINDINGS.value
+
+
+def condemn(findings: Iterable[Condemning]) -> bool:
+    """Whether one of them would block if it were enforced."""
+    return any(not one.enforced and one.severity in BLOCKING for one in findings)
+
+
+def is_condemned(headers: Sequence[tuple[str, bytes | None]] | Mapping[str, bytes]) -> bool:
+    """Whether the headers of an approved record say that a check in shadow condemns it.
+
+    Findings that cannot be read condemn it too: nothing is learnt from what nobody can judge.
+    """
+    found = headers.get(_NAME) if isinstance(headers, Mapping) else dict(headers).get(_NAME)
+    if found is None:
+        return False
+    try:
+        return condemn(_FINDINGS.decode(found))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return True
