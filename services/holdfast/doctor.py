@@ -15,12 +15,14 @@ from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, read_latest, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.malformed import find_malformed
 from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.adapters.topic_settings import FIX, Described, setting_differences
 from holdfast.adapters.topic_settings import describe as describe_topics
+from holdfast.core.duration import format_duration
 from holdfast.core.errors import describe
 from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
 from holdfast.core.keyless import is_told
@@ -34,6 +36,10 @@ from holdfast_schemas import Route, utc_now
 MAX_SKEW = timedelta(seconds=2)
 """Between this machine's clock and another's; expiries and freshness checks depend on it."""
 MANY_FENCED = MAX_FENCED * 3 // 4
+LATELY = timedelta(minutes=15)
+"""How far back malformed records are counted."""
+LATEST = 5_000
+"""Malformed records that are looked at in each partition, at most."""
 MAX_LAG = 10_000
 """Records that a group may be behind before it is worth a look."""
 
@@ -151,11 +157,37 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                     "bad one holds the model",
                     f"Unfence those that nobody sends any more: holdfast route unfence {model} VERSION --reason …",
                 )
+    if {"malformed", "predictions"} <= counts.keys():
+        async for diagnosis in _as_far_as_told("malformed", _malformed(settings, counts["predictions"])):
+            yield diagnosis
     if "state" in counts:
         async for diagnosis in _as_far_as_told("breakers", _breakers(settings, counts["state"])):
             yield diagnosis
         async for diagnosis in _as_far_as_told("keys", _keys(settings, counts["state"])):
             yield diagnosis
+
+
+async def _malformed(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+    """What could not be decoded of late, and why."""
+    since = utc_now() - LATELY
+    found = await find_malformed(settings, since, limit=1, tail=LATEST)
+    if not found.count:
+        yield Diagnosis("malformed", Health.OK, f"every record of the last {format_duration(LATELY)} could be decoded")
+        return
+    tps = [TopicPartition(settings.topics.predictions, number) for number in range(partitions)]
+    starts, ends = await bounds(settings.kafka, tps, since, "read_committed")
+    came = max(found.count, sum(ends[tp] - starts[tp] for tp in tps))
+    reasons = "; ".join(f"{count:,} {kind}: {found.reasons[kind]}" for kind, count in found.kinds.most_common(3))
+    more = f"; and {len(found.kinds) - 3} more kinds" if len(found.kinds) > 3 else ""
+    yield Diagnosis(
+        "malformed",
+        # Where next to nothing can be decoded, consumers get nothing.
+        Health.FAILED if found.count >= 10 and found.count > 0.9 * came else Health.WARNING,
+        f"{found.count:,} of about {came:,} records of the last {format_duration(LATELY)} could not be decoded "
+        f"({reasons}{more})",
+        "See them: holdfast malformed list. Correct the producer or the policy's [fields], and try that on real "
+        "events: holdfast check --try TOPIC",
+    )
 
 
 async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:

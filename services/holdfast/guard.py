@@ -20,6 +20,7 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
+from holdfast.adapters.absent_fields import AbsentFields
 from holdfast.adapters.batches import Headers, Out, Outs
 from holdfast.adapters.begin import GuardBegin
 from holdfast.adapters.follow import Follower
@@ -398,6 +399,7 @@ class GuardWork:
         for policy, columns, judgement in self._pending:
             if policy is not None:
                 learn(self._known.memory, policy, columns, judgement)
+                self._guard.absent.look(policy, columns)
             model = policy.model if policy is not None else NO_POLICY
             count = len(judgement.approved)
             passed = int(judgement.approved.sum())
@@ -508,6 +510,7 @@ class Guard:
         self.loop: TransactionalLoop | None = None
         # One partition after the other: it is work for the processor, and each brings its own megabytes.
         self.restoring = asyncio.Lock()
+        self.absent = AbsentFields()
         # By partition, what was known of it when it went.
         self.parked: dict[int, Known] = {}
         self._told_of: set[str] = set()

@@ -183,3 +183,20 @@ async def test_an_alertmanager_that_is_not_ready(stack):
     assert code == 1
     found(areas, "alertmanager", "failed", "503", "Nobody is paged")
     found(areas, "alertmanager", "failed", "does not answer")
+
+
+async def test_what_cannot_be_decoded_is_named_with_its_reasons(stack):
+    """A share of it is worth a look; nearly everything means that consumers get nothing."""
+    (_, areas) = await ask(stack)
+    found(areas, "malformed", "ok", "every record of the last 15m could be decoded")
+    await stack.start("guard")
+    good = [stack.prediction("pricing", "v1", f"SKU-{n}", 100.0) for n in range(30)]
+    await stack.send([*good, stack.prediction("pricing", "v1", "SKU-1", "x"), b"{", b"{"], key=b"k")
+    await stack.until(lambda: len(stack.seen["malformed"]) == 3, "three are malformed")
+    (_, areas) = await ask(stack)
+    found(areas, "malformed", "warning", "3 of about 33 records", "2 not_json", "expected a number for `value`")
+    await stack.send([b"{"] * 1000, key=b"k")
+    await stack.until(lambda: len(stack.seen["malformed"]) == 1003, "all are malformed")
+    (code, areas) = await ask(stack)
+    found(areas, "malformed", "failed", "1,003 of about", "holdfast check --try TOPIC")
+    assert code == 1

@@ -18,8 +18,6 @@ from holdfast_schemas import Header
 
 UNNAMED = "unnamed"
 """The kind of a record that a guard of an earlier version wrote."""
-SURVEY_TAIL = 5_000
-"""Records of each partition that a survey looks at, the latest."""
 
 
 @dataclass(frozen=True, slots=True)

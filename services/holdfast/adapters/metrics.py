@@ -43,6 +43,13 @@ RESTAMPED = Counter(
     ["topic"],
     registry=REGISTRY,
 )
+ABSENT_FIELDS = Gauge(
+    "holdfast_absent_field",
+    "1 where this worker has judged 1,000 events of the model by its policy and none had the field that the policy "
+    "reads.",
+    ["model", "field"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

@@ -758,6 +758,13 @@ class Columns:
         made: NDArray[np.float64] = self.once(_as_numbers(name), lambda: _numbers(self.values(name)))
         return made
 
+    def has(self, name: str) -> bool:
+        """Whether any row has the field: as a number where only numbers are read, else as anything."""
+        if not name.startswith("outputs.") and name not in self._made:
+            return not bool(np.isnan(self.numbers(name)).all())
+        values = self.values(name)
+        return values.count(None) < len(values)
+
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, made when it is asked for the first time."""
         if key not in self._made:
