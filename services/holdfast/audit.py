@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -43,6 +43,8 @@ MARGIN = timedelta(minutes=10)
 """How much earlier verdicts are read than predictions: producers' timestamps need not be in order."""
 EXAMPLES = 20
 """Violations of a kind that are logged in a minute, and kept for printing."""
+TELL_EVERY = 3.0
+"""Seconds between two sentences on how far it is."""
 AT_ONCE = 1000
 FETCH_BYTES = 512 * 1024
 """Of one partition at a time: after an outage of the guards much waits in all of them."""
@@ -110,6 +112,7 @@ class Auditor:
         self._control: dict[TopicPartition, int] = {}
         self._route_ends: dict[TopicPartition, int] = {}
         self._began: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
         self._position: dict[TopicPartition, int] = {}
         self._unclaimed: deque[tuple[Tally, int]] = deque(maxlen=UNCLAIMED)
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
@@ -196,6 +199,17 @@ class Auditor:
             if consumer is not None:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(consumer.stop(), 2)
+
+    def progress(self, seconds: float) -> str:
+        """How far it has read, in words."""
+        ends = {tp: max(end, self._position[tp]) for tp, end in self._ends.items() if tp in self._position}
+        total = sum(end - self._began[tp] for tp, end in ends.items())
+        if not total:
+            return f"Waiting for Kafka ({seconds:.0f} s)"
+        read = sum(self._position[tp] - self._began[tp] for tp in ends)
+        restored = self._policies.current.remembered_fields() and self._since is not None
+        why = ", with what was approved before, for the checks that compare with it" if restored else ""
+        return f"{read:,} of {total:,} records read{why} ({seconds:.0f} s)"
 
     def not_ready(self) -> str | None:
         """Why nothing is being compared, or None."""
@@ -331,6 +345,7 @@ class Auditor:
         }
         tps = [tp for tp in self._position if tp.topic != self._settings.topics.predictions]
         ends: dict[TopicPartition, int] = await surveyor.end_offsets(tps)
+        self._ends = ends
         for known in (self._control, self._route_ends):
             known.update({tp: ends[tp] for tp in known})
         frontiers = {
@@ -436,13 +451,28 @@ class Auditor:
         findings.released = sum(ledger.released for ledger in ledgers)
 
 
-async def audit_once(settings: Settings, within: timedelta | None) -> Findings:
-    """Compare what came in `within` that time, or everything. Raises KafkaUnavailable, PolicyError."""
+async def audit_once(
+    settings: Settings, within: timedelta | None, tell: Callable[[str], None] = lambda _: None
+) -> Findings:
+    """Compare what came in `within` that time, or everything. Raises KafkaUnavailable, PolicyError.
+
+    `tell` gets a sentence every few seconds. A short time may need long: what was approved before it is read too, as
+    far as guards remember it.
+    """
     auditor = Auditor(settings, None if within is None else utc_now() - within)
+    began = time.monotonic()
+
+    async def report() -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY)
+            tell(auditor.progress(time.monotonic() - began))
+
+    reporting = asyncio.create_task(report())
     try:
         await auditor.start()
         return await auditor.once()
     finally:
+        reporting.cancel()
         await auditor.stop()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib
 import sys
+import time
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from holdfast import offsets, operate
 from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
 from holdfast.adapters.kafka import check_topics, create_topics
-from holdfast.adapters.policies import load_policies
+from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.topic_rules import Difference
@@ -29,7 +30,7 @@ from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_inte
 from holdfast.malformed_commands import malformed_app
 from holdfast.policy_commands import policy_app
 from holdfast.settings import load_settings
-from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line
+from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line, tell
 from holdfast_schemas import TOPICS, Party
 
 app = typer.Typer(
@@ -156,16 +157,18 @@ def audit(
     def action() -> Findings:
         settings = load_settings(config)
         configure_logging(settings.log_format)
-        return run(audit_once(settings, since))
+        return run(audit_once(settings, since, tell))
 
+    began = time.monotonic()
     found = perform(action)
+    seconds = time.monotonic() - began
 
     def display(console: Console) -> None:
         table = Table("violation", "count", "for instance")
         for kind, (count, example) in found.rows().items():
             table.add_row(kind, Text(str(count), style="bold red" if count else "green"), Text(example))
         console.print(table)
-        console.print(f"{found.checked} predictions compared; {found.released} released by people.")
+        console.print(f"{found.checked} predictions compared in {seconds:.0f} s; {found.released} released by people.")
         if found.unjudged:
             console.print(f"{found.unjudged} not judged again: their policy, or their tally, is not known here.")
 
@@ -272,7 +275,10 @@ def check(
         return {
             "settings": settings.model_dump(mode="json"),
             "policies": {p.id: p.model_dump(mode="json", exclude_none=True) for p in policies.values()},
-            "warnings": [f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())],
+            "warnings": [
+                *(f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())),
+                *unlike_their_files(settings.policies),
+            ],
         }
 
     facts = perform(action)

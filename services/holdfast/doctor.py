@@ -17,7 +17,7 @@ from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, read_latest
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import find_malformed
 from holdfast.adapters.open_transactions import held_partitions
-from holdfast.adapters.policies import load_policies
+from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.adapters.topic_settings import FIX, Described, setting_differences
@@ -102,6 +102,9 @@ def _policies(settings: Settings) -> Diagnosis:
             f"there is none in {settings.policies}",
             "Without one every prediction is blocked; write policies/<model>.toml.",
         )
+    if unlike := unlike_their_files(settings.policies):
+        advice = "Rename the file after its model, or correct `model` in it; a model without a policy is blocked."
+        return Diagnosis("policies", Health.WARNING, "; ".join(unlike), advice)
     return Diagnosis("policies", Health.OK, ", ".join(sorted(policy.id for policy in policies.values())))
 
 

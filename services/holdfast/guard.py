@@ -183,6 +183,7 @@ class GuardWork:
                 (known.memory, until) if until is not None and fields <= known.fields else None,
             )
         known.fields = fields
+        metrics.REMEMBERED.labels(str(self._partition)).set(len(known.memory))
         log.info(
             "memory rebuilt",
             partition=self._partition,

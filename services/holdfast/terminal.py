@@ -86,6 +86,11 @@ def warn(message: str) -> None:
     Terminal(stderr=True, soft_wrap=True).print(f"Left out: {message}")
 
 
+def tell(message: str) -> None:
+    """Say on standard error how far a command is."""
+    Terminal(stderr=True, soft_wrap=True).print(message)
+
+
 def perform(action: Callable[[], T]) -> T:
     """Run a command's body; what people should read of an error is printed, without a traceback."""
     # The clients log what their exceptions say again.

@@ -321,3 +321,14 @@ def test_tallies_of_a_partition_that_is_new_are_kept_for_it(
     checked.broker.go_on(30)
     asyncio.run(checked.follow(1))
     checked.finds_nothing()
+
+
+def test_a_long_look_says_how_far_it_is(tmp_path: Path) -> None:
+    """Records read of those that there were, and seconds; before Kafka has answered, that it is waited for."""
+    auditor = Auditor(Settings(policies=tmp_path), since=None)
+    assert auditor.progress(4.2) == "Waiting for Kafka (4 s)"
+    approved, control = TopicPartition("approved", 0), TopicPartition("control", 0)
+    auditor._began = {approved: 1000, control: 0}
+    auditor._position = {approved: 3500, control: 20}
+    auditor._ends = {approved: 11_000, control: 10}
+    assert auditor.progress(61.7) == "2,520 of 10,020 records read (62 s)"

@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from holdfast.adapters.policies import load_policies
+from holdfast import doctor
+from holdfast.adapters.policies import PolicyStore, load_policies
 from holdfast.cli import app
 from holdfast.core.policy import PolicyError
 from holdfast.settings import SettingsError, load_settings
@@ -127,3 +129,38 @@ def test_unquoted_paths_are_told_with_the_quotes(etc: Path) -> None:
     (etc / "policies" / "pricing.toml").write_text(f"{POLICY}[fields]\nvalue = price.amount\n")
     with pytest.raises(PolicyError, match=r'pricing.toml: not TOML: .*write value = "…"'):
         load_policies(etc / "policies")
+
+
+def test_two_policies_for_a_model_are_refused_with_the_names_of_both_files(etc: Path) -> None:
+    """A copy that was meant to be another model."""
+    (etc / "policies" / "pricing-copy.toml").write_text(POLICY)
+    with pytest.raises(
+        PolicyError, match=r"pricing.toml and .*pricing-copy.toml are both for the model 'pricing'; keep"
+    ):
+        load_policies(etc / "policies")
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "warned"),
+    [
+        ("pricing.toml", "pricing", False),
+        ("pricnig.toml", "pricing", True),
+        ("pricing.toml", "Pricing", True),
+        ("eu-pricing.toml", "eu/pricing", False),
+        ("eu-pricing.toml", "eu:pricing", False),
+        ("model.v1.toml", "model.v1", False),
+    ],
+)
+def test_a_model_unlike_its_files_name_is_said(etc: Path, file: str, model: str, warned: bool) -> None:
+    """By `check`, by doctor, and in the log of what follows policies; it is no mistake."""
+    (etc / "policies" / "pricing.toml").unlink()
+    (etc / "policies" / file).write_text(POLICY.replace('"pricing"', json.dumps(model)))
+    done = CliRunner().invoke(app, ["check", "--config", str(etc / "holdfast.toml")])
+    said = f"{file} is for the model {model}: check that this is meant"
+    assert done.exit_code == 0
+    assert any(said in warning for warning in json.loads(done.stdout)["warnings"]) is warned
+    found = doctor._policies(load_settings(etc / "holdfast.toml"))
+    assert (found.health is doctor.Health.WARNING, said in found.finding) == (warned, warned)
+    with capture_logs() as lines:
+        PolicyStore(etc / "policies")
+    assert any(said in line["event"] for line in lines) is warned

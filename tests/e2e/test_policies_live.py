@@ -116,6 +116,8 @@ async def test_a_restarted_guard_remembers(kafka, redis_server, tmp_path):
         await stranger.stop()
         await stack.ready(guard)
         assert guard.told("memory rebuilt", entities=1)
+        # Before anything was judged since.
+        assert guard.metric("holdfast_remembered_entities") == 1
         assert await verdict(stack, 370.0) == ("approved", [])
         assert await verdict(stack, 100_000.0) == ("blocked", ["price_floor", "jump"])
         # Blocked values teach nothing.

@@ -44,7 +44,33 @@ def load_policies(folder: Path) -> PolicySet:
         ) from None
     except OSError as error:
         raise PolicyError(f"{folder}: cannot be read: {error.strerror}; let this process read it") from None
-    return PolicySet.of([load_policy(path) for path in files])
+    policies = [load_policy(path) for path in files]
+    named: dict[str, Path] = {}
+    for path, policy in zip(files, policies, strict=True):
+        if (other := named.setdefault(policy.model, path)) != path:
+            raise PolicyError(
+                f"{path} and {other} are both for the model {policy.model!r}; keep one of them, or give the other "
+                "another model"
+            )
+    return PolicySet.of(policies)
+
+
+def unlike_their_files(folder: Path) -> list[str]:
+    """A sentence for each policy whose file has another name than its model: one of the two may be mistyped.
+
+    Raises OSError and ValueError for files that `load_policies` refuses.
+    """
+    named = {path: str(parse_toml(path.read_text(encoding="utf-8"))["model"]) for path in sorted(folder.glob("*.toml"))}
+    return [
+        f"{path} is for the model {model}: check that this is meant, for the file has another name"
+        for path, model in named.items()
+        if path.stem not in (model, _file_name(model))
+    ]
+
+
+def _file_name(model: str) -> str:
+    """As a file can be named: a model's name may have characters that are awkward there."""
+    return model.replace("/", "-").replace(":", "-")
 
 
 def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
@@ -81,6 +107,7 @@ class PolicyStore:
         wait_for_tables(folder)
         self._stamps_in_force = stamps(folder)
         self.current = load_policies(folder)
+        self._warn()
         on_loaded(self.current)
 
     def reload(self, expected: Stamps | None = None) -> bool:
@@ -110,8 +137,14 @@ class PolicyStore:
         if changed or removed:
             self.current = fresh
             log.info("policies changed", now=changed, removed=removed)
+            self._warn()
         self._on_loaded(self.current)
         return True
+
+    def _warn(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # They may be changing again.
+            for sentence in unlike_their_files(self._folder):
+                log.warning(sentence)
 
     def _refuse(self, why: str) -> None:
         self.refused = why
