@@ -81,6 +81,8 @@ T = TypeVar("T")
 SILENT_TOO_LONG = 10.0
 """Seconds without a word from Kafka, after which what is shown may be old."""
 REMEMBERED_KEYS = 10_000
+AUDIT_TAIL = 20
+"""How many times as many offsets of each audit partition are read at the start as records are kept."""
 COOKIE = "holdfast_token"
 
 
@@ -273,8 +275,9 @@ class Api:
     async def run(self) -> None:
         """Raises KafkaUnavailable."""
         topics = self.settings.topics
-        # Each record may have a transaction's marker beside it, which takes an offset too.
-        tails = {topics.audit: 2 * self.settings.api.keep_audit, topics.control: 0}
+        # Each record may have a transaction's marker beside it, which takes an offset too; and a release of many
+        # predictions has a record for each, behind which the decisions before it are still wanted.
+        tails = {topics.audit: AUDIT_TAIL * self.settings.api.keep_audit, topics.control: 0}
         try:
             await self.follower.follow(self._partitions, tails)
         except KafkaError as error:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
-from holdfast.adapters.kafka import KeyOrder
+from holdfast.adapters.kafka import KeyOrder, key_of
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
 from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route
@@ -25,6 +26,8 @@ HISTORY = 60
 """Seconds of rates that are kept."""
 COUNTS_EVERY = 5.0
 """Seconds after which a model whose counts alone have changed is shown anew."""
+RELEASE = "release"
+"""The action of the audit records of released predictions, one for each."""
 STEADY = 5
 """Seconds that a rate is the mean of."""
 
@@ -86,6 +89,8 @@ class Board:
         self.states: dict[str, ModelState] = {}
         self.incidents: dict[str, Incident] = {}
         self.audit: dict[str, AuditRecord] = {}
+        self._releases: deque[str] = deque()
+        """The audit ids of released predictions: one release has thousands, and they hold half of the room at most."""
         self.outcomes: dict[str, AuditRecord] = {}
         """Audit records by command id."""
         self.rates: dict[str, Rates] = {}
@@ -126,7 +131,8 @@ class Board:
         """Give `take` only the last record of each key: years of updates are read at the start."""
         order = self._orders.setdefault(records[0].topic, KeyOrder())
         for record in {record.key: record for record in records if not order.is_outdated(record)}.values():
-            _tolerantly(record, lambda record: take((record.key or b"").decode(), record.value))
+            if (key := key_of(record)) is not None:
+                _tolerantly(record, partial(_of_key, take, key))
 
     def _take_route(self, model: str, value: bytes | None) -> None:
         if value is None:
@@ -176,9 +182,14 @@ class Board:
             # A repeated command is answered with the record of the first.
             return
         self.audit[audit.audit_id] = audit
+        if audit.action == RELEASE:
+            self._releases.append(audit.audit_id)
         self._note(f"audit/{audit.audit_id}")
         if len(self.audit) > self._keep_audit:
-            oldest = self.audit.pop(next(iter(self.audit)))
+            full = len(self._releases) > self._keep_audit // 2
+            oldest = self.audit.pop(self._releases[0] if full else next(iter(self.audit)))
+            if oldest.action == RELEASE:
+                self._releases.popleft()
             self.changed.pop(f"audit/{oldest.audit_id}", None)
             self.outcomes.pop(oldest.command_id or "", None)
 
@@ -192,6 +203,10 @@ class Board:
             # Only models that are routed are shown, so that names do not fill the memory.
             if counts.type == "tally" and counts.model in self.models:
                 self.rates.setdefault(counts.model, Rates()).add(second, counts.approved, counts.blocked)
+
+
+def _of_key(take: Callable[[str, bytes | None], None], key: str, record: ConsumerRecord) -> None:
+    take(key, record.value)
 
 
 def _decided(state: ModelState) -> Any:

@@ -31,6 +31,7 @@ from holdfast.adapters.kafka import (
     TransactionalLoop,
     Write,
     check_topics,
+    key_of,
     partition_for,
 )
 from holdfast.adapters.memory import restore_memory
@@ -89,9 +90,9 @@ class RouteFollower(Follower):
                     ) from None
                 self.routes[route.model] = route
                 metrics.ROUTE_EPOCH.labels("guard", route.model).set(route.epoch)
-            elif record.key is not None:
-                self.routes.pop(record.key.decode(), None)
-                metrics.ROUTE_EPOCH.remove("guard", record.key.decode())
+            elif (model := key_of(record)) is not None:
+                self.routes.pop(model, None)
+                metrics.ROUTE_EPOCH.remove("guard", model)
 
 
 @dataclass(slots=True)

@@ -69,6 +69,7 @@ class Mirror:
         self._settings = settings.redis
         self._url = settings.redis.connection_url()
         self._redis = RouteMirror(self._url)
+        self._refused = ""
         self._every = settings.redis.reassert_every.total_seconds()
         self._routes: dict[str, Route] = {}
         self._changed = asyncio.Event()
@@ -128,7 +129,7 @@ class Mirror:
             up, error = False, describe(failure)
         if not up:
             self._fresh |= fresh
-            await self._log_in_anew()
+            await self._log_in_again()
         if up != self.up:
             if up:
                 log.info("routes are mirrored to Redis")
@@ -137,13 +138,21 @@ class Mirror:
         self.up = up
         metrics.REDIS_UP.labels("switch").set(float(up))
 
-    async def _log_in_anew(self) -> None:
-        """If the secrets' files have changed."""
-        with contextlib.suppress(SettingsError):  # It may be half written.
+    async def _log_in_again(self) -> None:
+        """Connect with the secrets' files if they have changed; a URL that cannot be used leaves the login as it is."""
+        try:
             url = self._settings.connection_url()
-            if url != self._url:
-                await self._redis.close()
-                self._url, self._redis = url, RouteMirror(url)
+            if url == self._url:
+                return
+            fresh = RouteMirror(url)
+        except (SettingsError, ValueError) as error:  # It may be half written.
+            if str(error) != self._refused:
+                log.error("the changed login for Redis cannot be used, the one before stays", error=str(error))
+            self._refused = str(error)
+            return
+        self._url, self._redis, before = url, fresh, self._redis
+        self._refused = ""
+        await before.close()
 
 
 class SwitchWork:

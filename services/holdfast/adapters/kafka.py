@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -908,14 +909,32 @@ async def _behind_what_was_removed(consumer: AIOKafkaConsumer, ids: Ids, error: 
         consumer.seek(tp, first)
 
 
+def key_of(record: ConsumerRecord) -> str | None:
+    """The record's key as text; None, and a line in the log, where it is none of ours."""
+    try:
+        if record.key:
+            return str(record.key, "utf-8")
+        reason = "it has no key"
+    except UnicodeDecodeError:
+        reason = "its key is not UTF-8"
+    log.warning("record left out", source=f"{record.topic}/{record.partition}/{record.offset}", reason=reason)
+    return None
+
+
+ORDERED_KEYS = 100_000
+
+
 class KeyOrder:
     """The order of each key's records: in a partition that of the offsets, and between two, as a topic that has grown
     may have them, that of the times.
+
+    The keys met last are remembered, `remembered` of them: of incidents there may be more, of years.
     """
 
-    def __init__(self) -> None:
-        # The partition and time of each key's last record.
-        self._latest: dict[bytes, tuple[int, int]] = {}
+    def __init__(self, remembered: int = ORDERED_KEYS) -> None:
+        # The partition and time of each key's last record; the key that was met last is the last one.
+        self._latest: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._remembered = remembered
 
     def is_outdated(self, record: ConsumerRecord) -> bool:
         """Whether a later one of its key has been asked about before, in another partition."""
@@ -925,18 +944,26 @@ class KeyOrder:
         if partition != record.partition and at > record.timestamp:
             return True
         self._latest[record.key] = record.partition, record.timestamp
+        self._latest.move_to_end(record.key)
+        if len(self._latest) > self._remembered:
+            self._latest.popitem(last=False)
         return False
 
 
 async def read_latest(
     kafka: KafkaSettings, topic: str, partitions: Iterable[int], *, complete: bool = False
 ) -> dict[str, bytes]:
-    """The last value of each key, without those that were deleted; `complete` as in `read_to_end`."""
+    """The last value of each key, without those that were deleted; `complete` as in `read_to_end`.
+
+    A record whose key names nothing, because there is none or it is not UTF-8, is left out: Holdfast writes no such.
+    """
     latest: dict[str, bytes | None] = {}
     order = KeyOrder()
 
     def take(records: Sequence[ConsumerRecord]) -> None:
-        latest.update((record.key.decode(), record.value) for record in records if not order.is_outdated(record))
+        for record in records:
+            if (key := key_of(record)) is not None and not order.is_outdated(record):
+                latest[key] = record.value
 
     await read_to_end(kafka, [TopicPartition(topic, number) for number in partitions], take, complete=complete)
     return {key: value for key, value in latest.items() if value is not None}

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
 
@@ -75,10 +77,15 @@ def _file_name(model: str) -> str:
 
 def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
     """Every model with a route or a policy: another one's name is mistyped, and would get a route of its own."""
-    try:
-        return {*routed, *load_policies(folder).policies}
-    except PolicyError:  # A person's machine need not have the policies.
-        return set(routed)
+    found = set(routed)
+    # A person's machine need not have the policies. One that does not load names its model all the same.
+    for path in folder.glob("*.toml"):
+        named: object = path.stem
+        with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError):
+            named = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model")
+        if isinstance(named, str):
+            found.add(named)
+    return found
 
 
 LOOK_EVERY = 2.0
@@ -106,6 +113,7 @@ class PolicyStore:
         """Why what the files say now is not in force."""
         wait_for_tables(folder)
         self._stamps_in_force = stamps(folder)
+        self._held: int | None = None
         self.current = load_policies(folder)
         self._warn()
         on_loaded(self.current)
@@ -153,9 +161,12 @@ class PolicyStore:
 
     async def follow(self) -> None:
         """Reload whenever files in the folder have changed and are at rest; runs until cancelled."""
-        async for _ in self._changes():
-            while not await self._take_up():
-                pass
+        try:
+            async for _ in self._changes():
+                while not await self._take_up():
+                    pass
+        finally:
+            self._let_go()
 
     async def _take_up(self) -> bool:
         """Whether the files are taken up or refused; False: they have changed while they were read."""
@@ -179,7 +190,7 @@ class PolicyStore:
         """
         announced = True
         while True:
-            if (found := self._identity()) is not None:
+            if (found := self._hold()) is not None:
                 try:
                     async with contextlib.aclosing(self._announced() if announced else self._polled()) as watch:
                         first = True
@@ -227,6 +238,20 @@ class PolicyStore:
             now = await asyncio.to_thread(stamps, self._folder)
             yield now != before
             before = now
+
+    def _hold(self) -> tuple[int, int] | None:
+        """Keep the folder open, and tell its identity: what is open is given to no other folder, which the file
+        system would do at once with one that was removed.
+        """
+        self._let_go()
+        with contextlib.suppress(OSError):  # It is away, or this system opens no folders.
+            self._held = os.open(self._folder, os.O_RDONLY)
+        return self._identity()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _identity(self) -> tuple[int, int] | None:
         try:
