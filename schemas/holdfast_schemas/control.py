@@ -52,6 +52,8 @@ class Tally(Contract):
     """Distinct entities among `approved`, at most 32: how many a small model has."""
     keyless: Count = 0
     """Of `seen`, those whose record had no key: their order and their entities' memory are not kept."""
+    misplaced: Count = 0
+    """Of `seen`, those whose key was looked at and belongs in another partition by murmur2. Only some keys are."""
     first_blocked_at: UtcTime | None = None
     """Kafka timestamp of the first blocked prediction."""
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()

@@ -26,6 +26,7 @@ from holdfast.core.duration import format_duration
 from holdfast.core.errors import describe
 from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
 from holdfast.core.keyless import is_told
+from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
 from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED, ModelState
@@ -209,6 +210,21 @@ async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]
             )
     if fine:
         yield Diagnosis("keys", Health.OK, "no prediction came without a key within a day")
+    fine = True
+    for model, value in sorted(states.items()):
+        state = ModelState.model_validate_json(value)
+        if is_told(state.misplaced_at, utc_now()):
+            fine = False
+            yield Diagnosis(
+                "partitioner",
+                Health.WARNING,
+                f"{state.misplaced:,} keys of {model} that were looked at are not in their partition by murmur2, the "
+                f"last one at {state.misplaced_at:%Y-%m-%d %H:%M:%S} UTC: where producers differ in it, the last "
+                "values of an entity are not known in each of its partitions",
+                f"{MISPLACED_ADVICE}.",
+            )
+    if fine and settings.guard.partitioner == "murmur2":
+        yield Diagnosis("partitioner", Health.OK, "every key that was looked at within a day is in its partition")
 
 
 async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:

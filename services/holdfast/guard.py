@@ -33,6 +33,7 @@ from holdfast.adapters.kafka import (
     check_topics,
     key_of,
     partition_for,
+    partition_of_key,
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
@@ -47,6 +48,8 @@ from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge
 from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
+from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
+from holdfast.core.misplaced import misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.settings import Settings
@@ -155,6 +158,7 @@ class GuardWork:
         self._pending: list[tuple[Policy | None, Columns, Judgement]] = []
         self._malformed: Counter[tuple[str, MalformedKind]] = Counter()
         self._keyless: Counter[str] = Counter()
+        self._misplaced: Counter[str] = Counter()
         self._oldest_ms: int | None = None
         self._said = _Said()
         # By offset, what a topic does not take as it is.
@@ -228,6 +232,7 @@ class GuardWork:
         blocked: list[Headers | None] = [None] * len(records)
         told: dict[str, list[Tally]] = {}
         keyless, self._keyless = without_key(records), Counter()
+        elsewhere, self._misplaced = self._guard.misplaced(records, self._partition), Counter()
         for model, batch in groups:
             policy = policies.policies.get(model)
             judgement = judge(
@@ -247,6 +252,11 @@ class GuardWork:
             if keyless:
                 label = policy.model if policy is not None else NO_POLICY
                 self._keyless[label] += len(keyless.intersection(batch.positions))
+            if elsewhere:
+                if model in told:
+                    told[model] = with_misplaced(told[model], batch, elsewhere)
+                label = policy.model if policy is not None else NO_POLICY
+                self._misplaced[label] += len(elsewhere.intersection(batch.positions))
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
             policy, route = policies.policies[model], self._guard.follower.routes.get(model)
@@ -391,7 +401,8 @@ class GuardWork:
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
-        self._pending, self._malformed, self._keyless = [], Counter({(NO_POLICY, flaw.kind): 1}), Counter()
+        self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
+        self._keyless, self._misplaced = Counter(), Counter()
         self._said = _Said([record.offset], [None], [None], [0])
         out = self._put_aside(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
@@ -416,10 +427,13 @@ class GuardWork:
         for model, number in self._keyless.items():
             metrics.KEYLESS.labels(model).inc(number)
             self._guard.warn_of_keyless(model)
+        for model, number in self._misplaced.items():
+            metrics.MISPLACED.labels(model).inc(number)
+            self._guard.warn_of_misplaced(model)
         if self._refused and self._said.offsets:
             done = self._said.offsets[-1]
             self._refused = {offset: refused for offset, refused in self._refused.items() if offset > done}
-        self._pending, self._malformed, self._keyless = [], Counter(), Counter()
+        self._pending, self._malformed, self._keyless, self._misplaced = [], Counter(), Counter(), Counter()
         self._said = _Said()
         for role, number in self._restamped.items():
             metrics.RESTAMPED.labels(role).inc(number)
@@ -486,6 +500,7 @@ def _policies_loaded(policies: PolicySet) -> None:
     metrics.FINDINGS.labels(NO_POLICY, "no_policy", "true")
     for model in (*policies.policies, NO_POLICY):
         metrics.KEYLESS.labels(model)
+        metrics.MISPLACED.labels(model)
     for kind in MalformedKind:
         metrics.MALFORMED.labels(NO_POLICY, kind.value)
     for policy in policies.policies.values():
@@ -516,6 +531,7 @@ class Guard:
         # By partition, what was known of it when it went.
         self.parked: dict[int, Known] = {}
         self._told_of: set[str] = set()
+        self._told_of_misplaced: set[str] = set()
         self.retention = Retention(settings)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -524,6 +540,22 @@ class Guard:
         if model not in self._told_of:
             self._told_of.add(model)
             log.warning("predictions without a key are judged", model=model, advice=ADVICE)
+
+    def misplaced(self, records: Sequence[Record], partition: int) -> frozenset[int]:
+        """The positions of records that were looked at and belong in another partition by their key."""
+        if self.settings.guard.partitioner == "other" or self.loop is None:
+            return frozenset()
+        # As many as the topic has by now: it may have grown.
+        partitions = len(self.loop.consumer.partitions_for_topic(self.settings.topics.predictions) or ())
+        if partitions <= partition:
+            return frozenset()
+        return misplaced(records, partition, lambda key: partition_of_key(key, partitions))
+
+    def warn_of_misplaced(self, model: str) -> None:
+        """Once for each model."""
+        if model not in self._told_of_misplaced:
+            self._told_of_misplaced.add(model)
+            log.warning("keys are not in their partition by murmur2", model=model, advice=MISPLACED_ADVICE)
 
     async def check_partition(self, number: int) -> None:
         """Once predictions have grown: whether the verdicts have that partition too. Raises TopicsMismatch."""

@@ -290,6 +290,9 @@ class GuardSettings(_Section):
     """How much of the tail of each approved partition is read back into the memory."""
     max_entities: Annotated[int, Field(ge=1)] = 2_000_000
     """Remembered for each partition and model; beyond it those are forgotten that were approved least recently."""
+    partitioner: Literal["murmur2", "other"] = "murmur2"
+    """What the producers of predictions choose partitions by. With `other`, the same one for all of them, keys are not
+    held against murmur2."""
     give_up_after: Duration = timedelta(minutes=5)
     """How long a partition keeps failing before the worker stops."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000

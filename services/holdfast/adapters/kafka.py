@@ -25,6 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -822,9 +823,15 @@ def transactional_id(group: str, tp: TopicPartition) -> str:
 
 
 def partition_for(key: str, partitions: int) -> int:
-    """The partition that every Kafka client's default partitioner (murmur2) gives `key`."""
+    """The partition that Java's default partitioner (murmur2) gives `key`, and what other clients can be told to do."""
+    return partition_of_key(key.encode(), partitions)
+
+
+@lru_cache(16_384)
+def partition_of_key(key: bytes, partitions: int) -> int:
+    """The same for a key in bytes; remembered, since its hash is computed byte by byte in Python."""
     everyone = list(range(partitions))
-    return int(DefaultPartitioner()(key.encode(), everyone, everyone))
+    return int(DefaultPartitioner()(key, everyone, everyone))
 
 
 async def end_membership(consumer: AIOKafkaConsumer, worker: str) -> None:

@@ -50,6 +50,12 @@ ABSENT_FIELDS = Gauge(
     ["model", "field"],
     registry=REGISTRY,
 )
+MISPLACED = Counter(
+    "holdfast_misplaced_keys_total",
+    "Of the keys that were looked at, at most 16 in a batch, those not in their partition by murmur2.",
+    ["model"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

@@ -132,6 +132,10 @@ class ModelState(Contract):
     """Predictions that came without a key."""
     keyless_at: UtcTime | None = None
     """When the last of them was counted."""
+    misplaced: int = 0
+    """Predictions whose key was looked at and belongs in another partition."""
+    misplaced_at: UtcTime | None = None
+    """When the last of them was counted."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -382,6 +386,8 @@ class _Turn:
         name = tally.model_version
         if tally.keyless:
             self._set(keyless=self.state.keyless + tally.keyless, keyless_at=self.now)
+        if tally.misplaced:
+            self._set(misplaced=self.state.misplaced + tally.misplaced, misplaced_at=self.now)
         version = self.version(name)
         self._set(policies=note_policy(self.state.policies, tally.policy, self.now))
         if version.state is VersionState.FENCED:
