@@ -49,7 +49,7 @@ from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
-from holdfast.core.misplaced import misplaced, with_misplaced
+from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.settings import Settings
@@ -253,10 +253,9 @@ class GuardWork:
                 label = policy.model if policy is not None else NO_POLICY
                 self._keyless[label] += len(keyless.intersection(batch.positions))
             if elsewhere:
-                if model in told:
-                    told[model] = with_misplaced(told[model], batch, elsewhere)
-                label = policy.model if policy is not None else NO_POLICY
-                self._misplaced[label] += len(elsewhere.intersection(batch.positions))
+                of_version = by_version(batch, elsewhere)
+                told |= {model: with_misplaced(told[model], of_version)} if model in told else {}
+                self._misplaced[policy.model if policy is not None else NO_POLICY] += of_version.total()
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
             policy, route = policies.policies[model], self._guard.follower.routes.get(model)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.adapters.kafka import partition_for, partition_of_key
-from holdfast.core.misplaced import LONGEST, LOOKED_AT, misplaced
+from holdfast.core.misplaced import LONGEST, LOOKED_AT, by_version, misplaced
 
 # Of Kafka's own tests of its murmur2: a key, and where Java's client puts it among 100 partitions.
 JAVAS = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
@@ -58,3 +58,11 @@ def test_what_has_no_key_or_a_very_long_one_is_not_looked_at():
     """The first are counted elsewhere, and the others would take too long."""
     assert misplaced(records([None, b"", b"x" * (LONGEST + 1)]), 1, lambda key: 0) == frozenset()
     assert misplaced([], 1, lambda key: 0) == frozenset()
+
+
+def test_they_are_counted_for_the_versions_that_they_are_of():
+    """Of a batch that holds only some of the records."""
+    columns = SimpleNamespace(values=lambda field: ["v1", "v2", "v2", "v1"])
+    batch = SimpleNamespace(columns=columns, positions=[1, 3, 4, 9])
+    assert by_version(batch, {0, 1, 2, 3, 4, 5, 10}) == {"v1": 1, "v2": 2}
+    assert by_version(batch, frozenset()) == {}

@@ -7,6 +7,7 @@ held against that. Only some keys of each batch are looked at: that is enough to
 and costs little.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from datetime import datetime, timedelta
@@ -41,12 +42,16 @@ def misplaced(records: Sequence[Record], partition: int, partition_of: Callable[
     )
 
 
-def with_misplaced(tallies: Sequence[Tally], batch: Batch, positions: Set[int]) -> list[Tally]:
+def by_version(batch: Batch, positions: Set[int]) -> Counter[str]:
+    """How many of these positions are of the batch of a model, by version."""
+    versions, rows = batch.columns.values("model_version"), batch.positions
+    # They are in order, and few are looked for.
+    found = ((at, bisect_left(rows, at)) for at in positions)
+    return Counter(versions[row] for at, row in found if row < len(rows) and rows[row] == at)
+
+
+def with_misplaced(tallies: Sequence[Tally], count: Counter[str]) -> list[Tally]:
     """The tallies of a model's batch, each with how many of its predictions were found in a partition not theirs."""
-    if not positions:
-        return list(tallies)
-    versions = batch.columns.values("model_version")
-    count = Counter(version for version, at in zip(versions, batch.positions, strict=True) if at in positions)
     return [one.model_copy(update={"misplaced": count[one.model_version]}) for one in tallies]
 
 
