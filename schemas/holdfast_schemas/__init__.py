@@ -24,6 +24,7 @@ from holdfast_schemas.topics import MAX_VALUE_BYTES, TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
     ApprovedHeaders,
     BlockedHeaders,
+    DeletedHeaders,
     Finding,
     Header,
     MalformedHeaders,
@@ -42,6 +43,7 @@ __all__ = [
     "Command",
     "Contract",
     "ControlRecord",
+    "DeletedHeaders",
     "Finding",
     "Header",
     "Incident",

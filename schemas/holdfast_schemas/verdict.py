@@ -9,11 +9,13 @@ from holdfast_schemas._base import Contract, NonEmpty, PolicyId
 
 
 class Verdict(StrEnum):
-    """`released`: blocked first, then approved by a person."""
+    """`released`: blocked first, then approved by a person. `deleted`: the producer deleted the key, by a record
+    without a value, and the deletion was passed on."""
 
     APPROVED = "approved"
     BLOCKED = "blocked"
     RELEASED = "released"
+    DELETED = "deleted"
 
 
 class Severity(StrEnum):
@@ -97,6 +99,16 @@ class ApprovedHeaders(_Judged):
     released_by: NonEmpty | None = None
     """On released records: the person."""
     release_reason: NonEmpty | None = None
+
+
+class DeletedHeaders(_Headers):
+    """What Holdfast adds to the headers of a deletion that it passes on: a record with a key and without a value."""
+
+    verdict: Literal[Verdict.DELETED]
+    source: _Source
+    """`topic/partition/offset` of the producer's record."""
+    produced_at: _ProducedAt | None = None
+    """The producer's time, where the record has the time of its verdict."""
 
 
 class BlockedHeaders(_Judged):

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.records import with_unreadable
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.errors import describe
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
 from holdfast.core.policy import PolicySet
@@ -63,6 +64,8 @@ class Findings:
     checked: int = 0
     unjudged: int = 0
     released: int = 0
+    removed: int = 0
+    """Verdicts on what compaction has removed from predictions since."""
     violations: Counter[Kind] = field(default_factory=Counter)
     examples: dict[Kind, list[Violation]] = field(default_factory=dict)
 
@@ -79,6 +82,7 @@ class Findings:
             "checked": self.checked,
             "not_judged_policy_unknown": self.unjudged,
             "released": self.released,
+            "input_removed": self.removed,
             "violations": {kind.value: self.violations[kind] for kind in Kind},
             "examples": [
                 {
@@ -156,9 +160,20 @@ class Auditor:
         try:
             await self._surveyor.start()
             await self._reader.start()
+            await self._look_for_compaction()
             await self._take_up_partitions()
         except KafkaError as error:
             raise KafkaUnavailable(await explain(kafka, error)) from None
+
+    async def _look_for_compaction(self) -> None:
+        """What compaction has removed must not be taken for what never was."""
+        told = await told_settings(self._settings.kafka, self._streams.values())
+        compacted = {
+            stream
+            for stream, name in self._streams.items()
+            if "compact" in told.get(name, {}).get("cleanup.policy", "")
+        }
+        self._rules = replace(self._rules, compacted=frozenset(compacted))
 
     async def follow(self) -> None:
         """Compare for good; an outage only delays it. Raises RecordsGone."""
@@ -289,13 +304,20 @@ class Auditor:
             self._ledgers[number] = Ledger(
                 number,
                 starts[self._tp(Stream.PREDICTIONS, number)],
-                older=None if whole else ends[self._tp(Stream.APPROVED, number)],
+                older=self._older(whole, ends[self._tp(Stream.APPROVED, number)]),
                 rules=self._rules,
                 routes=self._routes,
                 policy=self._policy,
             )
         for _ in range(len(self._unclaimed)):
             self._take_tally(*self._unclaimed.popleft())
+
+    def _older(self, whole: bool, end: int) -> int | None:
+        """As a ledger takes it: whether verdicts may be of predictions that it does not see, and up to which offset."""
+        if not whole:
+            return end
+        # A first start at the latest offset leaves what was there before without a verdict.
+        return None if self._settings.guard.start_from == "earliest" else 0
 
     async def _starts(
         self, partitions: Sequence[TopicPartition]
@@ -449,6 +471,7 @@ class Auditor:
         metrics.AUDIT_UNJUDGED.inc(unjudged - findings.unjudged)
         findings.checked, findings.unjudged = checked, unjudged
         findings.released = sum(ledger.released for ledger in ledgers)
+        findings.removed = sum(ledger.removed for ledger in ledgers)
 
 
 async def audit_once(

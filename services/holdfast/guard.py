@@ -58,6 +58,7 @@ from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
 log = structlog.get_logger("holdfast.guard")
 
 _OURS = tuple(Header)
+_DELETED = (Header.VERDICT.value, Verdict.DELETED.value.encode())
 _FINDINGS, _SOURCE = Header.FINDINGS.value, Header.SOURCE.value
 _TO_LINES = msgspec.json.Encoder().encode_lines
 ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes")
@@ -160,6 +161,7 @@ class GuardWork:
         self._keyless: Counter[str] = Counter()
         self._misplaced: Counter[str] = Counter()
         self._oldest_ms: int | None = None
+        self._deleted = 0
         self._said = _Said()
         # By offset, what a topic does not take as it is.
         self._refused: dict[int, _Refused] = {}
@@ -226,6 +228,7 @@ class GuardWork:
             reasons |= _unreadable(records)
         groups, flaws = decode_by_model(policies, raws)
         flaws |= reasons
+        deleted = self._deletions(records, flaws)
         source = Source(topics.predictions, self._partition, records, self._settings.worker)
         # By position; None: not there.
         approved: list[Headers | None] = [None] * len(records)
@@ -256,6 +259,9 @@ class GuardWork:
                 of_version = by_version(batch, elsewhere)
                 told |= {model: with_misplaced(told[model], of_version)} if model in told else {}
                 self._misplaced[policy.model if policy is not None else NO_POLICY] += of_version.total()
+        for position in deleted:
+            approved[position] = [_DELETED, (_SOURCE, self._source(records[position]))]
+        self._deleted = len(deleted)
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
             policy, route = policies.policies[model], self._guard.follower.routes.get(model)
@@ -284,6 +290,21 @@ class GuardWork:
                 for one in tallies
             ),
         ]
+
+    def _deletions(self, records: Sequence[Record], flaws: dict[int, Malformed]) -> list[int]:
+        """The positions of deletions to pass on; `flaws` loses them."""
+        if self._settings.guard.tombstones != "pass":
+            return []
+        found = [
+            position
+            for position, flaw in flaws.items()
+            if flaw.kind is MalformedKind.EMPTY
+            and records[position].value is None
+            and records[position].key is not None
+        ]
+        for position in found:
+            del flaws[position]
+        return found
 
     def _say_verdicts(
         self,
@@ -402,7 +423,7 @@ class GuardWork:
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
         self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
         self._keyless, self._misplaced = Counter(), Counter()
-        self._said = _Said([record.offset], [None], [None], [0])
+        self._said, self._deleted = _Said([record.offset], [None], [None], [0]), 0
         out = self._put_aside(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
@@ -434,6 +455,9 @@ class GuardWork:
             self._refused = {offset: refused for offset, refused in self._refused.items() if offset > done}
         self._pending, self._malformed, self._keyless, self._misplaced = [], Counter(), Counter(), Counter()
         self._said = _Said()
+        if self._deleted:
+            metrics.PREDICTIONS.labels(NO_POLICY, Verdict.DELETED.value).inc(self._deleted)
+            self._deleted = 0
         for role, number in self._restamped.items():
             metrics.RESTAMPED.labels(role).inc(number)
         self._restamped.clear()

@@ -362,7 +362,8 @@ class _Run:
 
         def take(records: Sequence[ConsumerRecord]) -> None:
             for record in records:
-                if record.key is not None and model in record.headers:
+                # A deletion names no model, and must not be followed by an older output of its key.
+                if record.key is not None and (record.value is None or model in record.headers):
                     newest[record.key] = max(produced_at(record), newest.get(record.key, 0))
 
         kafka, topics = self.settings.kafka, self.settings.topics

@@ -283,6 +283,9 @@ class GuardSettings(_Section):
     """Where a new installation begins: `latest` (what is in predictions already stays unchecked), `earliest`, or a
     time with its zone, such as 2026-11-24T10:00:00Z. It is read once, at the first start of all."""
     no_policy: Literal["block", "approve"] = "block"
+    tombstones: Literal["malformed", "pass"] = "malformed"
+    """A record with a key and without a value deletes its key for consumers of a compacted topic: `pass` writes it to
+    the approved topic too. It names no model, so no policy can say it."""
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
     """A larger value goes to malformed."""

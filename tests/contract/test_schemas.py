@@ -19,7 +19,7 @@ from backends import ROOT
 from holdfast.adapters import asyncapi
 from holdfast.adapters.service import run_service
 from holdfast.settings import Settings
-from holdfast_schemas import TOPICS, Contract, Header, parse_control
+from holdfast_schemas import TOPICS, Contract, DeletedHeaders, Header, parse_control
 
 PUBLISHED = ROOT / "schemas" / "v1"
 EXAMPLES = sorted((ROOT / "schemas" / "examples").glob("*.json"))
@@ -40,7 +40,7 @@ BEYOND_JSON_SCHEMA = {
 
 
 def models() -> dict[str, type[BaseModel]]:
-    found: list[type[BaseModel]] = [asyncapi.Findings]
+    found: list[type[BaseModel]] = [asyncapi.Findings, DeletedHeaders]
     for topic in TOPICS.values():
         found += [*topic.messages, *([topic.headers] if topic.headers else [])]
     return {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", model.__name__).lower(): model for model in found}

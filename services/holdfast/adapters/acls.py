@@ -75,6 +75,8 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
     grant(Party.AUDITOR, "group", [guard], "Describe")
+    # Whether they are compacted.
+    grant(Party.AUDITOR, "topic", judged, "DescribeConfigs")
     # To correct with `--fix` what somebody else has made.
     grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
     return sorted(found, key=lambda one: list(Party).index(one.party))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, RootModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from holdfast.settings import Settings
-from holdfast_schemas import TOPICS, Contract, Finding, Party, Topic
+from holdfast_schemas import TOPICS, Contract, DeletedHeaders, Finding, Party, Topic
 
 _THEIRS = {Party.PRODUCER, Party.CONSUMER}
 
@@ -142,7 +142,7 @@ def _words(name: str) -> str:
 def files(settings: Settings) -> dict[str, str]:
     """Every generated file by name: one JSON Schema for each message and set of headers, and the AsyncAPI document."""
     contents: dict[str, Any] = {"asyncapi.json": document(settings)}
-    published: list[type[BaseModel]] = [*_contracts(), Findings]
+    published: list[type[BaseModel]] = [*_contracts(), DeletedHeaders, Findings]
     for contract in published:
         schema = contract.model_json_schema(schema_generator=_Generator)
         name = _words(contract.__name__).lower().replace(" ", "-")

@@ -50,6 +50,8 @@ theirs, before the first that is, came before them."""
 RECENT = 20_000
 """Approved records remembered to tell a repetition from a forgery."""
 IDENTITY_BYTES = 16
+GAPS_KEPT = 100_000
+"""Stretches that compaction has left without a prediction; of what is before the oldest of them nothing is said."""
 ROUTES_KEPT = 1000
 """Of a model, the latest."""
 NO_POLICY = "none"
@@ -114,6 +116,8 @@ class Rules:
     """How long after a fence was written a guard may still judge without it."""
     restore_records: int = 2_000_000
     max_entities: int = 2_000_000
+    compacted: frozenset[Stream] = frozenset()
+    """The topics from which records may be gone that are superseded."""
     ahead: int = 20_000
     """Offsets at a verdict topic's end that may be of predictions beyond the guard's committed offset: brokers show
     the two one after the other. More than two batches."""
@@ -231,8 +235,15 @@ class Ledger:
         self.checked = 0
         self.unjudged = 0
         self.released = 0
+        self.removed = 0
+        """Verdicts on predictions that compaction has removed since."""
         self.starved = False
         self._start, self._next, self._settled = start, start, start
+        # Stretches without a prediction, as compaction leaves them, the latest ones; and where the next may begin.
+        self._gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_KEPT)
+        self._admitted = start
+        # By key, before which offset the last approved prediction was that is gone.
+        self._removed_keys: OrderedDict[int, int] = OrderedDict()
         # From here on a missing verdict means something; None until it is known.
         self._exact_from: int | None = start if older is None else None
         self._older = older
@@ -295,6 +306,9 @@ class Ledger:
         end = self.target(Stream.PREDICTIONS)
         while self._ahead and self._ahead[0].offset < end:
             record = self._ahead.popleft()
+            if record.offset > self._admitted and Stream.PREDICTIONS in self._rules.compacted:
+                self._gaps.append((self._admitted, record.offset))
+            self._admitted = record.offset + 1
             prediction = _Prediction(record.offset, hash(record.key), identity(record, record.timestamp))
             self._window[record.offset] = prediction
             self._waiting.setdefault(prediction.identity, []).append(prediction)
@@ -396,10 +410,17 @@ class Ledger:
         self._tried[stream] = known
         left: list[_Early] = []
         for early in self._early[stream]:
+            last = self._last_approved
             if early.names >= self._next or not match(stream, early):
                 left.append(early)
-            else:
-                self._early_bytes -= _size(early.record)
+                continue
+            self._early_bytes -= _size(early.record)
+            if stream is Stream.APPROVED and Stream.PREDICTIONS in self._rules.compacted and self._last_approved > last:
+                # Approved records come in the order of the predictions: those before it are of predictions before it.
+                for gone in left:
+                    self._early_bytes -= _size(gone.record)
+                    self._remove(gone, self._last_approved)
+                left = []
         self._early[stream] = left
 
     def _match_named(self, stream: Stream, early: _Early) -> bool:
@@ -416,6 +437,9 @@ class Ledger:
         if offset < self._start:
             return True
         prediction = self._window.get(offset) or self._missing.get(offset)
+        if prediction is None and self._is_gone(offset):
+            self.removed += 1
+            return True
         if prediction is None or prediction.stream is not None:
             if self._rules.exactly_once:
                 self._report(Kind.REPEATED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
@@ -426,14 +450,27 @@ class Ledger:
         self._assign(prediction, stream, record, headers)
         return True
 
+    def _is_gone(self, offset: int) -> bool:
+        """Whether compaction may have removed the prediction of that offset."""
+        place = bisect.bisect(self._gaps, offset, key=lambda gap: gap[0])
+        in_gap = place > 0 and offset < self._gaps[place - 1][1]
+        forgotten = len(self._gaps) == GAPS_KEPT and offset < self._gaps[0][0]
+        behind_the_last = self._admitted <= offset < self._next
+        return Stream.PREDICTIONS in self._rules.compacted and (in_gap or forgotten or behind_the_last)
+
     def _match_approved(self, stream: Stream, early: _Early) -> bool:
         record, headers, digest = early.record, early.headers, early.identity
         verdict = _text(headers, Header.VERDICT)
         if verdict == Verdict.RELEASED:
             self.released += 1
             return True
-        named = all(header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION))
-        if verdict != Verdict.APPROVED or not named:
+        if verdict == Verdict.DELETED and record.value is not None:
+            self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} is no deletion: it has a value")
+            return True
+        named = verdict == Verdict.DELETED or all(
+            header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION)
+        )
+        if verdict not in (Verdict.APPROVED, Verdict.DELETED) or not named:
             self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} does not say how it was checked")
             return True
         waiting = self._waiting.get(digest)
@@ -454,6 +491,15 @@ class Ledger:
             self._remember_older(headers, record)
             return True
         return False
+
+    def _remove(self, early: _Early, before: int) -> None:
+        """Pass over an approved record whose prediction, which was before that offset, compaction has removed."""
+        self.removed += 1
+        self._removed_keys[hash(early.record.key)] = before
+        while len(self._removed_keys) > RECENT:
+            self._removed_keys.popitem(last=False)
+        # What the guards had learnt from it is not known here.
+        self._guards.unread[_text(early.headers, Header.MODEL)] = early.record.offset
 
     def _is_older(self, record: Record) -> bool:
         """Whether an approved record that matches nothing may be of a prediction before the start."""
@@ -499,6 +545,9 @@ class Ledger:
                 self._remember_older(early.headers, record)
                 continue
             repeated = early.identity in recent
+            if not repeated and stream is Stream.APPROVED and Stream.PREDICTIONS in self._rules.compacted:
+                self._remove(early, self._last.committed)
+                continue
             if repeated and not self._rules.exactly_once:
                 continue
             model = _text(early.headers, Header.MODEL)
@@ -540,6 +589,8 @@ class Ledger:
         """Enter a verdict into its tally, and check it; False where the tally has not been read yet."""
         headers, offset = prediction.headers, prediction.offset
         is_malformed = prediction.stream is Stream.MALFORMED
+        if _text(headers, Header.VERDICT) == Verdict.DELETED:
+            return True  # It names no version, and no tally counts it.
         if is_malformed and Header.POLICY not in headers:
             return True  # No version is to blame, and no tally counts it.
         model, version = _text(headers, Header.MODEL), _text(headers, Header.MODEL_VERSION)
@@ -585,7 +636,7 @@ class Ledger:
         told = done.tally
         if not self._rules.exactly_once or not self._is_exact(told.first_offset):
             return
-        counted = {
+        counted: dict[str, int | dict[str, int]] = {
             "seen": done.seen,
             "approved": done.approved,
             "blocked": done.blocked,
@@ -595,7 +646,7 @@ class Ledger:
         wrong = [
             f"{name} is {getattr(told, name)}, counted {value}"
             for name, value in counted.items()
-            if getattr(told, name) != value
+            if getattr(told, name) != value and not (self._rules.compacted and _is_part(value, getattr(told, name)))
         ]
         if wrong:
             self._report(
@@ -605,12 +656,22 @@ class Ledger:
     def _is_exact(self, offset: int) -> bool:
         return self._exact_from is not None and offset >= self._exact_from
 
+    def _is_superseded(self, prediction: _Prediction) -> bool:
+        """Whether compaction may have removed its verdict: there is a later one of the same key."""
+        return any(
+            self._last_of_key[stream].get(prediction.key, -1) > prediction.offset
+            or self._removed_keys.get(prediction.key, -1) > prediction.offset
+            or any(hash(early.record.key) == prediction.key for early in self._early[stream])
+            for stream in VERDICTS
+            if stream in self._rules.compacted
+        )
+
     def _lose(self, prediction: _Prediction) -> None:
         waiting = self._waiting[prediction.identity]
         waiting.remove(prediction)
         if not waiting:
             del self._waiting[prediction.identity]
-        if self._is_exact(prediction.offset):
+        if self._is_exact(prediction.offset) and not self._is_superseded(prediction):
             self._report(Kind.LOST, prediction.offset, "", "the guard's committed offset is past it")
 
     def _check_fence(self, model: str, version: str, offset: int, found: _OpenTally) -> None:
@@ -775,6 +836,8 @@ class _GuardsKnowledge:
             )
 
         def knows(check: MaxChangeCheck | OutlierCheck) -> bool:
+            if Stream.APPROVED in self._rules.compacted:
+                return False  # The guards have seen values that are gone.
             if isinstance(check, MaxChangeCheck):
                 taught = judgement.approved & ~judgement.condemned
                 there = taught & ~np.isnan(batch.columns.numbers(check.field))
@@ -803,6 +866,13 @@ def _failed_checks(
         if finding.enforced:
             names.append(finding.check)
     return names
+
+
+def _is_part(counted: int | dict[str, int], told: int | dict[str, int]) -> bool:
+    """Whether what is counted is a part of what was told."""
+    if isinstance(counted, int) or isinstance(told, int):
+        return isinstance(counted, int) and isinstance(told, int) and counted <= told
+    return all(number <= told.get(check, 0) for check, number in counted.items())
 
 
 def _size(record: Record | None) -> int:
