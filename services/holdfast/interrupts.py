@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -28,8 +29,9 @@ def leave_in_order(*_: object) -> NoReturn:
 
 
 def on_interrupt(handler: Callable[..., Any]) -> None:
-    """Call it on SIGINT from here on."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    """Call it on SIGINT from here on; in another thread than the main one, which takes no signals, nothing changes."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 
 
