@@ -19,7 +19,7 @@ install: $(STAMP) ## set up .venv with the locked dependencies
 demo: $(STAMP) ## a bad model version blocked and rolled back, on embedded servers
 	@$(BIN)/holdfast demo
 
-test: $(STAMP) ## run the tests; on a real Kafka where one can be had
+test: $(STAMP) ## run the tests but the slow ones, on a real Kafka where one can be had; HOLDFAST_TEST_ALL=1: all of them
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import contracts

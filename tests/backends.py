@@ -59,6 +59,10 @@ class BackendError(Exception):
     """A server did not come up; the message holds the end of its log."""
 
 
+class NotInstalled(BackendError):  # noqa: N818  a fact about the machine
+    """A program that is not on this machine, and the package that brings it."""
+
+
 class ServerProcess:
     """A server of this machine, with its folder and log; tests stop, freeze, kill and restart it at will.
 
@@ -170,6 +174,14 @@ class ServerProcess:
             self._guardian = None
 
 
+def redis_executable() -> str:
+    """Raises NotInstalled."""
+    try:
+        return find_redis_server()
+    except EmbeddedUnavailable as error:
+        raise NotInstalled(f"{error} On Debian: apt-get install redis-server") from None
+
+
 _GUARDIAN = """
 import os, shutil, sys
 if not os.read(0, 4):
@@ -188,9 +200,17 @@ class RedisServer(ServerProcess):
 
     def __init__(self, *arguments: str, executable: str | None = None) -> None:
         super().__init__()
-        self.executable = executable or find_redis_server()
+        self.executable = executable or redis_executable()
         self.arguments = arguments
         self.port = free_port()
+
+    def start(self) -> Self:
+        try:
+            return super().start()
+        except BackendError as error:
+            if "--tls-port" not in self.arguments or "Bad directive" not in str(error):
+                raise
+            raise NotInstalled(f"{self.executable} has no TLS; on Debian: apt-get install redis-server") from None
 
     @property
     def url(self) -> str:
@@ -265,7 +285,7 @@ class AlertmanagerServer(ServerProcess):
     def __init__(self, configuration: str, *arguments: str) -> None:
         found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
         if found is None:
-            raise BackendError("no Alertmanager is here; Debian's package is prometheus-alertmanager")
+            raise NotInstalled("no Alertmanager is here; on Debian: apt-get install prometheus-alertmanager")
         super().__init__()
         self.executable, self.arguments = found, arguments
         self.port = free_port()

@@ -1,8 +1,9 @@
 """Fixtures for the servers, and what becomes of the tests whose server cannot be had."""
 
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,48 @@ settings.register_profile("holdfast", deadline=None)
 settings.load_profile("holdfast")
 
 REFUSE_SKIPS = bool(os.environ.get("HOLDFAST_REFUSE_SKIPS", "").strip("0"))
+EVERYTHING = REFUSE_SKIPS or bool(os.environ.get("HOLDFAST_TEST_ALL", "").strip("0"))
+
+SLOW = (
+    "alerts/test_metrics.py",
+    "alerts/test_paging.py",
+    "alerts/test_runbooks.py",
+    "contract/test_audit_cycles.py",
+    "contract/test_redis_failover.py",
+    "e2e/test_begin.py",
+    "e2e/test_console.py",
+    "e2e/test_demo.py",
+    "e2e/test_guard_survives.py",
+    "e2e/test_interrupts.py",
+    "e2e/test_log_positions.py",
+    "e2e/test_notify.py",
+    "e2e/test_promotion.py",
+    "e2e/test_release.py",
+    "e2e/test_security.py",
+    "e2e/test_startup.py",
+    "e2e/test_terminals.py",
+    "e2e/test_topics.py",
+    "e2e/test_up.py",
+    "faults/",
+    "fuzz/",
+    "test_repository.py",
+)
+"""What takes two thirds of the time: left out where nothing is said of which tests to run, as `make test` does it."""
+
+# Programs that tests use where they are: what is looked for, and Debian's package.
+PROGRAMS = {
+    ("redis-server",): "redis-server",
+    ("prometheus",): "prometheus",
+    ("promtool",): "prometheus",
+    ("prometheus-alertmanager", "alertmanager"): "prometheus-alertmanager",
+    ("amtool",): "prometheus-alertmanager",
+    ("chromium", "chromium-browser", "google-chrome"): "chromium",
+    ("java",): "default-jre-headless",
+    ("mvn",): "maven",
+    ("go",): "golang-go",
+    ("faketime",): "faketime",
+    ("curl",): "curl",
+}
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +101,58 @@ def _uses_kafka(item: pytest.Item) -> bool:
     return item.get_closest_marker("real_kafka") is not None or "kafka" in getattr(item, "fixturenames", ())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     real = [item for item in items if item.get_closest_marker("real_kafka")]
     if real and backends.choose_kafka().kind == "embedded":
         skip = pytest.mark.skip(reason=f"needs a real Kafka: {backends.choose_kafka().why}")
         for item in real:
             item.add_marker(skip)
+    chosen = config.option.keyword or config.option.markexpr or config.args_source is config.ArgsSource.ARGS
+    slow = [] if EVERYTHING or chosen else [item for item in items if _is_slow(item)]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+        config.stash[LEFT_OUT] = len(slow)
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    tests = backends.ROOT / "tests"
+    return item.path.is_relative_to(tests) and item.path.relative_to(tests).as_posix().startswith(SLOW)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for what did not run: how to switch it on, and what to install."""
+    said = []
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        said.append(f"{left_out} slow tests were left out, which HOLDFAST_TEST_ALL=1 runs too")
+    packages = {package for names, package in PROGRAMS.items() if not any(map(shutil.which, names))}
+    if packages:
+        said.append(
+            f"tests of what is not installed were skipped; for them: apt-get install {' '.join(sorted(packages))}"
+        )
+    if said:
+        terminalreporter.write_line(f"Not everything ran: {'; '.join(said)}.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    yield from _skip_what_is_not_here()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    yield from _skip_what_is_not_here()
+
+
+def _skip_what_is_not_here() -> Generator[None, None, None]:
+    """A program that is not installed is the reason of a skip, wherever a test needs it."""
+    try:
+        yield
+    except backends.NotInstalled as missing:
+        pytest.skip(str(missing))
 
 
 def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Self
 
 import redis
 
-from backends import GENEROUS, RedisServer, ServerProcess, find_redis_server, free_port
+from backends import GENEROUS, RedisServer, ServerProcess, free_port, redis_executable
 
 
 class MovingName:
@@ -97,7 +97,7 @@ class SentinelServer(ServerProcess):
 
     def __init__(self, primary: int, *lines: str, password: str | None = None) -> None:
         super().__init__()
-        self.executable = find_redis_server()
+        self.executable = redis_executable()
         self.port = free_port()
         self._password = password
         watched = [

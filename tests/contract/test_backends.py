@@ -53,6 +53,18 @@ def test_embedded_servers_go_with_their_owner(end: str | int) -> None:
     assert left() == []
 
 
+def test_an_embedded_redis_goes_with_its_guardian() -> None:
+    """Also where the guardian is killed, as somebody does who cleans up by what stands on command lines."""
+    with EmbeddedRedis() as server:
+        assert server._guardian is not None
+        server._guardian.kill()
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        deadline = time.monotonic() + GENEROUS
+        while redis_answers(port) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not redis_answers(port)
+
+
 @pytest.mark.parametrize("program", ["/nowhere/redis-server", "/bin/false"])
 def test_an_embedded_redis_that_cannot_start_says_why(program: str) -> None:
     """One sentence of what happened and one of what to do."""

@@ -246,10 +246,13 @@ class EmbeddedRedis:
 
 # The pipe at its input breaks when the process that holds the other end is gone, even by SIGKILL.
 _GUARDIAN = """
-import os, shutil, subprocess, sys, threading
+import ctypes, os, shutil, subprocess, sys, threading
 folder, *command = sys.argv[1:]
 try:
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # Linux ends the server with this process, also where it is killed: PR_SET_PDEATHSIG, SIGKILL.
+    libc = ctypes.CDLL(None)
+    end_with_me = (lambda: libc.prctl(1, 9)) if sys.platform == "linux" else None
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_me)
 except OSError as error:
     sys.exit(str(error))
 def watch():
