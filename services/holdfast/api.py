@@ -36,7 +36,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Route as Endpoint
 from starlette.types import ASGIApp
 
-from holdfast.adapters.access import Principal, Role, Tokens
+from holdfast.adapters.access import Principal, Role, StartToken, Tokens, login_link
 from holdfast.adapters.commands import CommandWriter
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.http import (
@@ -247,7 +247,8 @@ class Api:
         """Raises SettingsError for tokens that cannot be read, ServiceError where anybody could come in."""
         self.settings = settings
         self.tokens = Tokens(settings.api)
-        self.local = None if self.tokens.configured else _whoever_is_here(settings.api.host)
+        self.local = None if self.tokens.configured else _who_started_it(settings.api.host)
+        self._start_token = StartToken(settings.api)
         self.board = Board(
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
         )
@@ -266,9 +267,12 @@ class Api:
         counts = await check_topics(self.settings, roles)
         self._partitions = {getattr(self.settings.topics, role): counts[role] for role in roles}
         if self.local is not None:
+            api = self.settings.api
             log.warning(
-                "no tokens are configured: this machine only is served, and everybody on it may command",
+                "no tokens are configured: this machine only is served, to who has the token of this start",
                 actor=self.local.name,
+                # Who set it knows it.
+                login=login_link(api.host, api.port, self._start_token.text) if api.start_token is None else "as set",
                 to_change="holdfast api token create",
             )
 
@@ -296,8 +300,12 @@ class Api:
         return None
 
     def who(self, token: str | None) -> Principal | None:
-        """Whose token this is; where there are no tokens, whoever is logged in."""
-        return self.local or (self.tokens.find(token) if token else None)
+        """Whose token this is; where none are configured, that of this start is the login name's."""
+        if not token:
+            return None
+        if self.local is not None:
+            return self.local if self._start_token.fits(token) else None
+        return self.tokens.find(token)
 
     async def command(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> AuditRecord:
         """Send a command and return its audit record. Raises ProblemError when it is not applied."""
@@ -423,8 +431,8 @@ class Api:
         return found
 
 
-def _whoever_is_here(host: str) -> Principal:
-    """Without tokens: the login name, on loopback only. Raises ServiceError."""
+def _who_started_it(host: str) -> Principal:
+    """Return the login name, for an API without tokens, on loopback only. Raises ServiceError."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -669,7 +677,7 @@ async def console_page(request: Request, view: SeenBy) -> Response:
     who = api.who(request.cookies.get(COOKIE))
     if who is None:
         return RedirectResponse(f"/login?{urlencode({'next': view.address()})}", 303)
-    return HTMLResponse(api.console.page(view, who, may_leave=api.local is None))
+    return HTMLResponse(api.console.page(view, who, may_leave=True))
 
 
 @pages.get("/events")
@@ -707,27 +715,37 @@ async def _updates(api: Api, view: View, token: str | None) -> AsyncIterator[Ser
 
 @pages.get("/login")
 async def login_page(request: Request, next: str = "/") -> Response:  # noqa: A002  the name in the address
+    """Ask for a token; the link of an API without configured tokens has it."""
     api: Api = request.app.state.api
-    if api.local is not None:
-        return RedirectResponse("/", 303)
-    return HTMLResponse(api.console.other_page("login.html", next=next, problem=None))
+    token = request.query_params.get("token")
+    if token and api.local is not None and api.who(token) is not None:
+        return _let_in(request, token, "/")
+    problem = "This link is of an earlier start. Use the one that was printed last." if token else None
+    return HTMLResponse(_door(api, next, problem), 401 if problem else 200)
 
 
 @pages.post("/login")
 async def login(request: Request) -> Response:
     """Takes the form's token into the cookie."""
     api: Api = request.app.state.api
-    if api.local is not None:
-        return RedirectResponse("/", 303)
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token, wanted = form.get("token", [""])[0].strip(), form.get("next", ["/"])[0]
     if api.who(token) is None:
         problem = "The API does not know this token. Check that it is whole, or ask an administrator for another."
-        return HTMLResponse(api.console.other_page("login.html", next=wanted, problem=problem), 401)
+        return HTMLResponse(_door(api, wanted, problem), 401)
     # Only to a place of our own: neither another site's address nor `//` nor a backslash that browsers take for one.
     here = re.fullmatch(r"/(\?[!-~]*)?", wanted) is not None and "\\" not in wanted
-    answer = RedirectResponse(wanted if here else "/", 303)
-    answer.set_cookie(value=token, max_age=int(SIGNED_IN_FOR.total_seconds()), **_cookie(api, request))
+    return _let_in(request, token, wanted if here else "/")
+
+
+def _door(api: Api, wanted: str, problem: str | None) -> str:
+    return api.console.other_page("login.html", next=wanted, problem=problem, at_start=api.local is not None)
+
+
+def _let_in(request: Request, token: str, to: str) -> Response:
+    answer = RedirectResponse(to, 303)
+    lasts = int(SIGNED_IN_FOR.total_seconds())
+    answer.set_cookie(value=token, max_age=lasts, **_cookie(request.app.state.api, request))
     return answer
 
 

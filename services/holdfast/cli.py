@@ -196,7 +196,7 @@ def up(
     from holdfast.up import run_all
 
     def announce(facts: dict[str, Any]) -> None:
-        lines = [f"Everything runs. Console: {facts['console']}"]
+        lines = [f"Everything runs. Console: {facts['login'] or facts['console']}"]
         lines += [f"export {name}={value}" for name, value in facts["environment"].items()]
         show_line(as_json, facts, "\n".join(lines))
 

@@ -402,7 +402,10 @@ class ApiSettings(_Section):
     tokens_file: Path | None = None
     """Lines of `holdfast api token create`; read again when it changes."""
     tokens: list[str] = []
-    """The same lines, for those who have no file. Without any token the API serves on loopback only."""
+    """The same lines, for those who have no file."""
+    start_token: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """Without any token the API serves on loopback only, and lets in who has this one, as the login name; where it is
+    not set the API makes one at each start and prints the link."""
     commands_per_minute: Annotated[int, Field(ge=1)] = 30
     """For each token."""
     outcome_within: Duration = timedelta(seconds=15)

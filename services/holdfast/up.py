@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast.adapters.access import login_link, make_start_token
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
@@ -99,6 +100,12 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
         with contextlib.ExitStack() as stack:
             servers = _servers(stack, config, embedded=embedded)
             settings = load_settings(config)
+            api = settings.api
+            console, login = f"http://{api.host}:{api.port}", None
+            if not api.tokens and api.tokens_file is None:
+                token = api.start_token.get_secret_value() if api.start_token is not None else make_start_token()
+                os.environ["HOLDFAST_API__START_TOKEN"] = token
+                login = login_link(api.host, api.port, token)
             services: list[_Service] = []
             stack.callback(_stop_all, services)
             for service in _start(settings, config):
@@ -108,7 +115,7 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
                 ended = next((service for service in services if service.ended() is not None), None)
                 if not told and all(service.ready() for service in services if service.name != "notify"):
                     told = True
-                    announce({"console": f"http://{settings.api.host}:{settings.api.port}", "environment": servers})
+                    announce({"console": console, "login": login, "environment": servers})
                 time.sleep(0.1)
     except KeyboardInterrupt:
         asked = asked or signal.SIGINT

@@ -419,13 +419,28 @@ def _try_everything(served: Served) -> None:
 async def test_without_tokens_only_this_machine_is_served(
     kafka: Kafka, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """It says so; the actor is the login name; other hosts' names and other sites' pages are refused."""
+    """To who has the link that it prints: the actor is the login name. Others, other hosts' names and other sites'
+    pages are refused: a proxy that does not announce itself (nginx's plain `proxy_pass` connects from here, and names
+    this address) shows nothing but the door.
+    """
     async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
         api, _ = await stack.start("api", "switch")
-        (told,) = api.told("no tokens are configured: this machine only is served, and everybody on it may command")
+        (told,) = api.told("no tokens are configured: this machine only is served, to who has the token of this start")
         served = Served(stack, api, {})
         url, body = f"{served.url}/api/v1", {"model": served.model, "reason": "r"}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient() as nobody:
+            problem(await nobody.get(f"{url}/routes"), 401, "unauthorized")
+            problem(await nobody.post(f"{url}/commands/hold", json=body), 401, "unauthorized")
+            problem(await nobody.get(f"{served.url}/events"), 401, "unauthorized")
+            assert (await nobody.get(served.url)).headers["location"].startswith("/login")
+            assert (await nobody.get(f"{served.url}/login?token=guessed")).status_code == 401
+            assert not nobody.cookies
+        token = told["login"].partition("?token=")[2]
+        assert told["login"] == f"{served.url}/login?token={token}"
+        async with httpx.AsyncClient() as browser:
+            assert (await browser.get(told["login"])).headers["location"] == "/"
+            assert (await browser.get(served.url)).status_code == 200
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as client:
             for site in ({}, {"Origin": served.url}, {"Sec-Fetch-Site": "same-origin", "Origin": served.url}):
                 answer = await client.post(f"{url}/commands/hold", json=body, headers=site)
                 assert answer.json()["actor"] == getpass.getuser() == told["actor"]
@@ -443,18 +458,19 @@ async def test_without_tokens_only_this_machine_is_served(
             # A proxy on this machine may name it whatever the client asked for.
             for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
                 problem(await client.get(f"{url}/routes", headers={header: "192.0.2.1"}), 403, "came-by-a-proxy")
-            # There is no token to log in with.
-            form = "token=%C3%A9&next=%2F"
+            # The form takes the same token, and no other.
             headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": served.url}
-            answer = await client.post(f"{served.url}/login", content=form, headers=headers)
-            assert (answer.status_code, answer.headers["location"]) == (303, "/")
-            assert "set-cookie" not in answer.headers
+            for form, status in (("token=%C3%A9&next=%2F", 401), (f"token={token}&next=%2F", 303)):
+                answer = await client.post(f"{served.url}/login", content=form, headers=headers)
+                assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 303)
         assert len(stack.audits(served.model)) == 3
 
 
 @pytest.mark.parametrize(("name", "status"), [("127.0.0.2:80", 503), ("localhost", 503), ("127.0.0.3", 421)])
 async def test_the_loopback_address_that_is_configured_is_served(name: str, status: int) -> None:
-    """503: the topics are not read yet."""
-    app = make_app(Api(Settings.model_validate({"api": {"host": "127.0.0.2"}})))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+    """503: the topics are not read yet. A token that is set keeps over restarts."""
+    token = "the-one-of-my-laptop"
+    app = make_app(Api(Settings.model_validate({"api": {"host": "127.0.0.2", "start_token": token}})))
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), headers=headers) as client:
         assert (await client.get(f"http://{name}/api/v1/routes")).status_code == status

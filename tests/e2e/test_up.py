@@ -100,7 +100,10 @@ def test_the_stack_of_a_laptop(up):
     """It says where the console is and how to reach its servers; commands work; SIGTERM ends all of it."""
     assert all(up.service(name).is_running() for name in SERVICES)
     assert up.facts["console"] == f"http://127.0.0.1:{up.console_port}"
-    assert httpx.get(up.facts["console"], timeout=GENEROUS, follow_redirects=True).status_code == 200
+    assert up.facts["login"].startswith(f"{up.facts['console']}/login?token=")
+    assert httpx.get(f"{up.facts['console']}/api/v1/routes", timeout=GENEROUS).status_code == 401
+    let_in = httpx.get(up.facts["login"], timeout=GENEROUS, follow_redirects=True)
+    assert (let_in.status_code, let_in.url.path) == (200, "/")
     promoted = up.run("route", "promote", "pricing", "v1", "-r", "first", "--json")
     assert json.loads(promoted.stdout)["detail"].startswith("v1 is active"), promoted.stderr
     up.process.send_signal(signal.SIGTERM)
@@ -168,7 +171,8 @@ def test_on_servers_that_are_there(kafka, redis_server, tmp_path, unique):
         **{f"HOLDFAST_TOPICS__{role.upper()}": f"{unique}.{role}" for role in topics},
     )
     try:
-        assert up.process.stdout.readline() == f"Everything runs. Console: http://127.0.0.1:{up.console_port}\n"
+        link = f"Everything runs. Console: http://127.0.0.1:{up.console_port}/login?token="
+        assert up.process.stdout.readline().startswith(link)
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(GENEROUS) == 0
         assert up.nothing_is_left()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import quote
 
 import structlog
 
@@ -46,6 +47,29 @@ class Principal:
 
     def may(self, action: Action) -> bool:
         return action in MAY_SEND[self.role]
+
+
+class StartToken:
+    """What lets people in where no tokens are configured: known to who started the API, or can read its terminal.
+
+    Another user of the machine, a page in the browser or a proxy on it reach the port, and do not have it.
+    """
+
+    def __init__(self, settings: ApiSettings) -> None:
+        given = settings.start_token
+        self.text = given.get_secret_value() if given is not None else make_start_token()
+
+    def fits(self, token: str) -> bool:
+        return hmac.compare_digest(_digest(token), _digest(self.text))
+
+
+def make_start_token() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def login_link(host: str, port: int, token: str) -> str:
+    """Where a browser is let in by it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/login?token={quote(token, safe='')}"
 
 
 def create_token(name: str, role: Role) -> tuple[str, str]:

@@ -184,7 +184,7 @@ class Edge:
                 403,
                 "came-by-a-proxy",
                 "Came through a proxy",
-                "Without tokens everybody who reaches the API may command, so it answers nobody behind a proxy. Make "
+                "Without configured tokens the API is for this machine, so it answers nobody behind a proxy. Make "
                 "tokens with `holdfast api token create`, and name their file in api.tokens_file.",
             )
         if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
