@@ -19,8 +19,10 @@ from holdfast.adapters.malformed import find_malformed
 from holdfast.adapters.open_transactions import held_partitions
 from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
+from holdfast.adapters.retention import ROLES as VERDICT_ROLES
+from holdfast.adapters.retention import kept_for
 from holdfast.adapters.topic_ids import topic_ids
-from holdfast.adapters.topic_settings import FIX, Described, setting_differences
+from holdfast.adapters.topic_settings import FIX, Described, setting_differences, settings_of
 from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.duration import format_duration
 from holdfast.core.errors import describe
@@ -123,6 +125,8 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
         for diagnosis in _topics(described):
             yield diagnosis
         async for diagnosis in _as_far_as_told("topics", _topic_settings(described, admin)):
+            yield diagnosis
+        async for diagnosis in _as_far_as_told("topics", _old_timestamps(described, admin)):
             yield diagnosis
         single = [name for name, replicas in described.replicas.items() if replicas < 2]
         if single:
@@ -296,6 +300,29 @@ async def _topic_settings(described: Described, admin: AIOKafkaAdminClient) -> A
         yield Diagnosis("topics", Health.OK, "their settings are those that safety rests on")
 
 
+async def _old_timestamps(described: Described, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    """Which topics of verdicts keep records for less long than predictions."""
+    roles = [role for role in ("predictions", *VERDICT_ROLES) if role in described.partitions]
+    found = await settings_of(admin, [described.names[role] for role in roles])
+    kept = {
+        role: kept_for({key: setting.value for key, setting in found[described.names[role]].items()})
+        for role in roles
+        if described.names[role] in found
+    }
+    if "predictions" not in kept:
+        return
+    input_kept = kept.pop("predictions")
+    for role, kept_ms in kept.items():
+        if kept_ms is not None and (input_kept is None or input_kept > kept_ms):
+            yield Diagnosis(
+                "topics",
+                Health.OK,
+                f"{described.names[role]} keeps records for {format_duration(timedelta(milliseconds=kept_ms))}, less "
+                f"long than {described.names['predictions']}: older predictions are written with the time of their "
+                "verdict, and their own time in the header holdfast-produced-at",
+            )
+
+
 async def _group(
     settings: Settings, admin: AIOKafkaAdminClient, service: str, group: str, topic: str, partitions: int
 ) -> AsyncIterator[Diagnosis]:
@@ -311,6 +338,14 @@ async def _group(
     else:
         yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}")
     tps = [TopicPartition(topic, number) for number in range(partitions)]
+    if service == "guard" and not any(tp in offsets and offsets[tp].offset >= 0 for tp in tps):
+        yield Diagnosis(
+            service,
+            Health.WARNING,
+            f"the group {group} has no committed offset",
+            "Where verdicts exist checking goes on behind them; a new installation begins by guard.start_from, which "
+            f"is {settings.guard.start_from}.",
+        )
     starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
     topic_id = await _topic_id(settings, topic)
     begins = dict(starts)

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 from redis.asyncio import Redis
 
 import backends
@@ -39,6 +41,40 @@ async def test_kills_at_any_moment_lose_and_repeat_nothing(broker, redis_server,
                 await run.progress()
         await run.serving()
     figures[f"kill -9, {guards} guards"] = run.figures()
+
+
+async def test_offsets_that_expire_judge_nothing_twice(broker, redis_server, tmp_path, figures):
+    """Brokers forget the offsets of groups without members: guards and switch go on behind what they have written."""
+    async with campaign(broker, redis_server.url, tmp_path) as run:
+        for _ in range(20 if LONG else 1):
+            workers = [*run.guards, *run.switches]
+            # The group may be deleted once its session is over.
+            await asyncio.gather(
+                *(asyncio.to_thread(run.random.choice([worker.stop, worker.kill])) for worker in workers)
+            )
+            for service in ("guard", "switch"):
+                await delete_group(broker, getattr(run.stack.settings, service).group)
+            await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in workers))
+            run.done["groups that lost their offsets"] += 2
+            await run.serving()
+            await run.progress()
+        assert run.told("all offsets of the group were lost, checking goes on behind the last verdicts") > 0
+    figures["expired offsets"] = run.figures()
+
+
+async def delete_group(broker, group):
+    """As a broker forgets it; one with members is none that it forgets."""
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    async with asyncio.timeout(PATIENT):
+        while True:
+            try:
+                await asyncio.to_thread(admin.delete_consumer_groups([group])[group].result)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.NON_EMPTY_GROUP:
+                    raise
+                await asyncio.sleep(0.5)
+            else:
+                return
 
 
 async def test_a_frozen_worker_that_wakes_up_publishes_nothing_twice(broker, redis_server, tmp_path, figures):

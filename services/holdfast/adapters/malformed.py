@@ -12,7 +12,7 @@ from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
 from holdfast.adapters.kafka_login import explain
-from holdfast.core.record import time_of
+from holdfast.core.record import produced_at, time_of
 from holdfast.settings import Settings
 from holdfast_schemas import Header
 
@@ -43,7 +43,7 @@ class MalformedRecord:
             raise ValueError(source)
         return cls(
             source,
-            time_of(record.timestamp),
+            time_of(produced_at(record)),
             headers.get(Header.ERROR_KIND.value, UNNAMED.encode()).decode("utf-8", "replace"),
             headers.get(Header.ERROR.value, b"").decode("utf-8", "replace"),
             headers.get(Header.MODEL.value, b"").decode("utf-8", "replace"),
