@@ -60,8 +60,13 @@ class History:
                 dataclasses.replace(record, offset=2 * place) for place, record in enumerate(self.out[stream])
             ]
 
-    def violations(self, *, start: int = 0, chunk: int = 3, late: float = 100.0) -> list[Kind]:
-        """The kinds found, each as often as it was; everything arrives in pieces of `chunk` records."""
+    def violations(
+        self, *, start: int = 0, chunk: int = 3, late: float = 100.0, from_latest: bool = False
+    ) -> list[Kind]:
+        """The kinds found, each as often as it was; everything arrives in pieces of `chunk` records.
+
+        `from_latest`: checking began where the topic ended then.
+        """
         routes = RouteHistory()
         for route, at in self.routes:
             routes.add(route.model, route, at)
@@ -69,7 +74,7 @@ class History:
         self.ledger = Ledger(
             0,
             start,
-            older=None if start == 0 else self.out[Stream.APPROVED][-1].offset + 2,
+            older=(0 if from_latest else None) if start == 0 else self.out[Stream.APPROVED][-1].offset + 2,
             rules=self.rules,
             routes=routes,
             policy=policies.get,
@@ -183,6 +188,19 @@ def test_everything_lost_is_lost(right: History) -> None:
     """An offset that was moved past unchecked predictions."""
     right.out, right.tallies = {stream: [] for stream in VERDICTS}, []
     assert right.violations() == [Kind.LOST] * 20
+
+
+def test_what_was_there_before_the_first_start_is_not_lost() -> None:
+    """Unless checking began at the first record; and a record that nobody checked is found in front of the others."""
+    before = [prediction(i, f"E{i}", 100) for i in range(5)]
+    made = history([prediction(5 + i, f"E{i % 3}", 100) for i in range(9)])
+    made.predictions = [*before, *made.predictions]
+    assert made.violations(from_latest=True) == [], made.details
+    assert made.violations() == [Kind.LOST] * 5
+    forged = dataclasses.replace(made.out[Stream.APPROVED][0], value=b'{"forged": 1}')
+    made.out[Stream.APPROVED].insert(0, forged)
+    made.renumber()
+    assert made.violations(from_latest=True) == [Kind.UNCHECKED], made.details
 
 
 def test_what_is_not_committed_is_not_lost(right: History) -> None:

@@ -218,7 +218,8 @@ class Ledger:
 
     `start` is the first prediction's offset, at most what the guard had committed when it was chosen. `older` is None
     where every topic is read from its first record ever. Else it is where the approved topic ended then: records
-    before it and before the first that matches are of predictions before `start`.
+    before it and before the first that matches are of predictions before `start`. It is 0 where every topic is read
+    from its first record, and checking may have begun later than there.
     """
 
     def __init__(
@@ -508,8 +509,10 @@ class Ledger:
     def _pass_over_older(self) -> None:
         """What came before the first match is of predictions before the start; it is older than all that match."""
         left: list[_Early] = []
+        # 0: everything is read from the first record on, so nothing is older.
+        limit = self._first_match if self._older else 0
         for early in self._early[Stream.APPROVED]:
-            if early.record.offset < self._first_match:
+            if early.record.offset < limit:
                 self._early_bytes -= _size(early.record)
                 self._remember_older(early.headers, early.record)
             else:
