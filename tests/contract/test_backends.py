@@ -14,6 +14,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from redis import Redis
 
+import conftest
 from backends import GENEROUS, BackendError, Kafka, RealKafka, RedisServer, kafka_answers
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, EmbeddedUnavailable, redis_answers
 from holdfast.adapters.kafka import check_topics
@@ -200,3 +201,9 @@ def test_skips_are_named_and_can_be_refused(tmp_path: Path, refuse: bool) -> Non
     expected = "1 failed, 1 passed, 1 xfailed, 1 error" if refuse else "1 passed, 2 skipped, 1 xfailed"
     assert expected in run.stdout
     assert run.returncode == (1 if refuse else 0)
+
+
+def test_what_is_left_out_as_slow_is_there() -> None:
+    """A file that was renamed would run again with the quick ones."""
+    tests = Path(conftest.__file__).parent
+    assert [name for name in conftest.SLOW if not (tests / name).exists()] == []
