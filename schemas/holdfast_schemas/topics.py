@@ -124,7 +124,7 @@ TOPICS: dict[str, Topic] = {
             "as it came",
             (),
             (Party.GUARD, Party.SWITCH),
-            (Party.GUARD, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
             "What could not be decoded, as it came, with the reason in the headers.",
             MalformedHeaders,
             extra=_PRODUCERS_TIME,

@@ -51,6 +51,7 @@ from holdfast.adapters.http import (
 )
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
+from holdfast.adapters.malformed import watch_malformed
 from holdfast.adapters.policies import known_models
 from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
 from holdfast.board import HISTORY, Board
@@ -282,10 +283,14 @@ class Api:
         # Each record may have a transaction's marker beside it, which takes an offset too; and a release of many
         # predictions has a record for each, behind which the decisions before it are still wanted.
         tails = {topics.audit: AUDIT_TAIL * self.settings.api.keep_audit, topics.control: 0}
+        watching = asyncio.create_task(watch_malformed(self.settings, self.board.take_malformed))
         try:
             await self.follower.follow(self._partitions, tails)
         except KafkaError as error:
             raise KafkaUnavailable(await explain(self.settings.kafka, error)) from None
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def stop(self) -> None:
         self.stopping = True

@@ -16,6 +16,7 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters.kafka import KeyOrder, key_of
+from holdfast.adapters.malformed import Found
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
 from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route
@@ -26,8 +27,8 @@ HISTORY = 60
 """Seconds of rates that are kept."""
 COUNTS_EVERY = 5.0
 """Seconds after which a model whose counts alone have changed is shown anew."""
-RELEASE = "release"
-"""The action of the audit records of released predictions, one for each."""
+RELEASES = frozenset(("release", "retry"))
+"""The actions of the audit records of released predictions, one for each."""
 STEADY = 5
 """Seconds that a rate is the mean of."""
 
@@ -94,6 +95,7 @@ class Board:
         self.outcomes: dict[str, AuditRecord] = {}
         """Audit records by command id."""
         self.rates: dict[str, Rates] = {}
+        self.malformed = Found()
         self._counts_due: dict[str, float] = {}
         self.revision = 0
         self.changed: dict[str, int] = {}
@@ -117,11 +119,26 @@ class Board:
     def open_incidents(self) -> list[Incident]:
         return [one for one in self.incidents.values() if one.status is not IncidentStatus.RESOLVED]
 
+    def take_malformed(self, found: Found) -> None:
+        """What could not be decoded in the last minutes."""
+        if (found.count, found.kinds, found.reasons) == (
+            self.malformed.count,
+            self.malformed.kinds,
+            self.malformed.reasons,
+        ):
+            return
+        self.malformed = found
+        self._note("malformed")
+        self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._next_change = self._next_change, asyncio.Event()
+        waiting.set()
+
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         """Take over records of one partition."""
         self._takers[records[0].topic](records)
-        waiting, self._next_change = self._next_change, asyncio.Event()
-        waiting.set()
+        self._tell()
 
     def _note(self, thing: str) -> None:
         self.revision += 1
@@ -182,13 +199,13 @@ class Board:
             # A repeated command is answered with the record of the first.
             return
         self.audit[audit.audit_id] = audit
-        if audit.action == RELEASE:
+        if audit.action in RELEASES:
             self._releases.append(audit.audit_id)
         self._note(f"audit/{audit.audit_id}")
         if len(self.audit) > self._keep_audit:
             full = len(self._releases) > self._keep_audit // 2
             oldest = self.audit.pop(self._releases[0] if full else next(iter(self.audit)))
-            if oldest.action == RELEASE:
+            if oldest.action in RELEASES:
                 self._releases.popleft()
             self.changed.pop(f"audit/{oldest.audit_id}", None)
             self.outcomes.pop(oldest.command_id or "", None)

@@ -213,7 +213,7 @@ async def test_a_fenced_version_needs_force(stack):
     await stack.send([fence("v2")], role="routes")
     said = await release(stack)
     assert said.code == 1
-    assert "fenced: model_version v2 (fenced at epoch 7)" in said.flat()
+    assert "model_version v2, expected fenced at epoch 7 (fenced)" in said.flat()
     assert (await release(stack, "--force")).code == 0
     await stack.settled()
     assert sources(stack) == [source]

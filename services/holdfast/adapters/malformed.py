@@ -1,20 +1,25 @@
 """Records that could not be decoded: what there is, and why."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
 from holdfast.adapters.kafka_login import explain
+from holdfast.core.errors import describe
 from holdfast.core.record import produced_at, time_of
 from holdfast.settings import Settings
-from holdfast_schemas import Header
+from holdfast_schemas import Header, utc_now
+
+log = structlog.get_logger("holdfast.malformed")
 
 UNNAMED = "unnamed"
 """The kind of a record that a guard of an earlier version wrote."""
@@ -108,3 +113,21 @@ async def find_malformed(
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return found
+
+
+LATELY = timedelta(minutes=5)
+LOOK_EVERY = 15.0
+"""Seconds."""
+LATEST = 200
+"""Records of each partition that one look reads at most."""
+
+
+async def watch_malformed(settings: Settings, tell: Callable[[Found], None]) -> None:
+    """Look again and again at what could not be decoded lately, for good; an outage only delays it."""
+    while True:
+        try:
+            tell(await find_malformed(settings, utc_now() - LATELY, limit=1, tail=LATEST))
+        except (KafkaUnavailable, KafkaError, OSError, AssertionError) as error:
+            # Also a login that may not read that topic.
+            log.debug("malformed records could not be looked at", error=describe(error))
+        await asyncio.sleep(LOOK_EVERY)

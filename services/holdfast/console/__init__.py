@@ -16,8 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from holdfast.adapters.access import Principal
+from holdfast.adapters.malformed import LATELY, LATEST
 from holdfast.board import Board
 from holdfast.core import findings, incidents
+from holdfast.core.duration import format_duration
 from holdfast.core.keyless import is_told
 from holdfast.core.policy_change import advice
 from holdfast.core.routing import Version, VersionState, refusal
@@ -274,6 +276,10 @@ class Console:
             "critical": sum(one.severity is IncidentSeverity.CRITICAL for one in still_open),
             "open": len(still_open),
             "unserved": sorted(self._unserved()),
+            "malformed": self._board.malformed,
+            "malformed_lately": format_duration(LATELY),
+            # As many as one look reads: there may be more.
+            "malformed_cut": self._board.malformed.count >= LATEST,
             "approved": sum(a for a, _ in rates),
             "blocked": sum(b for _, b in rates),
         }
