@@ -7,6 +7,7 @@ from holdfast_schemas.control import (
     Command,
     ControlRecord,
     Outcome,
+    ShadowTally,
     Tally,
     parse_control,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Said",
     "Sample",
     "Severity",
+    "ShadowTally",
     "Tally",
     "Topic",
     "UtcTime",

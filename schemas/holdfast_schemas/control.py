@@ -17,6 +17,21 @@ def _require_type(schema: dict[str, Any]) -> None:
     schema["required"] = ["type", *schema["required"]]
 
 
+class ShadowTally(Contract):
+    """What checks in shadow would have blocked of the approved predictions of one tally."""
+
+    failed: Count
+    """Approved predictions that a check of severity `error` or `critical` would have blocked."""
+    critical: Count = 0
+    """Of `failed`, those that a `critical` check failed."""
+    by_segment: dict[str, dict[str, int]] = {}
+    """Failures by check and segment, where a check reads the segment; 32 segments at most, by name."""
+    entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
+    """Distinct entities among `failed`, at most 32."""
+    samples: Annotated[tuple[Sample, ...], Field(max_length=2)] = ()
+    """The worst of them."""
+
+
 class Tally(Contract):
     """What one guard saw of one model version in one batch; written in the transaction of its verdicts."""
 
@@ -45,6 +60,8 @@ class Tally(Contract):
     blocked_by_check: dict[str, int] = {}
     shadow_by_check: dict[str, int] = {}
     """Failures that did not block, because of shadow mode or severity."""
+    shadow: ShadowTally | None = None
+    """Absent where no check in shadow would have blocked anything."""
     unknown_by_check: dict[str, int] = {}
     entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `failed`, at most 32."""

@@ -135,7 +135,7 @@ TOPICS: dict[str, Topic] = {
             "model",
             (Tally, Command),
             (Party.GUARD, Party.API, Party.OPERATOR),
-            (Party.SWITCH, Party.API, Party.GUARD, Party.AUDITOR),
+            (Party.SWITCH, Party.API, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
             "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
             extra=_BROKER_TIME,

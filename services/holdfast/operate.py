@@ -76,7 +76,7 @@ ModelArgument = Annotated[str, typer.Argument(help="The model.", metavar="MODEL"
 # What is
 
 
-def _refuse_unknown(model: str, known: Collection[str]) -> None:
+def refuse_unknown(model: str, known: Collection[str]) -> None:
     if model not in known:
         there_are = ", ".join(sorted(known)) or "none yet"
         raise Refused(
@@ -99,7 +99,7 @@ def route_show(
         settings = load_settings(config)
         routes = run(read_routes(settings))
         if model is not None and model not in routes:
-            _refuse_unknown(model, known_models(settings.policies, routes))
+            refuse_unknown(model, known_models(settings.policies, routes))
             raise Refused(f"{model} has no route yet. Give it one: holdfast route promote {model} VERSION --reason …")
         shown = [routes[model]] if model is not None else [route for _, route in sorted(routes.items())]
         chosen = any(route.state is not RouteState.AUTO for route in shown)
@@ -201,7 +201,7 @@ def send(
     )
 
     async def look() -> Consequence | None:
-        _refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
+        refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
         if action not in _MAY_SURPRISE:
             return None
         return consequence(await read_state(settings, model), action, model, version)
@@ -354,7 +354,7 @@ def incidents_list(
         settings = load_settings(config)
         incidents = list(run(read_incidents(settings, warn)).values())
         if model is not None and all(model != incident.model for incident in incidents):
-            _refuse_unknown(model, known_models(settings.policies, run(read_routes(settings))))
+            refuse_unknown(model, known_models(settings.policies, run(read_routes(settings))))
         return [
             incident
             for incident in sorted(incidents, key=lambda incident: incident.opened_at, reverse=True)
@@ -543,7 +543,7 @@ def _wanted(
 
 async def _nothing_blocked(settings: Settings, model: str) -> str:
     """A sentence for a model of which nothing was found. Raises Refused where the model is not known at all."""
-    _refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
+    refuse_unknown(model, known_models(settings.policies, await read_routes(settings)))
     return f"Nothing of {model} that fits was blocked in that time."
 
 

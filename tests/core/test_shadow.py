@@ -6,9 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.alike import NOW, Real, raw
+from core.test_routing import Model
+from holdfast.core.breaker import BreakerPolicy, Window
 from holdfast.core.condemned import is_condemned
 from holdfast.core.policy import parse_policy
-from holdfast_schemas import Header
+from holdfast.core.shadow import report
+from holdfast_schemas import Header, ShadowTally
+
+BREAKER = BreakerPolicy(min_seen=50, min_entities=3, min_partitions=1, max_blocked_ratio=0.05)
 
 
 def policy(*checks, **more):
@@ -121,3 +126,78 @@ def test_what_the_guard_writes_is_read_as_it_was_meant():
     assert told.shadow_by_check == {"floor": 1}
     found = [{"check": "floor", "severity": "error", "enforced": False, "field": "value", "seen": 1.0}]
     assert is_condemned([(Header.FINDINGS.value, msgspec.json.encode(found))])
+
+
+# Tallies and the report
+
+
+def tallies_of(*checks, values, entities=10, **more):
+    real = Real(policy(*checks, **more))
+    events = [raw(entity_id=f"e{n % entities}", value=value, segment=f"s{n % 2}") for n, value in enumerate(values)]
+    real.judge(events)
+    return real.tallies
+
+
+def test_a_tally_says_what_shadow_would_have_blocked():
+    """Approved rows only, each once; by check and segment, with the worst of them."""
+    checks = [
+        floor(segment={"s0": {"min": 10}}, **SHADOW),
+        {"name": "cap", "kind": "range", "max": 1000, "severity": "critical", **SHADOW},
+        {"name": "odd", "kind": "range", "max": 5, "severity": "warning"},
+        {"name": "real", "kind": "range", "max": 5000},
+    ]
+    (told,) = tallies_of(*checks, values=[100.0, 9.0, 1.0, 2000.0, 9000.0, 8.0])
+    assert (told.approved, told.blocked) == (5, 1)
+    assert (told.shadow.failed, told.shadow.critical) == (4, 1)
+    assert told.shadow.by_segment == {"floor": {"s0": 1, "s1": 2}, "cap": {"s1": 1}}
+    assert told.shadow.entities == ("e1", "e2", "e3", "e5")
+    assert [sample.entity_id for sample in told.shadow.samples] == ["e2", "e3"]
+    assert [finding.check for finding in told.shadow.samples[0].findings] == ["floor"]
+
+
+def test_a_tally_without_shadow_findings_says_nothing_of_it():
+    """Also where a check in shadow passes, and where one only warns."""
+    (told,) = tallies_of(floor(severity="warning"), floor(name="other", **SHADOW), values=[100.0] * 5)
+    assert told.shadow is None
+
+
+@pytest.mark.parametrize(("bad", "trips"), [(0, False), (2, False), (3, True), (50, True)])
+def test_the_report_says_whether_the_breaker_would_have_tripped(bad, trips):
+    """As if the checks were enforced: it trips above 5 % of at least 50, from enough entities."""
+    values = [1.0] * bad + [100.0] * (50 - bad)
+    found = report([(NOW, one) for one in tallies_of(floor(**SHADOW), values=values)], BREAKER)
+    assert (found["v1"].seen, found["v1"].would_block) == (50, bad)
+    assert (found["v1"].would_trip_at == NOW) is trips
+    assert (f"{bad} of 50 failed" in found["v1"].would_trip) is trips
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(st.integers(1, 30).map(float), min_size=1, max_size=40), min_size=1, max_size=6))
+def test_the_report_agrees_with_the_breaker_of_the_same_checks_in_force(batches):
+    """The same predictions, in shadow and enforced: the same count, and the same trip."""
+    watched, enforced = Real(policy(floor(), change(), mode="shadow")), Real(policy(floor(), change()))
+    window, tripped = Window(), None
+    for values in batches:
+        events = [raw(entity_id=f"e{n % 7}", value=value) for n, value in enumerate(values)]
+        watched.judge(events)
+        enforced.judge(events)
+    for one in enforced.tallies:
+        window = window.add(one, NOW, BREAKER)
+        tripped = tripped or window.trips(BREAKER)
+    found = report([(NOW, one) for one in watched.tallies], BREAKER)["v1"]
+    assert found.would_block == sum(one.blocked for one in enforced.tallies)
+    assert found.would_trip == (tripped or "")
+
+
+@pytest.mark.parametrize(("failing", "good"), [(100, False), (90, False), (89, True), (0, True)])
+def test_a_version_of_which_nearly_all_fail_in_shadow_does_not_earn_good(failing, good):
+    """Nothing is blocked, and yet nobody knows it to work; once it passes, it earns it."""
+    model = Model()
+    model.command("promote", "v1")
+    model.tick(seconds=60)
+    shadow = ShadowTally(failed=failing) if failing else None
+    model.tally("v1", 100, shadow=shadow)
+    assert (model.state.versions["v1"].state.value == "good") is good
+    model.tick(seconds=60)
+    model.tally("v1", 100)
+    assert model.state.versions["v1"].state.value == "good"

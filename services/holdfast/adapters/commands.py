@@ -107,7 +107,7 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
     counts = await check_topics(settings, ["state"])
     tp = TopicPartition(settings.topics.state, partition_for(model, counts["state"]))
     states = reader(settings.kafka, fetch_max_wait_ms=200)
-    epoch = promoted.epoch
+    epoch, in_shadow = promoted.epoch, False
     try:
         await states.start()
         states.assign([tp])
@@ -120,6 +120,10 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
                 if state.route is None or state.route.epoch < promoted.epoch:
                     continue
                 change = _fate(version, state, state.route)
+                if change is None and not in_shadow and (told := _fails_in_shadow(version, state)) is not None:
+                    in_shadow = True
+                    waits = {"at": utc_now(), "action": "waiting", "detail": told, "epoch": state.route.epoch}
+                    yield promoted.model_copy(update=waits)
                 if change is None and state.route.epoch == epoch:
                     continue
                 epoch = state.route.epoch
@@ -137,6 +141,17 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
         await close(states)
+
+
+def _fails_in_shadow(version: str, state: ModelState) -> str | None:
+    """Why the version does not earn good although it is approved; None: it may."""
+    known = state.versions.get(version)
+    if known is None or not known.window.nearly_all_fail_in_shadow:
+        return None
+    return (
+        f"{version} does not earn good for now: {known.window.shadow_failed:,} of its last {known.window.seen:,} "
+        f"outputs fail checks in shadow; see: holdfast shadow report {state.model}"
+    )
 
 
 def _fate(version: str, state: ModelState, route: Route) -> tuple[str, Outcome, str] | None:

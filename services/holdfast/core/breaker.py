@@ -18,6 +18,8 @@ from holdfast.core.duration import Duration, format_duration
 from holdfast_schemas import Contract, Sample, Tally, UtcTime
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
+NEARLY_ALL = 0.9
+"""The share of a version's outputs that fail in shadow, from which on it does not earn `good`."""
 BUCKETS = 10
 """A window of 30 s forgets in steps of 3 s."""
 MAX_SAMPLES = 5
@@ -55,6 +57,8 @@ class Bucket(Contract):
     blocked: int = 0
     failed: int = 0
     critical: int = 0
+    shadow_failed: int = 0
+    """Approved outputs that checks in shadow would have blocked."""
     blocked_by_check: dict[str, int] = {}
     entities: frozenset[str] = frozenset()
     partitions: frozenset[int] = frozenset()
@@ -71,6 +75,7 @@ class Bucket(Contract):
                 "blocked": self.blocked + tally.blocked,
                 "failed": self.failed + tally.failed,
                 "critical": self.critical + tally.critical,
+                "shadow_failed": self.shadow_failed + (tally.shadow.failed if tally.shadow is not None else 0),
                 "blocked_by_check": dict(Counter(self.blocked_by_check) + Counter(tally.blocked_by_check)),
                 "entities": frozenset(sorted(self.entities | frozenset(tally.entities))[:min_entities]),
                 "partitions": self.partitions | {tally.partition},
@@ -127,6 +132,15 @@ class Window(Contract):
     @property
     def failed(self) -> int:
         return sum(bucket.failed for bucket in self.buckets)
+
+    @property
+    def shadow_failed(self) -> int:
+        return sum(bucket.shadow_failed for bucket in self.buckets)
+
+    @property
+    def nearly_all_fail_in_shadow(self) -> bool:
+        """Whether the version only seems to be fine, because the checks that it fails do not block."""
+        return self.shadow_failed > 0 and self.shadow_failed >= NEARLY_ALL * self.seen
 
     @property
     def blocked_by_check(self) -> dict[str, int]:

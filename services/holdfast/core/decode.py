@@ -746,6 +746,10 @@ class Columns:
     def __len__(self) -> int:
         return len(self._made["model"])
 
+    def reads(self, name: str) -> bool:
+        """Whether this field was decoded, because a check reads it."""
+        return name in self._made
+
     def values(self, name: str) -> list[Any]:
         """(n,) the field as it was decoded; None where it is absent."""
         if name.startswith("outputs."):

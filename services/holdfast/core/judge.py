@@ -27,19 +27,24 @@ from holdfast.core.checks import (
     jsonable,
     judge_changes,
 )
+from holdfast.core.condemned import BLOCKING
 from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
+from holdfast.core.findings import deviation
 from holdfast.core.in_order import are_doubtful, judge_in_order
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.core.recent import Segments, learn_recent
 from holdfast.core.record import Record, time_of
-from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, Tally
+from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, ShadowTally, Tally
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
+SHADOW_SAMPLES = 2
+SHADOW_LOOKED_AT = 16
+"""Rows of a batch among which the worst are sought."""
 MAX_NAMED = 200
 """Characters of an entity or a prediction's id in a sample."""
 
@@ -467,6 +472,7 @@ def _tally(
         critical=int(np.count_nonzero(judgement.critical[rows])),
         blocked_by_check={check: count for (check, enforced), count in counts.items() if enforced},
         shadow_by_check={check: count for (check, enforced), count in counts.items() if not enforced},
+        shadow=_shadow(numbers[(judgement.approved & judgement.condemned)[rows]], batch, judgement, source),
         unknown_by_check={
             name: count for name, mask in judgement.unknown.items() if (count := int(np.count_nonzero(mask[rows])))
         },
@@ -476,6 +482,36 @@ def _tally(
         samples=tuple(
             _sample(batch, row, source, position, tuple(found.finding() for found in judgement.findings[row]))
             for row, position in zip(blocked_rows, positions, strict=False)
+        ),
+    )
+
+
+def _shadow(rows: NDArray[np.intp], batch: Batch, judgement: Judgement, source: Source) -> ShadowTally | None:
+    """What checks in shadow would have blocked of these approved rows; None: nothing."""
+    if not len(rows):
+        return None
+    condemning = {
+        row: [one for one in judgement.findings[row] if one.severity in BLOCKING and not one.enforced]
+        for row in rows.tolist()
+    }
+    by_segment: dict[str, Counter[str]] = {}
+    if batch.columns.reads("segment"):
+        segments = batch.columns.values("segment")
+        for row, found in condemning.items():
+            for one in found:
+                if segments[row] is not None:
+                    by_segment.setdefault(one.check, Counter())[_cut(segments[row]) or ""] += 1
+    # The worst of the first ones: to look at all of a large batch would cost more than they tell.
+    first = list(condemning)[:SHADOW_LOOKED_AT]
+    worst = sorted(first, key=lambda row: max(deviation(one.finding()) for one in condemning[row]), reverse=True)
+    return ShadowTally(
+        failed=len(rows),
+        critical=sum(any(one.severity is Severity.CRITICAL for one in found) for found in condemning.values()),
+        by_segment={check: dict(sorted(counts.items())[:MAX_TALLY_ENTITIES]) for check, counts in by_segment.items()},
+        entities=_some_distinct(batch.columns.values("entity_id"), rows),
+        samples=tuple(
+            _sample(batch, row, source, batch.positions[row], tuple(one.finding() for one in condemning[row]))
+            for row in worst[:SHADOW_SAMPLES]
         ),
     )
 

@@ -423,6 +423,7 @@ class _Turn:
             and version.approved >= self.policy.good_after_seen
             and self._active_for(name) >= self.policy.good_after
             and not version.window.too_many_failed(self.policy)
+            and not version.window.nearly_all_fail_in_shadow
         )
 
     def _trip(self, name: str, cause: str, tally: Tally) -> None:
