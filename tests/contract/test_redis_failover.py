@@ -166,7 +166,7 @@ def logins() -> Iterator[tuple[RedisServer, RedisServer]]:
     arguments = [word for name, value in PASSWORDS.items() for word in (f"--{name}", value)]
     with (
         RedisServer(*arguments) as primary,
-        RedisServer("--replicaof", f"127.0.0.1 {primary.port}", *arguments) as copy,
+        RedisServer("--replicaof", "127.0.0.1", str(primary.port), *arguments) as copy,
     ):
         with redis.Redis(port=copy.port, password="s3cret") as raw:
             wait_for(lambda: raw.info("replication")["master_link_status"] == "up", "the replica has the data")
