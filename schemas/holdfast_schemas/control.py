@@ -49,6 +49,9 @@ class Tally(Contract):
     """The partition of the predictions."""
     first_offset: Count
     last_offset: Count
+    topic_id: str | None = None
+    """Kafka's id of the topic of the predictions; a topic that is made again has another. Absent where brokers tell
+    none."""
     seen: Count
     approved: Count
     blocked: Count

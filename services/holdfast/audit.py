@@ -22,12 +22,14 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, offsets_since, reader
+from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
+from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, offsets_since, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.records import with_unreadable
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_ids import topic_ids
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.errors import describe
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
@@ -124,6 +126,9 @@ class Auditor:
         self._surveyor: AIOKafkaConsumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._trouble: str | None = "starting"
+        self._ids = Ids({})
+        self._begin_again = False
+        self._counted_before: Counter[str] = Counter()
         names = settings.topics
         self._streams = {
             Stream.PREDICTIONS: names.predictions,
@@ -150,16 +155,9 @@ class Auditor:
         self._surveyor = AIOKafkaConsumer(
             group_id=self._settings.guard.group, enable_auto_commit=False, **kafka.client_options()
         )
-        self._reader = reader(
-            kafka,
-            auto_offset_reset="none",
-            metadata_max_age_ms=30_000,
-            max_partition_fetch_bytes=FETCH_BYTES,
-            value_deserializer=with_unreadable,
-        )
         try:
             await self._surveyor.start()
-            await self._reader.start()
+            await self._open_reader()
             await self._look_for_compaction()
             await self._take_up_partitions()
         except KafkaError as error:
@@ -175,15 +173,30 @@ class Auditor:
         }
         self._rules = replace(self._rules, compacted=frozenset(compacted))
 
+    async def _open_reader(self) -> None:
+        self._reader = reader(
+            self._settings.kafka,
+            auto_offset_reset="none",
+            metadata_max_age_ms=30_000,
+            max_partition_fetch_bytes=FETCH_BYTES,
+            value_deserializer=with_unreadable,
+        )
+        await self._reader.start()
+        topics = self._settings.topics
+        names = [*self._streams.values(), topics.control, topics.routes]
+        self._ids = fetch_by_id(self._reader, await topic_ids(self._reader._client, names))
+
     async def follow(self) -> None:
-        """Compare for good; an outage only delays it. Raises RecordsGone."""
+        """Compare for good; an outage, or records that are gone, only delay it."""
         self._tasks.append(asyncio.create_task(self._policies.follow()))
         while True:
             try:
                 await self.cycle()
                 self._trouble = None
-            except RecordsGone:
-                raise
+            except RecordsGone as error:
+                metrics.AUDIT_GAPS.inc()
+                log.error("not everything can be compared, it begins again with what is there", reason=str(error))
+                self._begin_again = True
             except (KafkaError, KafkaUnavailable, AssertionError) as error:
                 # aiokafka asserts that it knows a broker, and one that has just restarted names none.
                 self._trouble = f"Kafka does not answer: {describe(error)}"
@@ -232,6 +245,8 @@ class Auditor:
 
     async def cycle(self) -> dict[int, Frontier]:
         """Follow every partition up to where it is now; returns that."""
+        if self._begin_again:
+            await self._forget_everything()
         reader = self._consumer
         surveyed_at = time.monotonic()
         await self._take_up_partitions()
@@ -260,6 +275,21 @@ class Auditor:
             metrics.AUDIT_LAG.labels(str(number)).set(max(0, lag))
         self._count()
         return frontiers
+
+    async def _forget_everything(self) -> None:
+        """Begin as a process does that starts now; what was found stays."""
+        if self._reader is not None:
+            await close(self._reader)
+        await self._open_reader()
+        for ledger in self._ledgers.values():
+            self._counted_before += Counter(
+                checked=ledger.checked, unjudged=ledger.unjudged, released=ledger.released, removed=ledger.removed
+            )
+        for known in (self._ledgers, self._control, self._route_ends, self._began, self._position, self._unclaimed):
+            known.clear()
+        self._routes = RouteHistory()
+        self._since = utc_now() - self._settings.audit.look_back
+        self._begin_again = False
 
     # Where to read.
 
@@ -385,6 +415,11 @@ class Auditor:
             fetched = await reader.getmany(*wanted, timeout_ms=200, max_records=AT_ONCE)
         except OffsetOutOfRangeError as error:
             (tp, offset), *_ = error.args[0].items()
+            if self._ids.refused:
+                raise RecordsGone(
+                    f"The topic {min(self._ids.refused)} was deleted or made again, so what was not compared of it "
+                    "cannot be any more. Start the audit again, once it is there."
+                ) from None
             raise RecordsGone(
                 f"Records of {tp.topic}/{tp.partition} from offset {offset} on were removed before they were compared. "
                 "Lengthen the topic's retention, and start the audit again."
@@ -466,12 +501,14 @@ class Auditor:
 
     def _count(self) -> None:
         findings, ledgers = self.findings, self._ledgers.values()
-        checked, unjudged = sum(ledger.checked for ledger in ledgers), sum(ledger.unjudged for ledger in ledgers)
+        before = self._counted_before
+        checked = before["checked"] + sum(ledger.checked for ledger in ledgers)
+        unjudged = before["unjudged"] + sum(ledger.unjudged for ledger in ledgers)
         metrics.AUDIT_CHECKED.inc(checked - findings.checked)
         metrics.AUDIT_UNJUDGED.inc(unjudged - findings.unjudged)
         findings.checked, findings.unjudged = checked, unjudged
-        findings.released = sum(ledger.released for ledger in ledgers)
-        findings.removed = sum(ledger.removed for ledger in ledgers)
+        findings.released = before["released"] + sum(ledger.released for ledger in ledgers)
+        findings.removed = before["removed"] + sum(ledger.removed for ledger in ledgers)
 
 
 async def audit_once(

@@ -13,7 +13,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBroke
 
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
-from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, read_latest, reader
+from holdfast.adapters.kafka import KafkaUnavailable, bounds, read_latest, topic_id_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import find_malformed
 from holdfast.adapters.open_transactions import held_partitions
@@ -21,7 +21,6 @@ from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.adapters.retention import ROLES as VERDICT_ROLES
 from holdfast.adapters.retention import kept_for
-from holdfast.adapters.topic_ids import topic_ids
 from holdfast.adapters.topic_settings import FIX, Described, setting_differences, settings_of
 from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.duration import format_duration
@@ -347,7 +346,7 @@ async def _group(
             f"is {settings.guard.start_from}.",
         )
     starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
-    topic_id = await _topic_id(settings, topic)
+    topic_id = await topic_id_of(settings.kafka, topic)
     begins = dict(starts)
     for tp in tps:
         if tp not in offsets or offsets[tp].offset < 0:
@@ -381,15 +380,6 @@ async def _group(
         yield Diagnosis(service, Health.WARNING, f"{lag:,} records of {topic} wait", advice)
     else:
         yield Diagnosis(service, Health.OK, f"{lag:,} records of {topic} wait")
-
-
-async def _topic_id(settings: Settings, topic: str) -> str | None:
-    consumer = reader(settings.kafka)
-    await consumer.start()
-    try:
-        return (await topic_ids(consumer._client, [topic])).get(topic)
-    finally:
-        await close(consumer)
 
 
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

@@ -168,6 +168,7 @@ class GuardWork:
         self._restamped: Counter[str] = Counter()
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
+        self.topic_id: str | None = None
 
     async def restore(self) -> None:
         """Rebuild the memory from the tail of the same partition of the approved topic, or what is missing of it.
@@ -229,7 +230,7 @@ class GuardWork:
         groups, flaws = decode_by_model(policies, raws)
         flaws |= reasons
         deleted = self._deletions(records, flaws)
-        source = Source(topics.predictions, self._partition, records, self._settings.worker)
+        source = Source(topics.predictions, self._partition, records, self._settings.worker, self.topic_id)
         # By position; None: not there.
         approved: list[Headers | None] = [None] * len(records)
         blocked: list[Headers | None] = [None] * len(records)

@@ -32,6 +32,7 @@ from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
 from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.service import run_service
+from holdfast.adapters.topic_ids import SOURCE_TOPIC_ID
 from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
@@ -167,6 +168,7 @@ class SwitchWork:
         self._next_tick = 0.0
         self._progress = metrics.PROGRESS.labels("switch", str(partition))
         self._progress.set_to_current_time()
+        self.topic_id: str | None = None
 
     async def restore(self) -> None:
         """Read the states back; the previous owner's last transaction has ended, so they are complete."""
@@ -234,6 +236,8 @@ class SwitchWork:
             if handled >= 0
             else []
         )
+        if source and self.topic_id is not None:
+            source.append((SOURCE_TOPIC_ID, self.topic_id.encode()))
         writes = [
             Write(
                 self._topics.state,

@@ -255,6 +255,43 @@ async def test_a_topic_that_was_made_again_under_a_guard_is_judged_whole(kafka, 
         )
 
 
+async def test_a_topic_that_was_made_again_while_no_guard_ran_is_judged_whole(kafka, redis_server, tmp_path):
+    """The broker has forgotten the offsets, and there are verdicts and tallies on the topic of before."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (guard,) = await stack.start("guard")
+        sent = await predictions(stack, 50)
+        await stack.until(lambda: judged(stack) == 50, "50 verdicts")
+        guard.stop()
+        await kafka.remake_topic(stack.topic("predictions"), 1)
+        sent |= await predictions(stack, 80, first=50)
+        guard.start()
+        await stack.until(lambda: len(stack.verdicts()) >= 130, "130 verdicts")
+        await stack.settled()
+        assert {prediction_id: len(roles) for prediction_id, roles in stack.verdicts().items()} == dict.fromkeys(
+            sent, 1
+        )
+
+
+def promotions(first, last):
+    """Commands that promote versions of those numbers."""
+    command = {"type": "command", "model": "pricing", "action": "promote", "actor": "tester", "reason": "a test"}
+    return [{**command, "command_id": f"c-{number}", "version": f"v{number}"} for number in range(first, last + 1)]
+
+
+async def test_a_control_topic_that_was_made_again_while_no_switch_ran_is_read_whole(kafka, redis_server, tmp_path):
+    """Its state says how far the switch had come in the topic of before."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        (switch,) = await stack.start("switch")
+        await stack.command("pricing", "promote", "v1")
+        switch.stop()
+        await kafka.remake_topic(stack.topic("control"), 1)
+        await stack.send(promotions(2, 6), role="control")
+        switch.start()
+        await stack.until(lambda: len(stack.audits("pricing")) >= 6, "all are answered")
+        await stack.settled()
+        assert [one["version"] for one in stack.audits("pricing")] == [f"v{number}" for number in range(1, 7)]
+
+
 async def test_a_control_topic_that_was_made_again_is_read_whole(kafka, redis_server, tmp_path):
     """The switch sleeps; it has answered one command, the new topic gets five: all five are answered, once."""
     async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
@@ -262,19 +299,7 @@ async def test_a_control_topic_that_was_made_again_is_read_whole(kafka, redis_se
         await stack.command("pricing", "promote", "v1")
         switch.pause()
         await kafka.remake_topic(stack.topic("control"), 1)
-        commands = [
-            {
-                "type": "command",
-                "command_id": f"c-{number}",
-                "model": "pricing",
-                "action": "promote",
-                "version": f"v{number}",
-                "actor": "tester",
-                "reason": "a test",
-            }
-            for number in range(2, 7)
-        ]
-        await stack.send(commands, role="control")
+        await stack.send(promotions(2, 6), role="control")
         switch.resume()
         await stack.until(lambda: len(stack.audits("pricing")) >= 6, "all are answered")
         await stack.settled()

@@ -25,14 +25,9 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.evidence import Evidence, Judged
-from holdfast.adapters.kafka import (
-    PartitionStopped,
-    TransactionalLoop,
-    bounds,
-    partitions_of,
-    read_to_end,
-)
+from holdfast.adapters.kafka import PartitionStopped, TransactionalLoop, bounds, partitions_of, read_to_end, topic_id_of
 from holdfast.adapters.offsets import committed_offset
+from holdfast.adapters.topic_ids import SOURCE_TOPIC_ID, is_another
 from holdfast.core.progress import Committed
 from holdfast.core.record import time_of
 from holdfast.settings import Settings
@@ -219,20 +214,26 @@ class SwitchBegin:
     async def of(self, tp: TopicPartition) -> int:
         """Decide and commit. Raises PartitionStopped, KafkaError and KafkaUnavailable."""
         topics, kafka = self._settings.topics, self._settings.kafka
-        states, handled = 0, -1
+        states, handled, made_again = 0, -1, False
         place = f"{topics.control}/{tp.partition}/"
+        topic_id = await topic_id_of(kafka, topics.control)
 
         def take(records: Sequence[ConsumerRecord]) -> None:
-            nonlocal states, handled
+            nonlocal states, handled, made_again
             for record in records:
                 states += record.value is not None
-                source = (dict(record.headers).get(Header.SOURCE) or b"").decode("utf-8", "replace")
-                if source.startswith(place) and (offset := source.removeprefix(place)).isdecimal():
+                headers: dict[str, Any] = dict(record.headers)
+                source = (headers.get(Header.SOURCE) or b"").decode("utf-8", "replace")
+                of_topic = (headers.get(SOURCE_TOPIC_ID) or b"").decode("utf-8", "replace") or None
+                if is_another(of_topic, topic_id):
+                    # Of the topic of before, from which nothing is left.
+                    handled, made_again = -1, True
+                elif source.startswith(place) and (offset := source.removeprefix(place)).isdecimal():
                     handled = max(handled, int(offset))
 
         await read_to_end(kafka, [TopicPartition(topics.state, tp.partition)], take, complete=True)
         first, end = (bound[tp] for bound in await bounds(kafka, [tp], None, "read_uncommitted"))
-        if states and handled < 0 and first < end:
+        if states and handled < 0 and first < end and not made_again:
             raise PartitionStopped(
                 f"Partition {tp.partition} of {tp.topic} has no committed offset in the group {self._loop.group}, and "
                 "the states of its models do not say how far the switch has come. Say where it goes on: "

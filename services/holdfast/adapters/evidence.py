@@ -6,6 +6,7 @@ each tells how far checking came:
 
 - blocked and malformed records name their source,
 - an approved record does not: it is the prediction's own bytes, so its prediction is looked up by time and compared,
+- tallies say of which topic they are: where the topic was made again since, only those of this one count,
 - where a topic has lost its last verdict (retention, a quiet week), the last tally tells, provided that none after it
   can have been removed: the tallies of all partitions of `holdfast.control` are there from some time on, and it is
   younger than that.
@@ -22,7 +23,8 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import bounds, partitions_of, read_to_end
+from holdfast.adapters.kafka import bounds, partitions_of, read_to_end, topic_id_of
+from holdfast.adapters.topic_ids import is_another
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.record import Record, produced_at, time_of
 from holdfast.settings import Settings
@@ -54,12 +56,15 @@ class Tallies:
     """When the first tally that still exists was written."""
     complete_since: float
     """Every tally that was written since then still exists."""
+    made_again: bool = False
+    """Some are of another topic that had the name of the predictions' before. They do not count."""
 
 
 class _Tally(msgspec.Struct):
     type: str = ""
     partition: int = -1
     last_offset: int = -1
+    topic_id: str | None = None
 
 
 _TALLY = msgspec.json.Decoder(_Tally)
@@ -75,6 +80,10 @@ class Evidence:
     async def of(self, partition: int) -> Judged:
         """How far that partition of predictions was judged."""
         topics = self._settings.topics
+        if (tallies := await self.tallies()).made_again:
+            # Verdicts do not say of which topic they are.
+            judged_last = tallies.last.get(partition)
+            return Judged(ever=True, last=None if judged_last is None else judged_last[0])
         names = (topics.approved, topics.blocked, topics.malformed)
         places = [TopicPartition(name, partition) for name in names]
         firsts, ends = await bounds(self._settings.kafka, places, None, "read_uncommitted")
@@ -179,6 +188,8 @@ async def _read_tallies(settings: Settings) -> Tallies:
     control = settings.topics.control
     tps = [TopicPartition(control, number) for number in range(await partitions_of(settings.kafka, control))]
     last: dict[int, tuple[int, int]] = {}
+    last_of_this: dict[int, tuple[int, int]] = {}
+    topic_id, made_again = await topic_id_of(settings.kafka, settings.topics.predictions), False
     firsts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
     first_at: int | None = None
     complete_since = float("-inf")
@@ -186,7 +197,7 @@ async def _read_tallies(settings: Settings) -> Tallies:
         oldest: int | None = None
 
         def take(records: Sequence[Record]) -> None:
-            nonlocal oldest, first_at
+            nonlocal oldest, first_at, made_again
             for record in records:
                 oldest = record.timestamp if oldest is None else min(oldest, record.timestamp)
                 try:
@@ -196,11 +207,15 @@ async def _read_tallies(settings: Settings) -> Tallies:
                 if tally.type != "tally" or tally.last_offset < 0:
                     continue
                 first_at = record.timestamp if first_at is None else min(first_at, record.timestamp)
-                if tally.last_offset >= last.get(tally.partition, (-1, 0))[0]:
-                    last[tally.partition] = tally.last_offset, record.timestamp
+                if is_another(tally.topic_id, topic_id):
+                    made_again = True
+                    continue
+                for known in (last, last_of_this) if tally.topic_id is not None else (last,):
+                    if tally.last_offset >= known.get(tally.partition, (-1, 0))[0]:
+                        known[tally.partition] = tally.last_offset, record.timestamp
 
         if firsts[tp] < ends[tp]:
             await read_to_end(settings.kafka, [tp], take, complete=True, plain=True)
         if firsts[tp] > 0:
             complete_since = max(complete_since, float("inf") if oldest is None else oldest)
-    return Tallies(last, first_at, complete_since)
+    return Tallies(last_of_this if made_again else last, first_at, complete_since, made_again)

@@ -131,6 +131,9 @@ class Packed(NamedTuple):
 class Work(Protocol):
     """What a lane does with its partition."""
 
+    topic_id: str | None
+    """Set before `restore`: Kafka's id of the topic; None where the broker tells none."""
+
     async def restore(self) -> None:
         """Called before the first batch, and again whenever the lane opens anew."""
 
@@ -308,6 +311,7 @@ class _Lane:
         self.consumer.seek(self.tp, position)
         self.offset = self._fetched_to = position
         self._out_of_range = None
+        self.work.topic_id = self._topic_id
         await self.work.restore()
 
     def _where_to_go_on(self, committed: Committed, first: int) -> int:
@@ -1023,6 +1027,16 @@ async def offsets_since(
         beginnings: dict[TopicPartition, int] = await consumer.beginning_offsets(list(times))
         return beginnings
     return {tp: ends[tp] if found is None else found.offset for tp, found in first.items()}
+
+
+async def topic_id_of(kafka: KafkaSettings, topic: str) -> str | None:
+    """Kafka's id of a topic; None where the broker tells none, or the topic is not there. Raises KafkaError."""
+    consumer = reader(kafka)
+    await consumer.start()
+    try:
+        return (await topic_ids(consumer._client, [topic])).get(topic)
+    finally:
+        await close(consumer)
 
 
 def reader(kafka: KafkaSettings, **options: Any) -> AIOKafkaConsumer:

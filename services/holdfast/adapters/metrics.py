@@ -147,6 +147,11 @@ AUDIT_UNJUDGED = Counter(
     "Approved predictions that were not judged again, because their policy is not known here.",
     registry=REGISTRY,
 )
+AUDIT_GAPS = Counter(
+    "holdfast_audit_gaps_total",
+    "Times that records were removed, or a topic was made again, before all of it was compared.",
+    registry=REGISTRY,
+)
 AUDIT_LAG = Gauge(
     "holdfast_audit_lag_records",
     "Predictions with a committed verdict that have not been compared.",

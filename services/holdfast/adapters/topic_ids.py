@@ -24,6 +24,8 @@ from aiokafka.protocol.types import (
 
 _NO_ID = bytes(16)
 UNKNOWN_TOPIC_OR_PARTITION = 3
+SOURCE_TOPIC_ID = "holdfast-source-topic-id"
+"""The header of a state that says of which topic its `holdfast-source` is; private to the switch, as the state is."""
 
 
 class Uuid(AbstractType[str]):  # type: ignore[misc]
@@ -128,3 +130,8 @@ async def topic_ids(client: AIOKafkaClient, topics: Iterable[str], *, node: int 
         elif code != UNKNOWN_TOPIC_OR_PARTITION:
             raise for_code(code)(name)
     return found
+
+
+def is_another(known: str | None, topic_id: str | None) -> bool:
+    """Whether both ids are known and differ."""
+    return known is not None and topic_id is not None and known != topic_id

@@ -410,6 +410,7 @@ class Source:
     partition: int
     records: Sequence[Record]
     worker: str
+    topic_id: str | None = None
 
     def arrived(self, positions: Sequence[int]) -> Numbers:
         """Kafka's timestamps of these records, in Unix milliseconds."""
@@ -465,6 +466,7 @@ def _tally(
         partition=source.partition,
         first_offset=source.records[batch.positions[int(numbers[0])]].offset,
         last_offset=source.records[batch.positions[int(numbers[-1])]].offset,
+        topic_id=source.topic_id,
         seen=len(numbers),
         approved=approved,
         blocked=len(blocked_rows),
@@ -554,6 +556,7 @@ def with_malformed(
             partition=source.partition,
             first_offset=offsets[0],
             last_offset=offsets[1],
+            topic_id=source.topic_id,
             seen=0,
             approved=0,
             blocked=0,
