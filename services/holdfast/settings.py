@@ -290,14 +290,15 @@ class GuardSettings(_Section):
     max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
     """A larger value goes to malformed."""
     restore_records: Annotated[int, Field(ge=0)] = 2_000_000
-    """How much of the tail of each approved partition is read back into the memory."""
+    """How much of the tail of each approved partition is read back into the memory, in offsets: the marker of each
+    transaction takes one too."""
     max_entities: Annotated[int, Field(ge=1)] = 2_000_000
     """Remembered for each partition and model; beyond it those are forgotten that were approved least recently."""
     partitioner: Literal["murmur2", "other"] = "murmur2"
     """What the producers of predictions choose partitions by. With `other`, the same one for all of them, keys are not
     held against murmur2."""
     give_up_after: Duration = timedelta(minutes=5)
-    """How long a partition keeps failing before the worker stops."""
+    """How long a partition keeps failing before the worker stops, unless its other partitions go on."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     health_host: Host = "127.0.0.1"
 

@@ -305,3 +305,27 @@ async def test_a_control_topic_that_was_made_again_is_read_whole(kafka, redis_se
         await stack.settled()
         assert [one["version"] for one in stack.audits("pricing")] == [f"v{number}" for number in range(1, 7)]
         assert stack.route("pricing")["version"] == "v6"
+
+
+@pytest.mark.parametrize("fault", ["emptied", "made again"])
+async def test_the_audit_begins_again_where_records_are_gone(kafka, redis_server, tmp_path, fault):
+    """It sleeps while predictions are judged and their topic is emptied, or made again; it counts that, and goes on."""
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, partitions=1) as stack:
+        guard, audit = await stack.start("guard", "audit")
+        await predictions(stack, 5)
+        await stack.until(lambda: audit.metric("holdfast_audit_checked_total") == 5, "five are compared")
+        audit.pause()
+        await predictions(stack, 5, first=5)
+        await stack.until(lambda: judged(stack) == 10, "all are judged")
+        if fault == "emptied":
+            await kafka.empty_topic(stack.topic("predictions"))
+        else:
+            await kafka.remake_topic(stack.topic("predictions"), 1)
+        audit.resume()
+        await predictions(stack, 20, first=10)
+        await stack.until(lambda: judged(stack) == 30, "the guard goes on")
+        await stack.until(lambda: audit.metric("holdfast_audit_gaps_total") >= 1, "it tells of the gap")
+        await stack.until(lambda: audit.metric("holdfast_audit_checked_total") >= 25, "it goes on")
+        assert audit.metric("holdfast_audit_violations_total") == 0
+        assert guard.running
+        assert audit.running
