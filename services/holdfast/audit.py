@@ -29,7 +29,7 @@ from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.records import with_unreadable
 from holdfast.adapters.service import run_service
-from holdfast.adapters.topic_ids import topic_ids
+from holdfast.adapters.topic_ids import is_another, topic_ids
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.errors import describe
 from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
@@ -455,6 +455,9 @@ class Auditor:
             self._ledgers[tp.partition].add(stream, records, time.monotonic())
 
     def _take_tally(self, tally: Tally, written_ms: int) -> None:
+        if is_another(tally.topic_id, self._ids.by_name.get(self._settings.topics.predictions)):
+            # Of the topic that had this name before: its offsets are others.
+            return
         ledger = self._ledgers.get(tally.partition)
         if ledger is not None:
             ledger.add_tally(tally, written_ms)
