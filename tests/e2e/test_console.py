@@ -460,7 +460,7 @@ async def test_what_others_say_is_shown_as_text(site: Site, unique: str) -> None
         if again:
             await page.reload()
         await page.get_by_text("Evidence").click()
-        await expect(page.locator(".evidence tbody th")).to_have_text(evil)
+        await expect(page.locator(".evidence tbody th")).to_contain_text(evil)
         await expect(page.locator(".evidence .seen")).to_have_text(evil)
         await expect(page.locator(".decision").last).to_contain_text(evil)
         assert await page.locator("main img, main script").count() == 0
