@@ -20,6 +20,7 @@ from holdfast_schemas.incident import (
     Sample,
 )
 from holdfast_schemas.prediction import Prediction
+from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue, Reference, UsedReference
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
 from holdfast_schemas.topics import MAX_VALUE_BYTES, TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
@@ -35,8 +36,10 @@ from holdfast_schemas.verdict import (
 
 __all__ = [
     "ALERT_NAMES",
+    "MAX_REFERENCES",
     "MAX_VALUE_BYTES",
     "TOPICS",
+    "AcceptedValue",
     "Action",
     "ApprovedHeaders",
     "AuditRecord",
@@ -58,6 +61,7 @@ __all__ = [
     "Party",
     "PolicyId",
     "Prediction",
+    "Reference",
     "Route",
     "RouteState",
     "Said",
@@ -66,6 +70,7 @@ __all__ = [
     "ShadowTally",
     "Tally",
     "Topic",
+    "UsedReference",
     "UtcTime",
     "Verdict",
     "parse_control",

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from holdfast_schemas._base import Contract, Name, NonEmpty, PolicyId, Said, UtcTime
 from holdfast_schemas.incident import Sample
+from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue
 
 Count = Annotated[int, Field(ge=0)]
 MAX_TALLY_ENTITIES = 32
@@ -89,7 +90,7 @@ class Tally(Contract):
 
 class Action(StrEnum):
     """What a command asks for. `good` declares the version that serves good, on a person's word; `undo_trips` takes
-    back what trips under one policy did."""
+    back what trips under one policy did; `accept_reference` sets what entities' next values are held against."""
 
     PROMOTE = "promote"
     PIN = "pin"
@@ -101,6 +102,7 @@ class Action(StrEnum):
     UNFENCE = "unfence"
     GOOD = "good"
     UNDO_TRIPS = "undo_trips"
+    ACCEPT_REFERENCE = "accept_reference"
     ACKNOWLEDGE = "acknowledge"
     RESOLVE = "resolve"
 
@@ -122,6 +124,8 @@ class Command(Contract):
     """For `acknowledge` and `resolve`; without it the open incident of `version` is meant."""
     policy: PolicyId | None = None
     """For `undo_trips`: the policy whose trips are undone; without it that of the latest trip."""
+    references: Annotated[tuple[AcceptedValue, ...], Field(max_length=MAX_REFERENCES)] = ()
+    """For `accept_reference`: the values."""
     actor: Said
     reason: Said
     expires_at: UtcTime | None = None

@@ -8,6 +8,7 @@ from holdfast_schemas._base import Contract
 from holdfast_schemas.control import AuditRecord, Command, Tally
 from holdfast_schemas.incident import Incident
 from holdfast_schemas.prediction import Prediction
+from holdfast_schemas.reference import Reference
 from holdfast_schemas.route import Route
 from holdfast_schemas.verdict import ApprovedHeaders, BlockedHeaders, MalformedHeaders
 
@@ -160,6 +161,19 @@ TOPICS: dict[str, Topic] = {
             (Party.SWITCH,),
             (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
             "The latest record of a model is its route: guards obey it, Redis mirrors it.",
+            cleanup="compact",
+            partitions=1,
+            extra=_COMPACTED | _BROKER_TIME,
+        ),
+        Topic(
+            "references",
+            "holdfast.references",
+            "model, entity_id and field",
+            (Reference,),
+            # The operator's are of what was released, in the same transaction.
+            (Party.SWITCH, Party.OPERATOR),
+            (Party.GUARD, Party.OPERATOR),
+            "What people accepted as an entity's next reference; the latest record of a key counts.",
             cleanup="compact",
             partitions=1,
             extra=_COMPACTED | _BROKER_TIME,

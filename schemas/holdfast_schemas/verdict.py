@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Json, StringConstraints
 
 from holdfast_schemas._base import Contract, NonEmpty, PolicyId
+from holdfast_schemas.reference import UsedReference
 
 
 class Verdict(StrEnum):
@@ -60,6 +61,7 @@ class Header(StrEnum):
     ERROR_KIND = "holdfast-error-kind"
     RELEASED_BY = "holdfast-released-by"
     RELEASE_REASON = "holdfast-release-reason"
+    REFERENCE = "holdfast-reference"
 
 
 def _header_name(field: str) -> str:
@@ -99,6 +101,8 @@ class ApprovedHeaders(_Judged):
     released_by: NonEmpty | None = None
     """On released records: the person."""
     release_reason: NonEmpty | None = None
+    reference: Json[tuple[UsedReference, ...]] | None = None
+    """Present where the output was the first one of its entity to be held against a reference that a person gave."""
 
 
 class DeletedHeaders(_Headers):

@@ -62,6 +62,8 @@ from holdfast.core.duration import Duration
 from holdfast.core.routing import HOLDFAST, VersionState
 from holdfast.settings import Settings
 from holdfast_schemas import (
+    MAX_REFERENCES,
+    AcceptedValue,
     Action,
     AuditRecord,
     Command,
@@ -219,6 +221,10 @@ class AskIncident(BaseModel):
     reason: Reason = Field(description="Why; it is kept in the audit.")
 
 
+class AskReferences(Ask):
+    references: Annotated[list[AcceptedValue], Field(min_length=1, max_length=MAX_REFERENCES)]
+
+
 _COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
     Action.PROMOTE: (AskVersion, "Let a version serve."),
     Action.PIN: (AskPin, "Fix the version: no other is promoted until unpin. A trip still moves the route."),
@@ -231,6 +237,10 @@ _COMMANDS: dict[Action, tuple[type[BaseModel], str]] = {
     Action.UNDO_TRIPS: (
         AskUndoTrips,
         "Take back what trips under a wrong policy did: fences, lost `good`, the route, and their incidents.",
+    ),
+    Action.ACCEPT_REFERENCE: (
+        AskReferences,
+        "Set what the next values of entities are held against, instead of their last approved ones.",
     ),
     Action.GOOD: (AskVersion, "Declare the version that serves good: a trip of a later one goes back to it."),
     Action.ACKNOWLEDGE: (AskIncident, "Say that somebody is looking at an incident."),
@@ -391,6 +401,8 @@ class Api:
         if (incident_id := members.get("incident_id")) is not None:
             incident = self.incident(incident_id)
             members |= {"model": incident.model, "version": incident.bad_version}
+        if (references := members.pop("references", None)) is not None:
+            members["references"] = tuple(AcceptedValue.model_validate(one) for one in references)
         return {**members, "expires_at": min(ends, default=None)}
 
     async def _send(self, command: Command) -> AuditRecord:

@@ -29,6 +29,7 @@ from holdfast.core.trial import Trial
 from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_interrupt
 from holdfast.malformed_commands import malformed_app
 from holdfast.policy_commands import policy_app
+from holdfast.reference_commands import reference_app
 from holdfast.settings import load_settings
 from holdfast.shadow import shadow_app
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line, tell
@@ -49,6 +50,7 @@ app.add_typer(operate.incidents_app, name="incidents")
 app.add_typer(operate.blocked_app, name="blocked")
 app.add_typer(policy_app, name="policy")
 app.add_typer(shadow_app, name="shadow")
+app.add_typer(reference_app, name="reference")
 app.add_typer(malformed_app, name="malformed")
 app.add_typer(topics_app, name="topics")
 app.add_typer(offsets.offsets_app, name="offsets")

@@ -41,6 +41,7 @@ from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_settings import refuse_uncompacted
+from holdfast.core.accepted import References, header_value
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
@@ -53,15 +54,16 @@ from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Party, Route, Tally, Verdict, utc_now
+from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
 
 log = structlog.get_logger("holdfast.guard")
 
 _OURS = tuple(Header)
 _DELETED = (Header.VERDICT.value, Verdict.DELETED.value.encode())
 _FINDINGS, _SOURCE = Header.FINDINGS.value, Header.SOURCE.value
+_REFERENCE = Header.REFERENCE.value
 _TO_LINES = msgspec.json.Encoder().encode_lines
-ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes")
+ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes", "references")
 NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 PARKED_FOR = 600.0
@@ -71,18 +73,23 @@ ROUTES_WITHIN = 5.0
 
 
 class RouteFollower(Follower):
-    """The routes as `holdfast.routes` tells them; `routes` is complete once `catch_up` returns."""
+    """The routes as `holdfast.routes` tells them, and the references that people gave; both are complete once
+    `catch_up` returns."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.kafka, self.take, behind_transactions=True)
         self.routes: dict[str, Route] = {}
+        self.references = References()
+        self._references = settings.topics.references
         self._order = KeyOrder()
 
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             if self._order.is_outdated(record):
                 continue
-            if record.value is not None:
+            if record.topic == self._references:
+                self._take_reference(record)
+            elif record.value is not None:
                 try:
                     route = Route.model_validate_json(record.value)
                 except ValidationError as error:
@@ -97,6 +104,13 @@ class RouteFollower(Follower):
             elif (model := key_of(record)) is not None:
                 self.routes.pop(model, None)
                 metrics.ROUTE_EPOCH.remove("guard", model)
+
+    def _take_reference(self, record: ConsumerRecord) -> None:
+        try:
+            self.references.take(Reference.model_validate_json(record.value or b""))
+        except ValidationError:
+            # Without it outputs are blocked that could pass: that is the safe side.
+            log.warning("this record is not a reference", topic=record.topic, offset=record.offset)
 
 
 @dataclass(slots=True)
@@ -248,6 +262,7 @@ class GuardWork:
                 model=model,
                 approve_without_policy=self._settings.guard.no_policy == "approve",
                 arrived=partial(source.arrived, batch.positions),
+                given=self._guard.follower.references.of(model),
             )
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
@@ -336,6 +351,11 @@ class GuardWork:
             else:
                 source = (_SOURCE, self._source(records[position]))
                 approved[position], blocked[position] = None, [*theirs[versions[row]], found, source]
+        for row, used in judgement.used.items():
+            position = batch.positions[row]
+            headers = approved[position]
+            assert headers is not None  # noqa: S101  only what was approved uses a reference
+            approved[position] = [*headers, (_REFERENCE, header_value(used))]
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
         if len(judgement.findings) < len(passes) - int(passes.sum()):
             raise RuntimeError("a prediction was blocked without a finding")
@@ -608,7 +628,12 @@ class Guard:
         begin = GuardBegin(self.settings, self.loop)
         # Without the fences nothing may be approved.
         beside = (
-            self.follower.follow({self.settings.topics.routes: counts["routes"]}),
+            self.follower.follow(
+                {
+                    self.settings.topics.routes: counts["routes"],
+                    self.settings.topics.references: counts["references"],
+                }
+            ),
             self.policies.follow(),
             self._every_second(),
             self._follow_retention(),

@@ -49,6 +49,7 @@ from holdfast.terminal import (
     warn,
 )
 from holdfast_schemas import (
+    AcceptedValue,
     Action,
     AuditRecord,
     Command,
@@ -185,6 +186,7 @@ def send(
     lasts: timedelta | None = None,
     incident_id: str | None = None,
     policy: str | None = None,
+    references: tuple[AcceptedValue, ...] = (),
     yes: bool = False,
 ) -> AuditRecord:
     """Send a command, after a question where its effect may surprise. Raises Refused."""
@@ -195,6 +197,7 @@ def send(
         version=version,
         incident_id=incident_id,
         policy=policy,
+        references=references,
         actor=login_name(actor),
         reason=reason,
         expires_at=None if lasts is None else utc_now() + lasts,

@@ -6,6 +6,7 @@ released again. The transactional id is the same for everybody, so of two who re
 first is fenced and publishes nothing more.
 """
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from holdfast.adapters.kafka import (
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import load_policies
+from holdfast.core.accepted import References
 from holdfast.core.checks import Memory
 from holdfast.core.duration import format_duration
 from holdfast.core.judge import decode_by_model, judge, strict_json
@@ -44,7 +46,7 @@ from holdfast.core.malformed import Identity
 from holdfast.core.policy import EMPTY, PolicyError, PolicySet
 from holdfast.core.record import produced_at, time_of
 from holdfast.settings import Settings
-from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Route, Severity, Verdict, utc_now
+from holdfast_schemas import AuditRecord, Finding, Header, Outcome, Reference, Route, Severity, Verdict, utc_now
 
 ACTION = "release"
 RETRY = "retry"
@@ -248,7 +250,9 @@ async def release(
     policies = load_policies(settings.policies)
     run = _Run(settings, wanted, policies, actor, reason, force, superseded, origin)
     try:
-        run.counts = await check_topics(settings, ["predictions", "approved", origin.role, "audit", "routes"])
+        run.counts = await check_topics(
+            settings, ["predictions", "approved", origin.role, "audit", "routes", "references"]
+        )
         if not dry_run:
             run.producer = AIOKafkaProducer(
                 transactional_id=f"{settings.guard.group}-release",
@@ -325,6 +329,7 @@ class _Judge:
     """Kafka's timestamp (ms) of the newest approved output by key."""
     newest_end: int
     routes: dict[str, Route]
+    references: References
 
 
 @dataclass(slots=True)
@@ -376,12 +381,17 @@ class _Run:
             self.settings, self.policies, partition, (known.memory, known.memory_end) if known is not None else None
         )
         routes = await read_latest(kafka, topics.routes, range(self.counts["routes"]), complete=True)
+        references = References()
+        told = await read_latest(kafka, topics.references, range(self.counts["references"]), complete=True)
+        for reference in told.values():
+            references.take(parse_stored(Reference, topics.references, self.wanted.model, reference))
         return _Judge(
             memory,
             memory_end,
             newest,
             ends[tp],
             {model: parse_stored(Route, topics.routes, model, route) for model, route in routes.items()},
+            references,
         )
 
     async def _release(self, some: Sequence[Blocked], judge: _Judge) -> None:
@@ -393,7 +403,7 @@ class _Run:
         ]
         if self.producer is not None and chosen:
             await self.producer.begin_transaction()
-            writes = self._writes(chosen, judge.routes.get(self.wanted.model))
+            writes = self._writes(chosen, judge)
             await send_all(self.producer, pack(self.producer, writes))
             await self.producer.commit_transaction()
             answers = [
@@ -427,6 +437,7 @@ class _Run:
             now,
             model=model,
             approve_without_policy=self.settings.guard.no_policy == "approve",
+            given=by.references.of(model),
         )
         findings = tuple(found.finding() for found in judgement.findings.get(0, []) if found.enforced)
         if not (self.force or judgement.approved[0]):
@@ -437,10 +448,44 @@ class _Run:
             by.newest[key] = max(produced_at(one.record), by.newest.get(key, 0))
         return Released(one.source, Answer.WOULD_BE_RELEASED, findings)
 
-    def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], route: Route | None) -> list[Write]:
+    def _taught(self, one: Blocked, by: _Judge) -> list[Reference]:
+        """What a released output teaches: the next reference of its entity, as if a person had accepted its value.
+
+        Not where a newer output of the same key was approved, or where its version is fenced.
+        """
+        policy, route = self.policies.policies.get(one.model), by.routes.get(one.model)
+        key = one.record.key
+        if policy is None or (route is not None and one.version in route.fenced):
+            return []
+        if key is not None and by.newest.get(key, 0) > produced_at(one.record):
+            return []
+        groups, _ = decode_by_model(self.policies, [one.record.value])
+        taught: list[Reference] = []
+        for _, batch in groups:
+            for name in policy.changing_fields():
+                value = float(batch.columns.numbers(name)[0])
+                if math.isfinite(value):
+                    taught.append(
+                        Reference(
+                            reference_id=uuid.uuid4().hex,
+                            model=one.model,
+                            entity_id=batch.columns.values("entity_id")[0],
+                            field=name,
+                            value=value,
+                            at=utc_now(),
+                            actor=self.actor,
+                            reason=self.reason,
+                            source=one.source,
+                        )
+                    )
+        return taught
+
+    def _writes(self, chosen: Sequence[tuple[Blocked, tuple[Finding, ...]]], judge: _Judge) -> list[Write]:
         policy = self.policies.policies.get(self.wanted.model)
         approved: list[Out] = []
+        route = judge.routes.get(self.wanted.model)
         audits: list[Out] = []
+        references: list[Out] = []
         for one, findings in chosen:
             record = one.record
             headers: Headers = [
@@ -456,6 +501,7 @@ class _Run:
             if findings:
                 headers.append((Header.FINDINGS.value, to_json(findings, exclude_none=True)))
             approved.append((record.timestamp, record.key, record.value, headers))
+            references += [(None, one.key, one.to_json(), []) for one in self._taught(one, judge)]
             forced = f", although it fails {', '.join(finding.check for finding in findings)}" if findings else ""
             audit = AuditRecord(
                 audit_id=uuid.uuid4().hex,
@@ -471,8 +517,13 @@ class _Run:
                 epoch=route.epoch if route is not None else 0,
             )
             audits.append((None, one.model.encode(), audit.to_json(), []))
-        to = partition_for(self.wanted.model, self.counts["audit"])
+        to, count = partition_for(self.wanted.model, self.counts["audit"]), self.counts["references"]
         return [
             Write(self.settings.topics.approved, chosen[0][0].record.partition, approved),
             Write(self.settings.topics.audit, to, audits),
+            *(
+                [Write(self.settings.topics.references, partition_for(self.wanted.model, count), references)]
+                if references
+                else []
+            ),
         ]

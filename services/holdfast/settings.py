@@ -256,6 +256,7 @@ class TopicNames(_Section):
     control: TopicName = TOPICS["control"].default_name
     state: TopicName = TOPICS["state"].default_name
     routes: TopicName = TOPICS["routes"].default_name
+    references: TopicName = TOPICS["references"].default_name
     incidents: TopicName = TOPICS["incidents"].default_name
     audit: TopicName = TOPICS["audit"].default_name
 

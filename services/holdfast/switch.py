@@ -257,6 +257,9 @@ class SwitchWork:
                 to = partition_for(incident.incident_id, counts["incidents"])
                 key = incident.incident_id.encode()
                 writes.append(Write(self._topics.incidents, to, [(None, key, incident.to_json(), [])]))
+            for reference in decision.references:
+                to = partition_for(reference.model, counts["references"])
+                writes.append(Write(self._topics.references, to, [(None, reference.key, reference.to_json(), [])]))
             for audit in decision.audits:
                 to = partition_for(audit.model, counts["audit"])
                 writes.append(Write(self._topics.audit, to, [(None, audit.model.encode(), audit.to_json(), [])]))
@@ -397,7 +400,7 @@ class Switch:
 
     async def start(self) -> None:
         """Raises KafkaUnavailable."""
-        roles = ("control", "state", "routes", "incidents", "audit", "malformed")
+        roles = ("control", "state", "routes", "references", "incidents", "audit", "malformed")
         self.partitions = await check_topics(self.settings, roles)
         await refuse_uncompacted(self.settings, Party.SWITCH)
         switch = self.settings.switch

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from aiokafka import TopicPartition
 
 from holdfast.adapters.kafka import end_offsets, read_to_end
+from holdfast.core.accepted import parse_header
 from holdfast.core.checks import Memory
 from holdfast.core.condemned import is_condemned
 from holdfast.core.judge import decode_by_model, remember
@@ -25,9 +26,9 @@ async def restore_memory(
     Returns the memory, and the offset before which it knows everything. `known` is such an answer of before, of a
     policy that remembers no less: only what came since is read, and the memory is the same one.
 
-    A release is an exception for one output and teaches nothing: a guard that was running then does not know of it,
-    and one that starts later must not judge otherwise. It may also be older than what was approved since. What a check
-    in shadow condemned teaches nothing either.
+    A released record is passed over here: what a release teaches stands in `holdfast.references`, which guards that
+    were running then follow, too. An approved output that was held against such a reference says so in a header.
+    What a check in shadow condemned teaches nothing.
     """
     tail, start = settings.guard.restore_records, 0
     tp = TopicPartition(settings.topics.approved, partition)
@@ -41,6 +42,11 @@ async def restore_memory(
 
     def take(records: Sequence[Record]) -> None:
         # The names of most are not looked at: a released record has more headers, for it names its source.
+        for record in records:
+            if len(record.headers) != len(EVERY_VERDICT):
+                for name, value in record.headers:
+                    if name == Header.REFERENCE.value:
+                        memory.used.update(one.reference_id for _, one in parse_header(value or b""))
         values = [
             record.value
             for record in records

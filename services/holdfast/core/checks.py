@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice, repeat
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
 import numexpr
@@ -84,6 +84,8 @@ class Entities:
         slots = self.find(columns)
         known = self._last.get(field)
         return np.full(len(slots), np.nan) if known is None else known[slots]
+
+    remembered = last
 
     def span(self, field: str) -> Span:
         """The values of one field that were approved so far."""
@@ -170,11 +172,13 @@ class Entities:
 class Memory:
     """What was approved before, for one partition. Only approved values enter.
 
-    `entities[model]` has the last approved values, `recent[model, field]` those of the segments.
+    `entities[model]` has the last approved values, `recent[model, field]` those of the segments. `used` are the ids of
+    the references that an approved output was held against.
     """
 
     entities: dict[str, Entities] = field(default_factory=dict)
     recent: dict[tuple[str, str], Segments] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         """How many entities are remembered."""
@@ -186,6 +190,19 @@ class Memory:
 
 
 _NOBODY = Entities()
+
+
+class Known(Protocol):
+    """What an entity's outputs are held against."""
+
+    def last(self, field: str, columns: Columns) -> Numbers:
+        """(n,) the value for each row's entity; NaN: none."""
+
+    def remembered(self, field: str, columns: Columns) -> Numbers:
+        """(n,) the last approved value of each row's entity; NaN: none."""
+
+    def span(self, field: str) -> Span:
+        """The values of one field that were approved so far."""
 
 
 Rows = list[int]
@@ -493,7 +510,7 @@ class MaxChangeCheck(_OneField):
 def judge_changes(
     changes: Sequence[tuple[MaxChangeCheck, bool]],
     columns: Columns,
-    known: Entities,
+    known: Known,
     approvable: Mask,
 ) -> tuple[list[Outcome], dict[str, Mask]]:
     """Judge all max_change checks of a policy as if row by row: an entity's second value is held against its first.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from holdfast.core.checks import (
-    Entities,
     Explanations,
+    Known,
     Mask,
     MaxChangeCheck,
     Outcome,
@@ -67,7 +67,7 @@ class _Outlier:
 
 
 def are_doubtful(
-    changes: Sequence[tuple[MaxChangeCheck, bool]], outcomes: Sequence[Outcome], columns: Columns, known: Entities
+    changes: Sequence[tuple[MaxChangeCheck, bool]], outcomes: Sequence[Outcome], columns: Columns, known: Known
 ) -> bool:
     """Whether a row without a reference may be out of reach of the other entities, under `unknown = "auto"`."""
     for (check, _), outcome in zip(changes, outcomes, strict=True):
@@ -86,7 +86,7 @@ def judge_in_order(
     changes: Sequence[tuple[MaxChangeCheck, bool]],
     outliers: Sequence[tuple[OutlierCheck, bool]],
     columns: Columns,
-    known: Entities,
+    known: Known,
     recent: Mapping[str, Segments],
     windows: Mapping[str, int],
     approvable: Mask,
@@ -101,6 +101,7 @@ def judge_in_order(
     numbers = {name: columns.numbers(name).tolist() for name in {*newest, *drafts}}
     spans = {name: known.span(name) for name in newest}
     stored = {name: known.last(name, columns).tolist() for name in newest}
+    remembered = {name: known.remembered(name, columns).tolist() for name in newest}
     changing = [
         _Change(check, blocks, numbers[check.field], stored[check.field].copy(), newest[check.field], spans)
         for check, blocks in changes
@@ -119,7 +120,8 @@ def judge_in_order(
                 value = numbers[name][row]
                 if value == value:
                     entity = entities[row]
-                    is_new = entity not in of_field and stored[name][row] != stored[name][row]
+                    before = remembered[name][row]
+                    is_new = entity not in of_field and before != before
                     spans[name] = spans[name].with_value(value, is_new=is_new)
                     of_field[entity] = value
                     learnt[name].append(row)

@@ -14,10 +14,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.core.accepted import ByField, Given, WithGiven, pending, used_by
 from holdfast.core.checks import (
     Check,
     Entities,
     FreshnessCheck,
+    Known,
     Mask,
     MaxChangeCheck,
     Memory,
@@ -85,6 +87,7 @@ class Judgement:
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
     `condemned` are the rows that a check in shadow would block: they are no references.
+    `used` are the references that approved rows were the first to be held against.
     `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
 
@@ -97,6 +100,7 @@ class Judgement:
     unknown: dict[str, Mask] = field(default_factory=dict)
     last: dict[str, Mask] = field(default_factory=dict)
     recent: dict[str, Segments] = field(default_factory=dict)
+    used: dict[int, list[tuple[str, Given]]] = field(default_factory=dict)
 
 
 def judge(
@@ -109,11 +113,13 @@ def judge(
     model: str,
     approve_without_policy: bool = False,
     arrived: Callable[[], Numbers] | None = None,
+    given: ByField | None = None,
 ) -> Judgement:
     """Check every prediction of `batch` and say which may pass.
 
     `route` carries the fences. With no policy everything is blocked (`no_policy`), unless told otherwise. `arrived`
-    gives (n,) Unix milliseconds, the Kafka timestamps of the records; without it they arrived just now.
+    gives (n,) Unix milliseconds, the Kafka timestamps of the records; without it they arrived just now. `given` are the
+    references that people gave for this model.
     """
     columns, size = batch.columns, len(batch.columns)
     result = Judgement(np.ones(size, dtype=np.bool_))
@@ -146,7 +152,11 @@ def judge(
                 counts = countable & ~check.grew_old_here(columns, outcome.failed, arrived(), now)
             _apply(result, check, enforces, outcome, counts)
     # Last, because only what every other check lets pass may become part of a reference.
-    known, teaches = memory.of(policy.model), result.approved & ~result.condemned
+    known: Known = memory.of(policy.model)
+    teaches = result.approved & ~result.condemned
+    waiting = pending(given, {check.field for check, _ in changes}, memory.used, columns) if given else {}
+    if waiting:
+        known = WithGiven(memory.of(policy.model), waiting)
     outcomes: list[Outcome] = []
     if changes and not outliers:
         outcomes, result.last = judge_changes(changes, columns, known, teaches)
@@ -160,6 +170,8 @@ def judge(
         outcomes = both.changes
     for (change, _), outcome in zip(changes, outcomes, strict=True):
         _apply(result, change, policy.enforces(change), outcome, countable)
+    if waiting:
+        result.used = used_by(waiting, result.last, columns)
     return result
 
 
@@ -277,6 +289,7 @@ def learn(memory: Memory, policy: Policy, columns: Columns, judgement: Judgement
         memory.entities.setdefault(policy.model, Entities()).learn(name, columns, rows)
     for name, segments in judgement.recent.items():
         memory.recent[policy.model, name] = segments
+    memory.used.update(one.reference_id for some in judgement.used.values() for _, one in some)
 
 
 def remember(memory: Memory, columns: Columns, policy: Policy, teaches: Mask | None = None) -> None:

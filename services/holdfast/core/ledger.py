@@ -12,7 +12,8 @@ lost.
 What was approved is judged again, batch by batch as the tallies tell them, with the policy whose id is in the header,
 at the time that the tally gives, and with a memory of what was approved before. Where the guard may have known less
 than the ledger (a reference further back than `restore_records`), a failure against the memory is not counted. Released
-records are counted only: they are approved in a person's name, and teach the memory nothing.
+records are counted only: they are approved in a person's name, and what they teach is a reference. An approved record
+that was held against a reference that a person gave says so, with its value, in a header.
 
 Memory is bounded by `LIMIT` records a stream, and by what the checks themselves remember.
 """
@@ -30,6 +31,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from holdfast.core.accepted import Given, parse_header
 from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
@@ -189,6 +191,8 @@ class _Group:
     policy_id: str
     tally: Tally
     values: list[bytes] = field(default_factory=list)
+    used: dict[int, list[tuple[str, Given]]] = field(default_factory=dict)
+    """By place in `values`, the references that the record names."""
     offsets: list[int] = field(default_factory=list)
     approved_offsets: list[int] = field(default_factory=list)
     condemned: list[bool] = field(default_factory=list)
@@ -696,6 +700,8 @@ class Ledger:
         if group is None:
             group = self._groups[model] = _Group(policy_id, tally)
         assert prediction.verdict is not None  # noqa: S101  it is settled
+        if Header.REFERENCE.value in prediction.headers:
+            group.used[len(group.values)] = parse_header(prediction.headers[Header.REFERENCE.value])
         group.values.append(prediction.verdict.value or b"")
         group.offsets.append(prediction.offset)
         group.approved_offsets.append(prediction.verdict.offset)
@@ -723,7 +729,12 @@ class Ledger:
         for name, batch in batches:
             if name != model:
                 continue
-            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model)
+            given: dict[str, dict[str, Given]] = {}
+            entities = batch.columns.values("entity_id") if group.used else ()
+            for row, position in enumerate(batch.positions if group.used else ()):
+                for field_name, one in group.used.get(position, ()):
+                    given.setdefault(field_name, {}).setdefault(entities[row], one)
+            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model, given=given)
             for row in np.flatnonzero(~judgement.approved).tolist():
                 position = batch.positions[row]
                 at = group.approved_offsets[position]

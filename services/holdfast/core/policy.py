@@ -144,6 +144,10 @@ class Policy(BaseModel):
             if isinstance(check, MaxChangeCheck | OutlierCheck)
         )
 
+    def changing_fields(self) -> tuple[str, ...]:
+        """The fields that are held against an entity's last approved value."""
+        return tuple(dict.fromkeys(c.field for c in self.active_checks() if isinstance(c, MaxChangeCheck)))
+
     def windows(self) -> dict[str, int]:
         """How many recent values of a segment the memory keeps, by field: of two checks the farther look counts."""
         found: dict[str, int] = {}

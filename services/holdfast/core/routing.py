@@ -47,6 +47,7 @@ from holdfast_schemas import (
     IncidentStatus,
     Name,
     Outcome,
+    Reference,
     Route,
     RouteState,
     Sample,
@@ -153,6 +154,7 @@ class Decision:
     route: Route | None = None
     incidents: tuple[Incident, ...] = ()
     audits: tuple[AuditRecord, ...] = ()
+    references: tuple[Reference, ...] = ()
 
 
 class Standing(StrEnum):
@@ -180,6 +182,7 @@ _REFUSED_IN: dict[Action, dict[Standing, str]] = {
     Action.FENCE: {},
     Action.UNFENCE: {},
     Action.UNDO_TRIPS: {},
+    Action.ACCEPT_REFERENCE: {},
     Action.GOOD: dict.fromkeys((Standing.UNROUTED, Standing.HELD, Standing.HELD_BY_PERSON), _NOTHING_SERVES),
     Action.ACKNOWLEDGE: {},
     Action.RESOLVE: {},
@@ -267,10 +270,13 @@ class _Turn:
         self._ended: list[str] = []
         """Bad versions whose incidents ended with their hold; the next audit record tells it."""
         self._audits: list[AuditRecord] = []
+        self._references: list[Reference] = []
         self._tripping = False
 
     def done(self) -> Decision:
-        return Decision(self.state, self._route, tuple(self._incidents.values()), tuple(self._audits))
+        return Decision(
+            self.state, self._route, tuple(self._incidents.values()), tuple(self._audits), tuple(self._references)
+        )
 
     # What is read and changed
 
@@ -781,6 +787,8 @@ class _Turn:
     def _check(self, command: Command) -> None:
         if command.policy is not None and command.action is not Action.UNDO_TRIPS:
             raise _RefusedError(f"{command.action.value} is not about a policy; leave the policy out")
+        if command.references and command.action is not Action.ACCEPT_REFERENCE:
+            raise _RefusedError(f"{command.action.value} is not about references; leave them out")
         if command.actor == HOLDFAST:
             raise _RefusedError(f"{HOLDFAST!r} names automatic decisions; name the person or the pipeline")
         if command.expires_at is None:
@@ -887,6 +895,30 @@ class _Turn:
         self._republish(reason=command.reason, actor=command.actor)
         return f"{name} is a candidate again{_until(command.expires_at)}"
 
+    def _accept_reference(self, command: Command) -> str:
+        if not command.references:
+            raise _RefusedError("accept_reference needs at least one value; name the entity and its value")
+        self._references += [
+            Reference(
+                reference_id=f"{self._new_id}-r{number}",
+                model=self.state.model,
+                entity_id=one.entity_id,
+                field=one.field,
+                value=one.value,
+                at=self.now,
+                actor=command.actor,
+                reason=command.reason,
+                command_id=command.command_id,
+            )
+            for number, one in enumerate(command.references)
+        ]
+        first = command.references[0]
+        more = f", and {len(command.references) - 1} more" if len(command.references) > 1 else ""
+        return (
+            f"the next {first.field} of {first.entity_id[:200]} is held against {first.value:g}{more}, until an output "
+            "is approved"
+        )
+
     def _undo_trips(self, command: Command) -> str:
         trips = {name: v.trip for name, v in self.state.versions.items() if v.trip is not None}
         latest = max(trips.values(), key=lambda trip: trip.at, default=None)
@@ -985,6 +1017,7 @@ _HANDLERS: dict[Action, Callable[[_Turn, Command], str]] = {
     Action.FENCE: _Turn._fence_command,
     Action.UNFENCE: _Turn._unfence,
     Action.UNDO_TRIPS: _Turn._undo_trips,
+    Action.ACCEPT_REFERENCE: _Turn._accept_reference,
     Action.GOOD: _Turn._good,
     Action.ACKNOWLEDGE: _Turn._acknowledge,
     Action.RESOLVE: _Turn._resolve,

@@ -50,6 +50,7 @@ class Difference:
 
 _FORGOTTEN = {
     "routes": "after a restart a guard would not know which versions are fenced",
+    "references": "after a restart a guard would not know which references people accepted",
     "state": "after a restart the switch would not know open incidents, fenced and good versions",
 }
 """What follows where a compacted topic also deletes by age or size."""

@@ -1,0 +1,109 @@
+"""A reference that a person gives: for a guard that runs, one that starts again, and the verifier."""
+
+import asyncio
+import json
+
+import pytest
+
+from e2e.commands import holdfast
+from e2e.stack import JUMP, POLICY, Stack, headers
+
+pytestmark = pytest.mark.real_kafka
+
+MODEL = "pricing"
+HALF = JUMP.replace("up = 2.0", "down = 0.5\nup = 2.0")
+
+
+@pytest.fixture
+async def stack(kafka, redis_server, tmp_path):
+    async with Stack(kafka, redis_server.url, {MODEL: HALF + POLICY}, folder=tmp_path, partitions=2) as stack:
+        await stack.start("guard", "switch")
+        yield stack
+
+
+async def say(stack, entity, value):
+    """Send one output; its verdict."""
+    one = stack.prediction(MODEL, "v1", entity, value)
+    await stack.send([one])
+    return (await stack.until(lambda: stack.verdicts().get(one["prediction_id"]), "a verdict"))[0]
+
+
+async def restart(stack):
+    (guard,) = (worker for worker in stack.workers if worker.name == "guard")
+    await asyncio.to_thread(guard.stop)
+    await asyncio.to_thread(guard.start)
+    await stack.ready(guard)
+
+
+async def reference(stack, *arguments):
+    said = await holdfast(stack.folder / "base.toml", "reference", *arguments)
+    assert said.code == 0, said
+    return said
+
+
+async def taken(stack, count):
+    """Wait until so many references stand in their topic, and the guard has read them."""
+    await stack.until(lambda: len(stack.seen["references"]) >= count, "the reference is written")
+    await asyncio.sleep(1)
+
+
+async def audited(stack):
+    said = await holdfast(stack.folder / "base.toml", "audit", "--once", "--json")
+    assert said.code == 0, said
+    return json.loads(said.out)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_an_accepted_value_is_held_against_until_an_output_is_approved(stack, restarts):
+    """100, then 40 for good: blocked, until a person accepts 40; then 100 is too much."""
+    assert await say(stack, "a", 100.0) == "approved"
+    assert [await say(stack, "a", 40.0) for _ in range(2)] == ["blocked"] * 2
+    await reference(stack, "accept", MODEL, "a", "--value", "40", "-r", "a sale")
+    await taken(stack, 1)
+    if restarts:
+        await restart(stack)
+    assert await say(stack, "a", 100.0) == "blocked", "it is held against 40"
+    assert await say(stack, "b", 100.0) == "approved", "it is nobody else's"
+    assert await say(stack, "a", 41.0) == "approved"
+    (used,) = [r for r in stack.seen["approved"] if "holdfast-reference" in headers(r)]
+    assert json.loads(headers(used)["holdfast-reference"])[0]["value"] == 40.0
+    if restarts:
+        await restart(stack)
+    assert await say(stack, "a", 82.0) == "approved", "it is held against 41"
+    assert await say(stack, "a", 40.0) == "blocked", "the reference is used up"
+    shown = json.loads((await reference(stack, "show", MODEL, "--json")).out)
+    assert [(one["entity_id"], one["value"], one["reason"]) for one in shown] == [("a", 40.0, "a sale")]
+    assert [(a["action"], a["outcome"]) for a in stack.audits(MODEL)] == [("accept_reference", "applied")]
+    found = await audited(stack)
+    assert not any(found["violations"].values()), found
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_released_output_is_the_next_reference(stack, restarts):
+    """100, then 40 is released by force: the next 40 passes, for a guard that ran and for one that starts again."""
+    assert await say(stack, "a", 100.0) == "approved"
+    assert await say(stack, "a", 40.0) == "blocked"
+    config = stack.folder / "base.toml"
+    said = await holdfast(config, "blocked", "release", MODEL, "-r", "a sale", "--force")
+    assert said.code == 0, said
+    await taken(stack, 1)
+    if restarts:
+        await restart(stack)
+    assert [await say(stack, "a", value) for value in (40.0, 30.0, 100.0)] == ["approved", "approved", "blocked"]
+    found = await audited(stack)
+    assert not any(found["violations"].values()), found
+
+
+async def test_many_values_come_from_a_file(stack, tmp_path):
+    """A CSV file; a mistake in it names the line, and nothing is sent."""
+    values = tmp_path / "values.csv"
+    values.write_text("entity_id,value\na,40\nb,n/a\n")
+    config = stack.folder / "base.toml"
+    refused = await holdfast(config, "reference", "accept", MODEL, "--csv", str(values), "-r", "a sale")
+    assert refused.code == 1
+    assert "line 3: 'n/a' is not a number" in refused.flat()
+    values.write_text("entity_id,value\n" + "".join(f"e{n},40\n" for n in range(1500)))
+    await reference(stack, "accept", MODEL, "--csv", str(values), "-r", "a sale")
+    await taken(stack, 1500)
+    assert len(stack.audits(MODEL)) == 2
+    assert [await say(stack, "e1499", value) for value in (100.0, 40.0)] == ["blocked", "approved"]
