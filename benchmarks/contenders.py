@@ -17,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from holdfast.adapters.kafka import create_all
+from holdfast_schemas import TOPICS
 
 HERE = Path(__file__).parent
 PARTITIONS = 4
@@ -62,10 +63,7 @@ def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1
 
     def command(case: Case) -> list[str]:
         config = case.directory / f"{case.prefix}.toml"
-        names = "\n".join(
-            f'{role} = "{case.prefix}.{role}"'
-            for role in ("approved", "blocked", "malformed", "control", "state", "routes", "incidents", "audit")
-        )
+        names = "\n".join(f'{role} = "{case.prefix}.{role}"' for role in TOPICS if role != "predictions")
         config.write_text(
             f'policies = "{case.directory / policies}"\n'
             f'[kafka]\nbootstrap_servers = "{case.bootstrap}"\n'
@@ -74,7 +72,9 @@ def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1
             f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nstart_from = "earliest"\nhealth_port = 0\n'
         )
         holdfast = [sys.executable, "-m", "holdfast.cli"]
-        subprocess.run([*holdfast, "topics", "create", "--config", str(config)], check=True, capture_output=True)
+        # The topics of the verdicts are there already, as every contender gets them.
+        create_all_topics = [*holdfast, "topics", "create", "--fix", "--config", str(config)]
+        subprocess.run(create_all_topics, check=True, capture_output=True)
         guard = [*holdfast, "guard", "--config", str(config)]
         return guard if workers == 1 else ["sh", "-c", '"$@" & ' * workers + "wait", "sh", *guard]
 

@@ -33,7 +33,18 @@ from holdfast.client import RouteReader
 from holdfast.demo.model import Stone, load_stones, outputs
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused
-from holdfast_schemas import Action, AuditRecord, Command, Header, Incident, IncidentAction, Outcome, Verdict, utc_now
+from holdfast_schemas import (
+    TOPICS,
+    Action,
+    AuditRecord,
+    Command,
+    Header,
+    Incident,
+    IncidentAction,
+    Outcome,
+    Verdict,
+    utc_now,
+)
 
 MODEL = "pricing"
 GOOD, BAD = "v1", "v2"
@@ -141,18 +152,7 @@ def _servers(kafka: str | None, redis: str | None) -> Iterator[tuple[str, str, E
 def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings:
     """Write the configuration of this run, under names that no other run uses."""
     run = f"demo-{os.urandom(3).hex()}"
-    names = (
-        "predictions",
-        "approved",
-        "blocked",
-        "malformed",
-        "control",
-        "state",
-        "routes",
-        "incidents",
-        "audit",
-    )
-    topics = "\n".join(f'{name} = "{run}.{name}"' for name in names)
+    topics = "\n".join(f'{name} = "{run}.{name}"' for name in TOPICS)
     policy = files("holdfast.demo").joinpath("pricing.toml").read_text()
     assert tomllib.loads(policy)["model"] == MODEL  # noqa: S101
     if sabotage:
