@@ -53,13 +53,18 @@ from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import watch_malformed
 from holdfast.adapters.policies import known_models
+from holdfast.adapters.policies_here import watch_policies
 from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
+from holdfast.adapters.shadow import read_report
 from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
 from holdfast.console.reference import operations
 from holdfast.console.runbook import INDEX, runbook, runbooks
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.checks import Mode
 from holdfast.core.duration import Duration
 from holdfast.core.routing import HOLDFAST, VersionState
+from holdfast.core.shadow import Report, VersionFacts
 from holdfast.settings import Settings
 from holdfast_schemas import (
     MAX_REFERENCES,
@@ -87,6 +92,11 @@ REMEMBERED_KEYS = 10_000
 AUDIT_TAIL = 20
 """How many times as many offsets of each audit partition are read at the start as records are kept."""
 COOKIE = "holdfast_token"
+SHADOW_TALLIES = 100_000
+"""Offsets of the control topic that one shadow report reads at most, the latest."""
+SHADOW_WITHIN = 20.0
+"""Seconds in which a shadow report is read, or refused."""
+SHADOW_AT_ONCE = 2
 
 
 # What is asked and answered
@@ -124,6 +134,16 @@ class RatesNow(Contract):
     history: list[tuple[int, int]] = Field(
         description=f"Approved and blocked of each of the last {HISTORY} seconds, the oldest first."
     )
+
+
+class ShadowNow(BaseModel):
+    """What checks in shadow found of a model's outputs."""
+
+    model: Name
+    mode: Mode | None = Field(None, description="The policy's; absent where the API has no policy of this model.")
+    checks_in_shadow: list[str] = Field(description="The checks that would block, and do not because of shadow.")
+    first: UtcTime | None = Field(None, description="When the first output that is counted here was judged.")
+    versions: list[VersionFacts]
 
 
 class Page(BaseModel, Generic[T]):
@@ -174,6 +194,16 @@ Until = Annotated[UtcTime, BeforeValidator(_rfc_3339), WithJsonSchema({"type": "
 # Every text that fits is a duration within the bounds of Duration.
 Lasts = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]{0,4}[sm]|[1-9][0-9]{0,3}h|[1-9][0-9]{0,2}d)$")]
 _duration = TypeAdapter[Any](Duration).validate_python
+
+
+class OfShadow(BaseModel):
+    """Which shadow report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Name
+    version: Name | None = Field(None, description="Of one version.")
+    since: Lasts = Field("1h", description="How far back to look: 90s, 30m, 2h or 7d.")
 
 
 class Ask(BaseModel):
@@ -267,6 +297,7 @@ class Api:
         self.console = Console(self.board)
         self.writer = CommandWriter(settings)
         self.stopping = False
+        self._shadow = asyncio.Semaphore(SHADOW_AT_ONCE)
         self._limit = RateLimitItemPerMinute(settings.api.commands_per_minute)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._keys: dict[str, str] = {}
@@ -293,14 +324,18 @@ class Api:
         # Each record may have a transaction's marker beside it, which takes an offset too; and a release of many
         # predictions has a record for each, behind which the decisions before it are still wanted.
         tails = {topics.audit: AUDIT_TAIL * self.settings.api.keep_audit, topics.control: 0}
-        watching = asyncio.create_task(watch_malformed(self.settings, self.board.take_malformed))
+        watching = [
+            asyncio.create_task(watch_malformed(self.settings, self.board.take_malformed)),
+            asyncio.create_task(watch_policies(self.settings.policies, self.board.take_policies)),
+        ]
         try:
             await self.follower.follow(self._partitions, tails)
         except KafkaError as error:
             raise KafkaUnavailable(await explain(self.settings.kafka, error)) from None
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
 
     async def stop(self) -> None:
         self.stopping = True
@@ -378,6 +413,28 @@ class Api:
             "No such model",
             f"There is no model {model} with a route or a policy here. Check the name, or write its policy.",
         )
+
+    async def shadow(self, of: OfShadow) -> Report:
+        """Raises ProblemError: 404 for an unknown model, 503 where Kafka does not give it in time."""
+        self._refuse_unknown(of.model)
+        here = self.board.policies.policies.get(of.model)
+        breaker = here.breaker if here is not None else BreakerPolicy()
+        try:
+            async with asyncio.timeout(SHADOW_WITHIN), self._shadow:
+                since = utc_now() - _duration(of.since)
+                return await read_report(
+                    self.settings, of.model, since, breaker, version=of.version, tail=SHADOW_TALLIES
+                )
+        except KafkaUnavailable as error:
+            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
+        except TimeoutError:
+            raise ProblemError(
+                503,
+                "too-long",
+                "The report took too long",
+                f"It could not be read within {SHADOW_WITHIN:g} s. Ask for less time, or use holdfast shadow report.",
+                headers={"Retry-After": "5"},
+            ) from None
 
     def _count_against_limit(self, who: Principal) -> None:
         if self._limiter.hit(self._limit, who.name):
@@ -645,6 +702,21 @@ async def audit(
     return json_of(_page(api.board.audit, lambda one: (one.at, one.audit_id), fits, of))
 
 
+@router.get("/shadow", response_model=ShadowNow, responses=_READ | problem_responses(404), tags=["read"])
+async def shadow(api: TheApi, _: Caller, of: Annotated[OfShadow, Query()]) -> Response:
+    """What checks in shadow would have blocked, by check, version and segment; and whether it would have tripped."""
+    found, here = await api.shadow(of), api.board.policies.policies.get(of.model)
+    return json_of(
+        ShadowNow(
+            model=of.model,
+            mode=here.mode if here is not None else None,
+            checks_in_shadow=list(here.in_shadow) if here is not None else [],
+            first=found.first,
+            versions=found.facts(),
+        )
+    )
+
+
 def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
     async def command(
         api: TheApi,
@@ -695,6 +767,15 @@ async def console_page(request: Request, view: SeenBy) -> Response:
     if who is None:
         return RedirectResponse(f"/login?{urlencode({'next': view.address()})}", 303)
     return HTMLResponse(api.console.page(view, who, may_leave=True))
+
+
+@pages.get("/shadow")
+async def shadow_page(request: Request, of: Annotated[OfShadow, Query()]) -> Response:
+    """The shadow report of a model, for people."""
+    api = await _api(request)
+    if api.who(request.cookies.get(COOKIE)) is None:
+        return RedirectResponse("/login", 303)
+    return HTMLResponse(api.console.shadow_page(of.model, of.since, await api.shadow(of)))
 
 
 @pages.get("/events")

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,11 @@ from pydantic import ValidationError
 
 from holdfast.adapters.kafka import KeyOrder, key_of
 from holdfast.adapters.malformed import Found
+from holdfast.adapters.policies_here import PoliciesHere
+from holdfast.core.record import time_of
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
-from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route
+from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route, utc_now
 
 log = structlog.get_logger("holdfast.board")
 
@@ -29,6 +32,8 @@ COUNTS_EVERY = 5.0
 """Seconds after which a model whose counts alone have changed is shown anew."""
 RELEASES = frozenset(("release", "retry"))
 """The actions of the audit records of released predictions, one for each."""
+TAKE_UP_WITHIN = timedelta(minutes=1)
+"""How long guards may go on with the policy before, and how long it is told that one of them did."""
 STEADY = 5
 """Seconds that a rate is the mean of."""
 
@@ -38,6 +43,7 @@ class _Counts(msgspec.Struct):
 
     type: str
     model: str = ""
+    policy: str = ""
     approved: int = 0
     blocked: int = 0
 
@@ -96,6 +102,11 @@ class Board:
         """Audit records by command id."""
         self.rates: dict[str, Rates] = {}
         self.malformed = Found()
+        self.policies = PoliciesHere()
+        self._policies_since: dict[str, datetime] = {}
+        """By policy id: since when the files say so."""
+        self.other_policy: dict[str, tuple[str, datetime]] = {}
+        """By model: the policy by which a guard judges although the files here hold another, and when it last did."""
         self._counts_due: dict[str, float] = {}
         self.revision = 0
         self.changed: dict[str, int] = {}
@@ -130,6 +141,32 @@ class Board:
         self.malformed = found
         self._note("malformed")
         self._tell()
+
+    def take_policies(self, here: PoliciesHere) -> None:
+        """What the policy files say."""
+        if here == self.policies:
+            return
+        before, self.policies = self.policies, here
+        self._policies_since = {one.id: self._policies_since.get(one.id, utc_now()) for one in here.policies.values()}
+        for model in before.policies.keys() | here.policies.keys():
+            if before.policies.get(model) != here.policies.get(model):
+                self.other_policy.pop(model, None)
+                self._note(f"model/{model}")
+        self._note("policies")
+        self._tell()
+
+    def _judged_by(self, model: str, policy: str, at: datetime) -> None:
+        """Note by which policy a guard judged."""
+        here, (other, last) = self.policies.policies.get(model), self.other_policy.get(model, ("", at))
+        if here is None:
+            return
+        if policy != here.id and at > self._policies_since[here.id] + TAKE_UP_WITHIN:
+            self.other_policy[model] = (policy, at)
+            if policy != other:
+                self._note(f"model/{model}")
+        elif other and at > last + TAKE_UP_WITHIN:
+            del self.other_policy[model]
+            self._note(f"model/{model}")
 
     def _tell(self) -> None:
         waiting, self._next_change = self._next_change, asyncio.Event()
@@ -220,6 +257,7 @@ class Board:
             # Only models that are routed are shown, so that names do not fill the memory.
             if counts.type == "tally" and counts.model in self.models:
                 self.rates.setdefault(counts.model, Rates()).add(second, counts.approved, counts.blocked)
+                self._judged_by(counts.model, counts.policy, time_of(record.timestamp))
 
 
 def _of_key(take: Callable[[str, bytes | None], None], key: str, record: ConsumerRecord) -> None:

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version
 
@@ -11,8 +11,10 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
 
+from holdfast.adapters import at_rest
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
+from holdfast.adapters.judged_by import judged_by
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, read_latest, topic_id_of
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import find_malformed
@@ -42,6 +44,10 @@ LATELY = timedelta(minutes=15)
 """How far back malformed records are counted."""
 LATEST = 5_000
 """Malformed records that are looked at in each partition, at most."""
+LATEST_TALLIES = 5_000
+"""Offsets of each partition of the control topic in which the guards' policies are looked for."""
+TAKE_UP_WITHIN = timedelta(seconds=30)
+"""How long a guard may go on with the policy before after a change of the files."""
 MAX_LAG = 10_000
 """Records that a group may be behind before it is worth a look."""
 
@@ -95,7 +101,7 @@ def _policies(settings: Settings) -> Diagnosis:
         policies = load_policies(settings.policies).policies
     except PolicyError as error:
         return Diagnosis(
-            "policies", Health.FAILED, str(error), "Mend it; services that run keep the policies they have."
+            "policies", Health.FAILED, str(error), "Correct it; services that run keep the policies they have."
         )
     if not policies:
         return Diagnosis(
@@ -167,6 +173,9 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
     if {"malformed", "predictions"} <= counts.keys():
         async for diagnosis in _as_far_as_told("malformed", _malformed(settings, counts["predictions"])):
             yield diagnosis
+    if "control" in counts:
+        async for diagnosis in _as_far_as_told("policies", _judged_by(settings, counts["control"])):
+            yield diagnosis
     if "state" in counts:
         async for diagnosis in _as_far_as_told("breakers", _breakers(settings, counts["state"])):
             yield diagnosis
@@ -195,6 +204,31 @@ async def _malformed(settings: Settings, partitions: int) -> AsyncIterator[Diagn
         "See them: holdfast malformed list. Correct the producer or the policy's [fields], and try that on real "
         "events: holdfast check --try TOPIC",
     )
+
+
+async def _judged_by(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+    """Whether the guards judge by what the policy files say."""
+    found = await judged_by(settings, partitions, utc_now() - LATELY, LATEST_TALLIES)
+    try:
+        policies = load_policies(settings.policies).policies
+    except PolicyError:  # The files have a diagnosis of their own.
+        in_force = sorted({policy for guards in found.values() for policy, _ in guards.values()})
+        if in_force:
+            yield Diagnosis("policies", Health.OK, f"the guards judge by {', '.join(in_force)}")
+        return
+    changed_ns = max((one.modified_ns for one in at_rest.stamps(settings.policies).values()), default=0)
+    since = datetime.fromtimestamp(changed_ns / 1e9, UTC) + TAKE_UP_WITHIN
+    for model, policy in sorted(policies.items()):
+        others = {other for other, at in found.get(model, {}).values() if other != policy.id and at > since}
+        if others:
+            yield Diagnosis(
+                "policies",
+                Health.WARNING,
+                f"guards judge {model} by {', '.join(sorted(others))}, and the files in {settings.policies} have "
+                f"{policy.id}",
+                "If the guards read these files, they refused them, and their log says why; a table may have lost too "
+                "many rows: write the whole table, or set max_table_shrink = 1.0 if it is whole.",
+            )
 
 
 async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:

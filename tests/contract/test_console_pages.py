@@ -5,11 +5,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.access import Principal, Role
+from holdfast.adapters.policies_here import PoliciesHere, PolicyHere
 from holdfast.board import Board
 from holdfast.console import Console, View
+from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.policy import parse_policy
 from holdfast.core.routing import ModelState, Version, VersionState
+from holdfast.core.shadow import Report
 from holdfast.settings import TopicNames
 from holdfast_schemas import (
     Finding,
@@ -21,6 +26,8 @@ from holdfast_schemas import (
     RouteState,
     Sample,
     Severity,
+    ShadowTally,
+    Tally,
 )
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -52,10 +59,12 @@ def an_incident(**changes: Any) -> Incident:
     return Incident(**fields | changes)
 
 
-def page(*things: Route | Incident | ModelState, view: View | None = None) -> str:
+def page(*things: Route | Incident | ModelState | PoliciesHere, view: View | None = None) -> str:
     board = Board(TopicNames(), keep_incidents=100, keep_audit=100)
     for one in things:
         match one:
+            case PoliciesHere():
+                board.take_policies(one)
             case Route():
                 board.routes[one.model] = one
             case ModelState():
@@ -160,3 +169,120 @@ def test_predictions_without_a_key_are_told_of_for_a_day() -> None:
     assert "1,200 predictions had no key" in shown
     old = recent.model_copy(update={"keyless_at": datetime.now(UTC) - timedelta(days=2)})
     assert "had no key" not in text(page(a_route(), old))
+
+
+def here(**policy: Any) -> PoliciesHere:
+    """The policy of pricing, as the files say it."""
+    return PoliciesHere({"pricing": PolicyHere.of(parse_policy({"model": "pricing", **policy}, "pricing.toml"))})
+
+
+def floor(name: str = "floor", **more: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "range", "min": 10, **more}
+
+
+@pytest.mark.parametrize(
+    ("policy", "tag", "sentence"),
+    [
+        ({"mode": "shadow", "checks": [floor()]}, "pricing shadow", "pricing is in shadow: no check of it blocks."),
+        (
+            {"checks": [floor(), floor("low", mode="shadow")]},
+            "pricing 1 in shadow",
+            "The check low is in shadow: it blocks nothing.",
+        ),
+        (
+            {"checks": [floor("a", mode="shadow"), floor("b", mode="shadow"), floor()]},
+            "pricing 2 in shadow",
+            "Checks in shadow, which block nothing: a, b.",
+        ),
+        ({"mode": "off", "checks": [floor()]}, "pricing checks off", "The checks of pricing are off"),
+    ],
+)
+def test_what_is_in_shadow_is_said(policy: dict[str, Any], tag: str, sentence: str) -> None:
+    """In the model's row, and in words below it with the way to the report."""
+    html = page(a_route(), here(**policy))
+    assert tag in text(html)
+    assert sentence in text(html)
+    assert ('href="/shadow?model=pricing"' in html) == (policy.get("mode") != "off")
+
+
+@pytest.mark.parametrize("checks", [[], [floor()], [floor(), floor("soft", severity="warning", mode="shadow")]])
+def test_what_is_enforced_is_not_said_to_be_in_shadow(checks: list[dict[str, Any]]) -> None:
+    """Nor a check that would not block either way."""
+    assert "shadow" not in page(a_route(), here(checks=checks)).lower()
+
+
+def test_refused_policies_are_told_above_everything() -> None:
+    """With the reason; what guards judge by meanwhile is the policies before."""
+    html = page(a_route(), PoliciesHere(refused="policies/pricing.toml: breaker.window: write '10m'"))
+    assert re.search(r"<h1>(.*?)</h1>", html, re.DOTALL)[1].strip() == "The new policies are refused"  # type: ignore[index]
+    assert 'class="headline look"' in html
+    assert "guards keep the policies they have. policies/pricing.toml: breaker.window: write" in text(html)
+
+
+def tally(policy: str, at: datetime, **changes: Any) -> Tally:
+    fields: dict[str, Any] = {
+        "model": "pricing",
+        "model_version": "v41",
+        "policy": policy,
+        "at": at,
+        "worker": "w",
+        "partition": 0,
+        "first_offset": 0,
+        "last_offset": 99,
+        "seen": 100,
+        "approved": 100,
+        "blocked": 0,
+        "failed": 0,
+    }
+    return Tally(**fields | changes)
+
+
+def test_a_guard_that_judges_by_another_policy_is_told_of_until_none_does() -> None:
+    """Not at once after a change: guards need a moment to take it up."""
+    topics, files = TopicNames(), here(checks=[floor()])
+    board = Board(topics, keep_incidents=100, keep_audit=100)
+    board.routes["pricing"] = a_route()
+    board.take_policies(files)
+
+    def judged(policy: str, seconds: float) -> str:
+        at = datetime.now(UTC) + timedelta(seconds=seconds)
+        value = tally(policy, at).model_dump_json(exclude_none=True).encode()
+        when = int(at.timestamp() * 1000)
+        record = ConsumerRecord(topics.control, 0, 0, when, 0, b"pricing", value, None, 7, len(value), [])
+        revision = board.revision
+        board.take([record])
+        shown = text(Console(board).page(View(), Principal("ann", Role.ADMIN), may_leave=False))
+        said = "A guard judges by pricing@0123456789ab , and the files here have " + files.policies["pricing"].id
+        told.append((said in shown, board.revision > revision))
+        return shown
+
+    told: list[tuple[bool, bool]] = []
+    here_id, other = files.policies["pricing"].id, "pricing@0123456789ab"
+    for policy, seconds in ((other, 5), (here_id, 100), (other, 101), (other, 102), (here_id, 103), (here_id, 170)):
+        judged(policy, seconds)
+    # Said or not, and whether an open page is brought up to date.
+    assert told == [(False, False), (False, False), (True, True), (True, False), (True, False), (False, True)]
+
+
+def test_the_shadow_report_is_a_page() -> None:
+    """What would have been blocked by check and segment, the worst, and whether it would have tripped."""
+    board, report = Board(TopicNames(), keep_incidents=100, keep_audit=100), Report(BreakerPolicy())
+    board.take_policies(here(mode="shadow", checks=[floor()]))
+    found = Finding(check="floor", severity=Severity.ERROR, enforced=False, field="value", seen=1.0, limit={"min": 10})
+    shadow = ShadowTally(
+        failed=40,
+        by_segment={"floor": {"DE": 30, "<FR>": 10}},
+        entities=tuple(f"SKU-{n}" for n in range(10)),
+        samples=(Sample(source="p/0/1", prediction={"entity_id": "SKU-1"}, findings=(found,)),),
+    )
+    report.add(NOW, tally("pricing@0123456789ab", NOW, shadow=shadow, shadow_by_check={"floor": 40, "soft": 2}))
+    html = Console(board).shadow_page("pricing", "1h", report)
+    shown = text(html)
+    assert "pricing is in shadow: no check of it blocks." in shown
+    assert "40 of 100 approved outputs would have been blocked (40 %). It would have tripped at" in shown
+    assert "40 of 100 failed within" in shown
+    assert "floor 40 DE 30 , &lt;FR&gt; 10 soft 2" in shown
+    assert "SKU-1 floor value 1 at least 10" in shown
+    empty = text(Console(board).shadow_page("other", "15m", Report(BreakerPolicy())))
+    assert "The API has no policy of other." in empty
+    assert "No output of it was judged in that time." in empty

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import email.utils
+import os
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +68,44 @@ def found(areas, area, health, *words):
         if had == health and all(word in f"{finding}. {advice}" for word in words):
             return True
     raise AssertionError(f"{health} {words} not among {areas[area]}")
+
+
+async def test_a_policy_that_the_guards_refuse(stack):
+    """Its files load here: what tells is that the guards judge by another policy than they say."""
+    long_ago = time.time() - 600
+
+    def write(rows):
+        floors = stack.folder / "policies" / "floors.csv"
+        fresh = floors.with_suffix(".new")
+        fresh.write_text("entity_id,min\n" + "".join(f"SKU-{n},1\n" for n in range(rows)))
+        # Copied with its time, as rsync and kubectl do: what is older than the guard's last verdict is in force or not.
+        os.utime(fresh, (long_ago, long_ago))
+        fresh.rename(floors)
+
+    table = '[[checks]]\nname = "table"\nkind = "range"\ntable = "floors.csv"\nunlisted = "pass"\n'
+    write(100)
+    stack.write_policy("pricing", POLICY + table)
+    os.utime(stack.folder / "policies" / "pricing.toml", (long_ago, long_ago))
+    guard, _ = await stack.start("guard", "switch")
+
+    async def judge():
+        before = len(stack.seen["approved"]) + len(stack.seen["blocked"])
+        await stack.send([stack.prediction("pricing", "v1", f"SKU-{n}", 100.0) for n in range(5)])
+        await stack.until(
+            lambda: len(stack.seen["approved"]) + len(stack.seen["blocked"]) >= before + 5, "they are judged"
+        )
+
+    await judge()
+    in_force = re.search("pricing@[0-9a-f]+", str((await ask(stack))[1]["policies"]))[0]
+    write(1)
+    await stack.until(lambda: guard.told("new policy refused, the old one stays"), "the guard refuses it")
+    await judge()
+    _, areas = await ask(stack)
+    found(areas, "policies", "warning", f"guards judge pricing by {in_force}, and the files in", "max_table_shrink")
+    (stack.folder / "policies" / "pricing.toml").write_text("nonsense")
+    _, areas = await ask(stack)
+    found(areas, "policies", "failed", "pricing.toml", "services that run keep the policies they have")
+    found(areas, "policies", "ok", f"the guards judge by {in_force}")
 
 
 async def test_a_healthy_installation(stack):

@@ -17,12 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from holdfast.adapters.access import Principal
 from holdfast.adapters.malformed import LATELY, LATEST
+from holdfast.adapters.policies_here import PolicyHere
 from holdfast.board import Board
 from holdfast.core import findings, incidents
 from holdfast.core.duration import format_duration
 from holdfast.core.keyless import is_told
 from holdfast.core.policy_change import advice
 from holdfast.core.routing import Version, VersionState, refusal
+from holdfast.core.shadow import Report
 from holdfast.core.visible import ESCAPES
 from holdfast_schemas import (
     Action,
@@ -99,6 +101,10 @@ class ModelSeen:
     version_offers: dict[str, Sequence[Offer]]
     keyless: int
     """Predictions without a key; 0 where the last one was long ago."""
+    policy: PolicyHere | None
+    """By the files here."""
+    other_policy: str | None
+    """By which a guard judges instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ class Console:
             "policy_advice": advice,
             "spark": spark,
         }
-        self._environment.globals["incident_offers"] = _incident_offers
+        self._environment.globals |= {"incident_offers": _incident_offers, "in_shadow": in_shadow}
         self._parts: Any = self._environment.get_template("parts.html").module
 
     def page(self, view: View, who: Principal, *, may_leave: bool) -> str:
@@ -159,6 +165,17 @@ class Console:
                 for name, one in lists.items()
             },
             more={name: self._parts.more(name, len(one.shown), one.total, view) for name, one in lists.items()},
+        )
+
+    def shadow_page(self, model: str, since: str, report: Report) -> str:
+        """What checks in shadow would have blocked; the version seen last comes first."""
+        return self.other_page(
+            "shadow.html",
+            model=model,
+            since=since,
+            policy=self._board.policies.policies.get(model),
+            first=report.first,
+            versions=report.facts()[::-1],
         )
 
     def other_page(self, name: str, **facts: Any) -> str:
@@ -261,6 +278,8 @@ class Console:
             approved=approved,
             blocked=blocked,
             offers=offered(_model_offers(name, route, state.resume_to if state is not None else None)),
+            policy=board.policies.policies.get(name),
+            other_policy=board.other_policy.get(name, (None, None))[0],
             keyless=state.keyless if state is not None and is_told(state.keyless_at, utc_now()) else 0,
             version_offers={v: offered(_version_offers(name, v, known, route)) for v, known in versions},
         )
@@ -276,6 +295,7 @@ class Console:
             "critical": sum(one.severity is IncidentSeverity.CRITICAL for one in still_open),
             "open": len(still_open),
             "unserved": sorted(self._unserved()),
+            "policies_refused": self._board.policies.refused,
             "malformed": self._board.malformed,
             "malformed_lately": format_duration(LATELY),
             # As many as one look reads: there may be more.
@@ -487,6 +507,19 @@ def _undo(one: Incident) -> list[Offer]:
 
 
 # How it is written
+
+
+def in_shadow(model: str, policy: PolicyHere | None) -> str:
+    """What of a model's policy blocks nothing, in words; empty: every check that should block does."""
+    if policy is None:
+        return ""
+    if policy.mode == "shadow":
+        return f"{model} is in shadow: no check of it blocks."
+    if policy.mode == "off":
+        return f"The checks of {model} are off: none of them runs."
+    if len(policy.in_shadow) == 1:
+        return f"The check {policy.in_shadow[0]} is in shadow: it blocks nothing."
+    return f"Checks in shadow, which block nothing: {', '.join(policy.in_shadow)}." if policy.in_shadow else ""
 
 
 def number(value: float) -> str:

@@ -126,6 +126,10 @@ class Policy(BaseModel):
         """Whether a failure of `check` blocks."""
         return self.mode == "enforce" and check.blocks
 
+    def checks_in_shadow(self) -> tuple[str, ...]:
+        """The checks that would block, and do not because of shadow."""
+        return tuple(one.name for one in self.active_checks() if one.would_block and not self.enforces(one))
+
     def why_it_cannot_trip(self) -> str | None:
         """Why no check can trip a version, in words; None: one can."""
         if any(map(self.enforces, self.active_checks())):

@@ -9,12 +9,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from pydantic import BaseModel, Field
+
 from holdfast.core.breaker import BreakerPolicy, Window
 from holdfast.core.findings import worst_first
-from holdfast_schemas import Sample, Tally
+from holdfast_schemas import Sample, Tally, UtcTime
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 MOST_SAMPLES = 5
+MOST_SEGMENTS = 200
+"""Of one check and version: those with most failures."""
+MOST_VERSIONS = 200
+"""The latest."""
+
+
+class VersionFacts(BaseModel):
+    """What checks in shadow found of one version, for reading."""
+
+    version: str
+    seen: int = Field(description="Outputs that were judged.")
+    approved: int
+    would_block: int = Field(description="Approved outputs that checks in shadow would have blocked.")
+    by_check: dict[str, int] = Field(description="Failures in shadow, those of checks that only warn included.")
+    by_segment: dict[str, dict[str, int]] = Field(description="By check and segment, where a check reads the segment.")
+    would_trip_at: UtcTime | None = Field(None, description="When the version would have tripped.")
+    would_trip: str | None = Field(None, description="Why it would have tripped.")
+    samples: list[Sample] = Field(description="The worst outputs that would have been blocked.")
 
 
 def as_if_enforced(tally: Tally) -> Tally:
@@ -57,17 +77,55 @@ class VersionInShadow:
         if tally.shadow is not None:
             self.would_block += tally.shadow.failed
             for check, counts in tally.shadow.by_segment.items():
-                self.by_segment.setdefault(check, Counter()).update(counts)
+                known = self.by_segment.setdefault(check, Counter())
+                known.update(counts)
+                if len(known) > 2 * MOST_SEGMENTS:
+                    self.by_segment[check] = Counter(dict(known.most_common(MOST_SEGMENTS)))
             self.samples = worst_first([*self.samples, *tally.shadow.samples])[:MOST_SAMPLES]
         if self.would_trip_at is None:
             self.window = self.window.add(as_if_enforced(tally), at, policy)
             if (why := self.window.trips(policy)) is not None:
                 self.would_trip_at, self.would_trip = at, why
 
+    def facts(self, version: str) -> VersionFacts:
+        return VersionFacts(
+            version=version,
+            seen=self.seen,
+            approved=self.approved,
+            would_block=self.would_block,
+            by_check=dict(self.by_check.most_common()),
+            by_segment={check: dict(counts.most_common(MOST_SEGMENTS)) for check, counts in self.by_segment.items()},
+            would_trip_at=self.would_trip_at,
+            would_trip=self.would_trip or None,
+            samples=self.samples,
+        )
+
+
+@dataclass(slots=True)
+class Report:
+    """What shadow found, by version, those seen last at the end; bounded, however many tallies it is made of."""
+
+    policy: BreakerPolicy
+    versions: dict[str, VersionInShadow] = field(default_factory=dict)
+    first: datetime | None = None
+    """The time of the first tally."""
+
+    def add(self, at: datetime, tally: Tally) -> None:
+        """Count a tally in; they come in their order."""
+        self.first = self.first or at
+        version = self.versions.pop(tally.model_version, None) or VersionInShadow()
+        self.versions[tally.model_version] = version
+        version.add(tally, at, self.policy)
+        if len(self.versions) > MOST_VERSIONS:
+            del self.versions[next(iter(self.versions))]
+
+    def facts(self) -> list[VersionFacts]:
+        return [one.facts(name) for name, one in self.versions.items()]
+
 
 def report(tallies: Iterable[tuple[datetime, Tally]], policy: BreakerPolicy) -> dict[str, VersionInShadow]:
     """What shadow found, by version; each tally comes with its time, in their order."""
-    found: dict[str, VersionInShadow] = {}
+    found = Report(policy)
     for at, tally in tallies:
-        found.setdefault(tally.model_version, VersionInShadow()).add(tally, at, policy)
-    return found
+        found.add(at, tally)
+    return found.versions
