@@ -203,5 +203,5 @@ async def test_records_of_one_partition_go_out_together(kafka: backends.Kafka) -
     async with producer(kafka) as made:
         writes = [Write(("a", "b")[i % 2], i % 4 // 2, [(None, b"k", str(i).encode(), [])]) for i in range(1000)]
         packed = pack(made, writes)
-        assert sorted((topic, partition) for topic, partition, _ in packed) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-        assert [batch.record_count() for _, _, batch in packed] == [250] * 4
+        assert sorted((one.topic, one.partition) for one in packed) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+        assert [one.batch.record_count() for one in packed] == [250] * 4
