@@ -37,6 +37,7 @@ async def test_the_commands_of_a_runbook_run(name: str, installation: Installati
         "INCIDENT": installation.incidents[model],
         "GUARD": f"http://127.0.0.1:{installation.workers['guard'].port}",
         "SWITCH": f"http://127.0.0.1:{installation.workers['switch'].port}",
+        "PREDICTIONS": installation.stack.topic("predictions"),
         "REDIS_URL": installation.redis_url,
         "PROMETHEUS": installation.prometheus.url,
         "ALERTMANAGER": installation.alertmanager.url,
