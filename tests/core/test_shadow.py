@@ -10,8 +10,8 @@ from core.test_routing import Model
 from holdfast.core.breaker import BreakerPolicy, Window
 from holdfast.core.condemned import is_condemned
 from holdfast.core.policy import parse_policy
-from holdfast.core.shadow import report
-from holdfast_schemas import Header, ShadowTally
+from holdfast.core.shadow import MOST_SEGMENTS, MOST_VERSIONS, Report, report
+from holdfast_schemas import Header, ShadowTally, Tally
 
 BREAKER = BreakerPolicy(min_seen=50, min_entities=3, min_partitions=1, max_blocked_ratio=0.05)
 
@@ -201,3 +201,41 @@ def test_a_version_of_which_nearly_all_fail_in_shadow_does_not_earn_good(failing
     model.tick(seconds=60)
     model.tally("v1", 100)
     assert model.state.versions["v1"].state.value == "good"
+
+
+def shadow_tally(version, by_segment):
+    """One approved output that a check in shadow would have blocked."""
+    return Tally(
+        model="pricing",
+        model_version=version,
+        policy="pricing@0123456789ab",
+        at=NOW,
+        worker="w",
+        partition=0,
+        first_offset=0,
+        last_offset=0,
+        seen=1,
+        approved=1,
+        blocked=0,
+        failed=0,
+        shadow_by_check={"floor": 1},
+        shadow=ShadowTally(failed=1, by_segment=by_segment, entities=("a",)),
+    )
+
+
+def test_a_report_is_bounded_however_many_versions_and_segments_there_are():
+    """The versions seen last stay, and of a check the segments with most failures; the counts are whole."""
+    found = Report(BREAKER)
+    for n in range(MOST_VERSIONS + 50):
+        found.add(NOW, shadow_tally(f"v{n}", {"floor": {"DE": 1}}))
+        found.add(NOW, shadow_tally("daily", {"floor": {"DE": 5, f"segment-{n}": 1}}))
+    for n in range(50, 3 * MOST_SEGMENTS):
+        found.add(NOW, shadow_tally("daily", {"floor": {"DE": 5, f"segment-{n}": 1}}))
+    assert len(found.versions) == MOST_VERSIONS
+    assert list(found.versions)[-1] == "daily"
+    assert "v0" not in found.versions
+    facts = found.versions["daily"].facts("daily")
+    assert len(facts.by_segment["floor"]) == MOST_SEGMENTS
+    assert next(iter(facts.by_segment["floor"])) == "DE"
+    assert facts.would_block == facts.approved == MOST_VERSIONS + 50 + 3 * MOST_SEGMENTS - 50
+    assert len(found.versions["daily"].by_segment["floor"]) <= 2 * MOST_SEGMENTS
