@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 
@@ -13,6 +14,10 @@ import backends
 # A busy machine is no defect: no test fails on a clock.
 settings.register_profile("holdfast", deadline=None)
 settings.load_profile("holdfast")
+
+# A run in the background may have been started with Ctrl-C ignored, and what it starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFUSE_SKIPS = bool(os.environ.get("HOLDFAST_REFUSE_SKIPS", "").strip("0"))
 EVERYTHING = REFUSE_SKIPS or bool(os.environ.get("HOLDFAST_TEST_ALL", "").strip("0"))

@@ -123,13 +123,13 @@ def test_ctrl_c_at_a_question_is_no_answer():
 
 def test_an_ignored_interrupt_stays_ignored(tmp_path):
     """As `nohup` and shells ask it of jobs in the background."""
-    program = (
-        "import signal, os, sys\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "os.execv(sys.executable, [sys.executable, '-m', 'holdfast', 'check'])\n"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "holdfast", "check"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     (tmp_path / "policies").mkdir()
     for _ in range(5):
