@@ -2,7 +2,9 @@
 
 import json
 import re
+import secrets
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -104,7 +106,8 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     """Once the mapping is right: what passes is approved once, what fails or is still malformed stays and says so."""
     stack = mapped
     assert "No record that fits was malformed" in (await command(stack, "list")).out
-    (api,) = await stack.start("api")
+    token = secrets.token_urlsafe(32)
+    (api,) = await stack.start("api", settings={"api": {"start_token": token}})
     events = [priced(stack, f"SKU-{n}", amount) for n, amount in enumerate((100.0, 5.0, "x", 120.0))]
     places = await stack.send(events, headers=[("trace", b"t-1")])
     await stack.send([b"{", json.dumps(priced(stack, "other", 1.0, "unheard-of")).encode()], key=b"k")
@@ -118,8 +121,12 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     people = (await command(stack, "list", "--limit", "2")).flat()
     assert "6 malformed (5 no_output, 1 not_json); the latest 2 are shown." in people
 
-    await stack.until(lambda: 'id="malformed"' in api.get("/")[1], "the console says it")
-    page = " ".join(re.sub(r"<[^>]+>", "", api.get("/")[1]).split())
+    def console():
+        answer = httpx.get(f"http://127.0.0.1:{api.port}/", headers={"Authorization": f"Bearer {token}"}, timeout=5)
+        return answer.text
+
+    await stack.until(lambda: 'id="malformed"' in console(), "the console says it")
+    page = " ".join(re.sub(r"<[^>]+>", "", console()).split())
     assert "6 records of the last 5m could not be decoded: 5 no_output" in page
     assert "nothing stands at `price.amout`" in page
     assert "All is well" not in page
