@@ -72,7 +72,8 @@ class _Handler(sender.SendProduceReqHandler):  # type: ignore[misc]
                 if code not in _REASONS and not (code and records):
                     continue
                 tp = TopicPartition(topic, partition)
-                if tp in self._batches:
+                # Records that were sent one by one get aiokafka's own errors.
+                if tp in self._batches and not self._batches[tp]._msg_futures:
                     # The caller goes on with the mapping that it gave.
                     self._batches = {**self._batches}
                     self._batches.pop(tp).failure(exception=BatchRefused(topic, code, records, message))
