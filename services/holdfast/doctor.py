@@ -233,34 +233,31 @@ async def _judged_by(settings: Settings, partitions: int) -> AsyncIterator[Diagn
 
 async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
     """Which models' predictions came without a key of late."""
-    states, fine = await read_latest(settings.kafka, settings.topics.state, range(partitions)), True
-    for model, value in sorted(states.items()):
-        state = ModelState.model_validate_json(value)
-        if is_told(state.keyless_at, utc_now()):
-            fine = False
-            yield Diagnosis(
-                "keys",
-                Health.WARNING,
-                f"{state.keyless:,} predictions of {model} had no key, the last one at "
-                f"{state.keyless_at:%Y-%m-%d %H:%M:%S} UTC",
-                f"{KEYLESS_ADVICE}.",
-            )
-    if fine:
+    latest = await read_latest(settings.kafka, settings.topics.state, range(partitions))
+    states = [(model, ModelState.model_validate_json(value)) for model, value in sorted(latest.items())]
+    now = utc_now()
+    keyless = [(model, state) for model, state in states if is_told(state.keyless_at, now)]
+    for model, state in keyless:
+        yield Diagnosis(
+            "keys",
+            Health.WARNING,
+            f"{state.keyless:,} predictions of {model} had no key, the last one at "
+            f"{state.keyless_at:%Y-%m-%d %H:%M:%S} UTC",
+            f"{KEYLESS_ADVICE}.",
+        )
+    if not keyless:
         yield Diagnosis("keys", Health.OK, "no prediction came without a key within a day")
-    fine = True
-    for model, value in sorted(states.items()):
-        state = ModelState.model_validate_json(value)
-        if is_told(state.misplaced_at, utc_now()):
-            fine = False
-            yield Diagnosis(
-                "partitioner",
-                Health.WARNING,
-                f"{state.misplaced:,} keys of {model} that were looked at are not in their partition by murmur2, the "
-                f"last one at {state.misplaced_at:%Y-%m-%d %H:%M:%S} UTC: where producers differ in it, the last "
-                "values of an entity are not known in each of its partitions",
-                f"{MISPLACED_ADVICE}.",
-            )
-    if fine and settings.guard.partitioner == "murmur2":
+    misplaced = [(model, state) for model, state in states if is_told(state.misplaced_at, now)]
+    for model, state in misplaced:
+        yield Diagnosis(
+            "partitioner",
+            Health.WARNING,
+            f"{state.misplaced:,} keys of {model} that were looked at are not in their partition by murmur2, the "
+            f"last one at {state.misplaced_at:%Y-%m-%d %H:%M:%S} UTC: where producers differ in it, the last "
+            "values of an entity are not known in each of its partitions",
+            f"{MISPLACED_ADVICE}.",
+        )
+    if not misplaced and settings.guard.partitioner == "murmur2":
         yield Diagnosis("partitioner", Health.OK, "every key that was looked at within a day is in its partition")
 
 
