@@ -93,7 +93,9 @@ async def test_incidents_holds_and_pins_are_counted(installation: Installation) 
     await stack.ready(switch)
     await stack.until(lambda: shown() == (0, 1, 1, 0), "restored")
     await stack.command("calm", "resume", "v1")
-    await stack.until(lambda: shown() == (0, 1, 0, 0), "resumed")
+    await stack.until(lambda: shown() == (0, 1, 0, 1), "resumed, pinned as before")
+    await stack.command("calm", "unpin")
+    await stack.until(lambda: shown() == (0, 1, 0, 0), "unpinned")
 
 
 async def test_guards_show_the_epoch_that_they_obey(installation: Installation) -> None:

@@ -205,7 +205,7 @@ async def test_a_policy_with_a_mistake(stack):
     stack.write_policy("pricing", POLICY.replace("min = 10.0", "mim = 10.0"))
     code, areas = await ask(stack)
     assert code == 1
-    found(areas, "policies", "failed", "pricing.toml", "mim", "Mend it")
+    found(areas, "policies", "failed", "pricing.toml", "mim", "Correct it")
 
 
 @pytest.mark.parametrize(("ahead", "side"), [(-3600.0, "behind"), (3600.0, "ahead of")])

@@ -122,7 +122,7 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     assert "6 malformed (5 no_output, 1 not_json); the latest 2 are shown." in people
 
     def console():
-        answer = httpx.get(f"http://127.0.0.1:{api.port}/", headers={"Authorization": f"Bearer {token}"}, timeout=5)
+        answer = httpx.get(f"http://127.0.0.1:{api.port}/", cookies={"holdfast_token": token}, timeout=5)
         return answer.text
 
     await stack.until(lambda: 'id="malformed"' in console(), "the console says it")

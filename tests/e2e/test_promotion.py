@@ -36,6 +36,9 @@ async def stack(kafka, redis_server, tmp_path_factory):
         yield stack
 
 
+UNSEEN = "Warning: No output of v2 was seen so far: check that its name is right.\n"
+
+
 class Pipeline:
     """The command while it waits, and the lines that it has written."""
 
@@ -65,12 +68,13 @@ async def until_good(stack, model, version):
 async def test_good_is_exit_code_0(stack):
     """A line when it serves, a line for each change on the way, and a line when it is good."""
     waiting = Pipeline(stack, "good", "v2", "--wait")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d applied: v2 is active", await waiting.line())
+    first = await waiting.line()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d applied: v2 is active; no output of it was seen so far, .*", first)
     await stack.command("good", "pin", "v2")
     assert (await waiting.line()).endswith("applied: v2 serves on, pinned: a test")
     await until_good(stack, "good", "v2")
     code, lines, errors = await waiting.end()
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, UNSEEN)
     assert [line[9:] for line in lines] == ["applied: v2 is active and good"]
     again = await holdfast(stack.folder / "base.toml", "route", "promote", "good", "v2", "-r", "x", "--wait")
     assert again.code == 1
@@ -95,7 +99,8 @@ async def test_fenced_is_exit_code_1_at_once(stack):
     await waiting.line()
     await serve(stack, "bad", "v2", value=1.0)
     code, lines, errors = await waiting.end()
-    assert (code, errors) == (1, "")
+    assert code == 1
+    assert errors.startswith("Warning: No output of v2 was ever seen")
     assert "refused: v2 was fenced: v2 tripped: " in lines[-1]
     refused = await holdfast(stack.folder / "base.toml", "route", "promote", "bad", "v2", "-r", "x", "--wait")
     assert (refused.code, refused.out[9:]) == (
@@ -119,7 +124,9 @@ async def test_too_long_is_exit_code_1(stack):
     waiting = Pipeline(stack, "slow", "v2", "--wait", "--timeout", "1s")
     code, _, errors = await waiting.end()
     assert code == 1
-    assert errors.startswith("v2 has not earned good within the time given, and was not fenced either. It goes on")
+    assert errors.startswith(
+        f"{UNSEEN}v2 has not earned good within the time given, and was not fenced either. It goes on"
+    )
     assert stack.route("slow")["version"] == "v2"
 
 
@@ -183,7 +190,8 @@ async def test_the_version_comes_from_an_mlflow_registry(stack, mlflow_server):
         ("models:/registered@challenger", "2026.11.24-rc1"),
     ):
         said = await promote(uri)
-        assert (said.code, said.facts["version"], said.facts["detail"]) == (0, version, f"{version} is active")
+        assert (said.code, said.facts["version"]) == (0, version)
+        assert said.facts["detail"].startswith(f"{version} is active")
     for uri in ("models:/registered@nobody", "models:/nothing@champion", "models:/registered/77"):
         said = await promote(uri)
         assert (said.code, said.out) == (1, "")
