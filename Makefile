@@ -3,6 +3,8 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
+# Tests of one file stay together, since they share servers. ARGS="-n 0": all in one process, for a debugger.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/python -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet
 
 # Every command starts processes: each would compile all modules anew.
@@ -20,7 +22,7 @@ demo: $(STAMP) ## a bad model version blocked and rolled back, on embedded serve
 	@$(BIN)/holdfast demo
 
 test: $(STAMP) ## run the tests but the slow ones, on a real Kafka where one can be had; HOLDFAST_TEST_ALL=1: all of them
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

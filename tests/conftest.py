@@ -5,6 +5,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -139,6 +140,8 @@ def _is_slow(item: pytest.Item) -> bool:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """One line for what did not run: how to switch it on, and what to install."""
+    for line in config.stash.get(SERVERS, []):
+        terminalreporter.write_line(line)
     said = []
     if left_out := config.stash.get(LEFT_OUT, 0):
         said.append(f"{left_out} slow tests were left out, which HOLDFAST_TEST_ALL=1 runs too")
@@ -169,12 +172,36 @@ def _skip_what_is_not_here() -> Generator[None, None, None]:
         pytest.skip(str(missing))
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+SERVERS = pytest.StashKey[list[str]]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    return [] if hasattr(config, "workerinput") else _servers(items)
+
+
+def _servers(items: list[pytest.Item]) -> list[str]:
     needed = any(map(_uses_kafka, items))
     return [
         f"kafka: {backends.choose_kafka().name if needed else 'needed by none of these tests'}",
         f"redis: {backends.redis_name()}",
     ]
+
+
+# With several workers each collects, and only the process that started them talks to the terminal.
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+        output["servers"] = _servers(session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker collected."""
+    output = getattr(node, "workeroutput", {})  # A worker that crashed left nothing.
+    node.config.stash[LEFT_OUT] = output.get("left_out", 0)
+    node.config.stash[SERVERS] = output.get("servers", [])
 
 
 @pytest.hookimpl(hookwrapper=True)
