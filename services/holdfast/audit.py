@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -32,7 +33,17 @@ from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_ids import is_another, topic_ids
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.errors import describe
-from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, Violation
+from holdfast.core.ledger import (
+    VERDICTS,
+    Frontier,
+    Kind,
+    Ledger,
+    RouteHistory,
+    Rules,
+    Stream,
+    Violation,
+    without_samples,
+)
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import UnreadableBatch
 from holdfast.settings import Settings
@@ -53,10 +64,24 @@ FETCH_BYTES = 512 * 1024
 """Of one partition at a time: after an outage of the guards much waits in all of them."""
 RETENTION = timedelta(milliseconds=min(TOPICS[role].retention_ms for role in (*VERDICTS, "predictions", "control")))
 """What is younger is in every topic."""
+HELD_BYTES = 256 * 1024 * 1024
+"""Bytes of records that are held at once, of all partitions; each may hold its share of it."""
+LEAST_HELD_BYTES = 1024 * 1024
+"""Of a partition, however many there are."""
 UNCLAIMED = 1000
 """Tallies kept of partitions that are not followed yet."""
 FORMER_POLICIES = 20
 """Policies that are kept beside twice those in force; what was judged by an older one is not judged again."""
+
+
+class _TallyRange(msgspec.Struct):
+    """As much of a control record as says whether a ledger needs it."""
+
+    partition: int
+    last_offset: int
+
+
+_decode_range = msgspec.json.Decoder(_TallyRange).decode
 
 
 @dataclass(slots=True)
@@ -68,6 +93,8 @@ class Findings:
     released: int = 0
     removed: int = 0
     """Verdicts on what compaction has removed from predictions since."""
+    uncompared: int = 0
+    """Verdicts and predictions that were given up because too many waited for each other."""
     violations: Counter[Kind] = field(default_factory=Counter)
     examples: dict[Kind, list[Violation]] = field(default_factory=dict)
 
@@ -85,6 +112,7 @@ class Findings:
             "not_judged_policy_unknown": self.unjudged,
             "released": self.released,
             "input_removed": self.removed,
+            "not_compared": self.uncompared,
             "violations": {kind.value: self.violations[kind] for kind in Kind},
             "examples": [
                 {
@@ -105,11 +133,15 @@ class RecordsGone(KafkaUnavailable):
 
 
 class Auditor:
-    """`since` None: from the first record that Kafka still has."""
+    """`since` None: from the first record that Kafka still has.
 
-    def __init__(self, settings: Settings, since: datetime | None) -> None:
+    `once`: nothing that comes later is compared, so of a partition in which nothing has come since then nothing older
+    is read.
+    """
+
+    def __init__(self, settings: Settings, since: datetime | None, *, once: bool = False) -> None:
         self.findings = Findings()
-        self._settings, self._since = settings, since
+        self._settings, self._since, self._once = settings, since, once
         self._policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
         self._known: OrderedDict[str, PolicySet] = OrderedDict()
         self._reload_at = 0.0
@@ -119,6 +151,8 @@ class Auditor:
         self._route_ends: dict[TopicPartition, int] = {}
         self._began: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
+        self._approved_ends: dict[int, tuple[float, int]] = {}
+        self._covered: dict[int, int] = {}
         self._position: dict[TopicPartition, int] = {}
         self._unclaimed: deque[tuple[Tally, int]] = deque(maxlen=UNCLAIMED)
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
@@ -234,10 +268,15 @@ class Auditor:
         total = sum(end - self._began[tp] for tp, end in ends.items())
         if not total:
             return f"Waiting for Kafka ({seconds:.0f} s)"
-        read = sum(self._position[tp] - self._began[tp] for tp in ends)
+        read = self.offsets_read()
         restored = self._policies.current.remembered_fields() and self._since is not None
         why = ", with what was approved before, for the checks that compare with it" if restored else ""
         return f"{read:,} of {total:,} records read{why} ({seconds:.0f} s)"
+
+    def offsets_read(self) -> int:
+        """How many offsets have been read of everything but the predictions."""
+        predictions = self._settings.topics.predictions
+        return sum(at - self._began[tp] for tp, at in self._position.items() if tp.topic != predictions)
 
     def not_ready(self) -> str | None:
         """Why nothing is being compared, or None."""
@@ -283,10 +322,16 @@ class Auditor:
         await self._open_reader()
         for ledger in self._ledgers.values():
             self._counted_before += Counter(
-                checked=ledger.checked, unjudged=ledger.unjudged, released=ledger.released, removed=ledger.removed
+                checked=ledger.checked,
+                unjudged=ledger.unjudged,
+                released=ledger.released,
+                removed=ledger.removed,
+                uncompared=ledger.uncompared,
             )
         for known in (self._ledgers, self._control, self._route_ends, self._began, self._position, self._unclaimed):
             known.clear()
+        self._approved_ends.clear()
+        self._covered.clear()
         self._routes = RouteHistory()
         self._since = utc_now() - self._settings.audit.look_back
         self._begin_again = False
@@ -329,13 +374,15 @@ class Auditor:
         self._began.update(starts)
         for tp in shared:
             (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
+        share = max(LEAST_HELD_BYTES, HELD_BYTES // counts["predictions"])
+        rules = replace(self._rules, held_bytes=min(share, self._rules.held_bytes))
         for number in numbers:
             whole = all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)])
             self._ledgers[number] = Ledger(
                 number,
                 starts[self._tp(Stream.PREDICTIONS, number)],
                 older=self._older(whole, ends[self._tp(Stream.APPROVED, number)]),
-                rules=self._rules,
+                rules=rules,
                 routes=self._routes,
                 policy=self._policy,
             )
@@ -363,7 +410,10 @@ class Auditor:
             for tp in partitions
             if tp.topic == topics.predictions
         }
-        ends: dict[TopicPartition, int] = await surveyor.end_offsets(partitions)
+        ends: dict[TopicPartition, int] = await surveyor.end_offsets(
+            [tp for tp in partitions if tp.topic != topics.predictions]
+        )
+        ends |= await surveyor.end_offsets(list(judged))  # After the others, as in `_survey`.
         if self._since is None and any(first > 0 for tp, first in firsts.items() if tp.topic != topics.routes):
             # Of what is older, one topic may still have what another has removed.
             self._since = utc_now() - RETENTION + MARGIN
@@ -377,19 +427,23 @@ class Auditor:
         }
         # What was approved before is needed too, as far as a guard would remember it.
         remembers = bool(self._policies.current.remembered_fields())
-        for tp, offset in (await offsets_since(surveyor, times, ends)).items():
+        since = await offsets_since(surveyor, times, ends)
+        # Of these nothing is to be compared: the guard had judged everything before that time, and all of it is seen.
+        quiet = {tp.partition for tp, at in judged.items() if self._once and since[tp] >= at == ends[tp]}
+        for tp, offset in since.items():
+            is_quiet = len(quiet) == len(judged) if tp.topic == topics.control else tp.partition in quiet
             if tp.topic == topics.predictions:
                 offset = min(offset, judged[tp])
-            else:
+            elif not is_quiet:
                 offset = min(offset, ends[tp] - self._rules.ahead)
-            if tp.topic == topics.approved and remembers:
+            if tp.topic == topics.approved and remembers and not is_quiet:
                 offset -= self._settings.guard.restore_records
             starts[tp] = max(firsts[tp], offset)
         return starts, ends
 
     async def _survey(self) -> dict[int, Frontier]:
         """The committed offsets first, then the ends: what is below those offsets has its verdict below the ends."""
-        surveyor = self._surveyor
+        surveyor, asked_at = self._surveyor, time.monotonic()
         assert surveyor is not None  # noqa: S101  start() made it
         committed = {
             number: await committed_offset(surveyor, self._tp(Stream.PREDICTIONS, number)) or 0
@@ -400,8 +454,23 @@ class Auditor:
         self._ends = ends
         for known in (self._control, self._route_ends):
             known.update({tp: ends[tp] for tp in known})
+        came = await surveyor.end_offsets([self._tp(Stream.PREDICTIONS, number) for number in self._ledgers])
+        for number in self._ledgers:
+            # Verdicts are of predictions below the committed offset if there are no others, or if they have been
+            # visible for long enough.
+            seen_at, end = self._approved_ends.get(number, (asked_at, 0))
+            if seen_at <= asked_at - PATIENCE:
+                self._covered[number] = end
+            if number not in self._approved_ends or seen_at <= asked_at - PATIENCE:
+                self._approved_ends[number] = time.monotonic(), ends[self._tp(Stream.APPROVED, number)]
+            if came[self._tp(Stream.PREDICTIONS, number)] == committed[number]:
+                self._covered[number] = ends[self._tp(Stream.APPROVED, number)]
         frontiers = {
-            number: Frontier(committed[number], {stream: ends[self._tp(stream, number)] for stream in VERDICTS})
+            number: Frontier(
+                committed[number],
+                {stream: ends[self._tp(stream, number)] for stream in VERDICTS},
+                self._covered.get(number, 0),
+            )
             for number in self._ledgers
         }
         for number, frontier in frontiers.items():
@@ -434,6 +503,8 @@ class Auditor:
         topics = self._settings.topics
         if tp.topic == topics.control:
             for record in records:
+                if self._is_past(record.value or b""):
+                    continue
                 # What is no control record the switch has put aside; commands are not compared.
                 with contextlib.suppress(ValidationError):
                     event = parse_control(record.value or b"")
@@ -454,6 +525,15 @@ class Auditor:
             stream = next(stream for stream, name in self._streams.items() if name == tp.topic)
             self._ledgers[tp.partition].add(stream, records, time.monotonic())
 
+    def _is_past(self, value: bytes) -> bool:
+        """Whether a tally is of predictions before the start: many are, and to read one whole takes long."""
+        try:
+            tally = _decode_range(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return False
+        ledger = self._ledgers.get(tally.partition)
+        return ledger is not None and ledger.is_past(tally.last_offset)
+
     def _take_tally(self, tally: Tally, written_ms: int) -> None:
         if is_another(tally.topic_id, self._ids.by_name.get(self._settings.topics.predictions)):
             # Of the topic that had this name before: its offsets are others.
@@ -463,7 +543,7 @@ class Auditor:
             ledger.add_tally(tally, written_ms)
         else:
             # The topic may have grown meanwhile: the next cycle follows that partition.
-            self._unclaimed.append((tally, written_ms))
+            self._unclaimed.append((without_samples(tally), written_ms))
 
     def _policy(self, policy_id: str) -> PolicySet | None:
         """The policy of that id, as it is or was since this process started; None if it never was."""
@@ -512,6 +592,14 @@ class Auditor:
         findings.checked, findings.unjudged = checked, unjudged
         findings.released = before["released"] + sum(ledger.released for ledger in ledgers)
         findings.removed = before["removed"] + sum(ledger.removed for ledger in ledgers)
+        uncompared = before["uncompared"] + sum(ledger.uncompared for ledger in ledgers)
+        if uncompared > findings.uncompared:
+            metrics.AUDIT_GAPS.inc()
+            log.error(
+                "not everything can be compared, too many predictions and verdicts waited for each other",
+                given_up=uncompared - findings.uncompared,
+            )
+        findings.uncompared = uncompared
 
 
 async def audit_once(
@@ -519,10 +607,10 @@ async def audit_once(
 ) -> Findings:
     """Compare what came in `within` that time, or everything. Raises KafkaUnavailable, PolicyError.
 
-    `tell` gets a sentence every few seconds. A short time may need long: what was approved before it is read too, as
-    far as guards remember it.
+    `tell` gets a sentence every few seconds. A short time may need long where something came in it: what was approved
+    before it is read too, as far as guards remember it.
     """
-    auditor = Auditor(settings, None if within is None else utc_now() - within)
+    auditor = Auditor(settings, None if within is None else utc_now() - within, once=True)
     began = time.monotonic()
 
     async def report() -> None:

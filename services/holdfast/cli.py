@@ -175,6 +175,8 @@ def audit(
         console.print(f"{found.checked} predictions compared in {seconds:.0f} s; {found.released} released by people.")
         if found.unjudged:
             console.print(f"{found.unjudged} not judged again: their policy, or their tally, is not known here.")
+        if found.uncompared:
+            console.print(f"{found.uncompared} not compared: too many predictions and verdicts waited for each other.")
 
     show(as_json, found.facts(), display)
     if found.violations.total():

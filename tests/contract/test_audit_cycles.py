@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from core.written import Rec, Written, write_verdicts
 from holdfast import audit
 from holdfast.audit import Auditor
+from holdfast.core import ledger
 from holdfast.core.checks import Memory
 from holdfast.core.ledger import VERDICTS
 from holdfast.core.policy import PolicySet
@@ -250,10 +251,18 @@ class GrowingReader(Reader):
 class Checked:
     """The checker, on a broker in memory."""
 
-    def __init__(self, seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch, reader: type[Reader] = Reader) -> None:
+    def __init__(
+        self,
+        seed: int,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        reader: type[Reader] = Reader,
+        *,
+        once: bool = False,
+    ) -> None:
         (folder / "pricing.toml").write_text(POLICY)
         self.chance = random.Random(seed)
-        self.auditor = Auditor(Settings(policies=folder, guard={"max_batch_records": BATCH}), None)
+        self.auditor = Auditor(Settings(policies=folder, guard={"max_batch_records": BATCH}), None, once=once)
         self.broker = Broker(self.chance, self.auditor._policies.current)
 
         async def counts(*_: object) -> dict[str, int]:
@@ -285,7 +294,7 @@ class Checked:
     def finds_nothing(self) -> None:
         auditor, committed = self.auditor, self.broker.committed
         assert not auditor.findings.violations, auditor.findings.examples
-        judged = sum(max(0, committed.get(p, 0) - ledger._start) for p, ledger in auditor._ledgers.items())
+        judged = sum(max(0, committed.get(p, 0) - one._start) for p, one in auditor._ledgers.items())
         assert auditor.findings.checked == judged
 
 
@@ -321,6 +330,34 @@ def test_tallies_of_a_partition_that_is_new_are_kept_for_it(
     checked.broker.go_on(30)
     asyncio.run(checked.follow(1))
     checked.finds_nothing()
+
+
+@pytest.mark.parametrize("came_since", [0, 1, 40])
+def test_one_look_at_a_short_time_waits_for_nothing(
+    came_since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once every prediction is judged, the verdicts of earlier ones are told apart without waiting for the others.
+
+    Where nothing came in that time, nothing older is read at all.
+    """
+    checked = Checked(7, tmp_path, monkeypatch, once=True)
+    monkeypatch.setattr(audit, "PATIENCE", 1e9)
+    monkeypatch.setattr(ledger, "LIMIT", 50)
+    chance, broker = checked.chance, checked.broker
+    for partition in range(2):
+        broker.add_partition()
+        broker.still_to_come = 3000
+        broker.predict(partition, 3000)
+    broker.finish()
+    broker.now_ms += 3_600_000
+    checked.auditor._since = datetime.fromtimestamp((broker.now_ms - 10_000) / 1000, UTC)
+    broker.still_to_come = came_since
+    broker.predict(chance.randrange(2), came_since)
+    broker.finish()
+    asyncio.run(asyncio.wait_for(checked.auditor.once(), 20))
+    assert not checked.auditor.findings.violations
+    assert checked.auditor.findings.checked == came_since
+    assert (checked.auditor.offsets_read() == 0) == (came_since == 0)
 
 
 def test_a_long_look_says_how_far_it_is(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ AUDIT_UNJUDGED = Counter(
 )
 AUDIT_GAPS = Counter(
     "holdfast_audit_gaps_total",
-    "Times that records were removed, or a topic was made again, before all of it was compared.",
+    "Times that not everything was compared: records were removed, a topic was made again, or too many waited.",
     registry=REGISTRY,
 )
 AUDIT_LAG = Gauge(

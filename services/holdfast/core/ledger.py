@@ -15,7 +15,11 @@ than the ledger (a reference further back than `restore_records`), a failure aga
 records are counted only: they are approved in a person's name, and what they teach is a reference. An approved record
 that was held against a reference that a person gave says so, with its value, in a header.
 
-Memory is bounded by `LIMIT` records a stream, and by what the checks themselves remember.
+Memory is bounded by `LIMIT` records and `Rules.held_bytes` a partition, and by what the checks themselves remember.
+Of a record no more is kept than is still needed: of a prediction its identity, of a blocked or malformed record our
+headers, of an approved one its value and our headers, until it has been judged again. The bounds are kept by reading
+less, not by forgetting: of verdicts nothing more is read than is needed to go on, and nothing but tallies while only a
+tally is missing. What could not be compared all the same is counted in `uncompared`.
 """
 
 import bisect
@@ -38,12 +42,12 @@ from holdfast.core.decode import Columns
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
-from holdfast.core.record import MAX_KEY_BYTES, Record, headers_size, produced_at
+from holdfast.core.record import MAX_KEY_BYTES, Record, produced_at
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 1000
 """Records of one stream held while the others catch up; what the checker needs at its peak follows from it."""
-LIMIT_BYTES = 16 * 1024 * 1024
+HELD_BYTES = 16 * 1024 * 1024
 MISSING_LIMIT = 100_000
 """Predictions without a verdict that are waited for; beyond it the oldest are given up as lost."""
 FIRST_AMONG = 500
@@ -58,6 +62,19 @@ ROUTES_KEPT = 1000
 """Of a model, the latest."""
 NO_POLICY = "none"
 _FINDINGS = msgspec.json.Decoder(list[Found])
+_READ = frozenset(
+    header.value
+    for header in (
+        Header.VERDICT,
+        Header.POLICY,
+        Header.MODEL,
+        Header.MODEL_VERSION,
+        Header.FINDINGS,
+        Header.SOURCE,
+        Header.REFERENCE,
+    )
+)
+"""The headers that are looked at after the record has been read."""
 
 
 class Kind(StrEnum):
@@ -120,6 +137,8 @@ class Rules:
     max_entities: int = 2_000_000
     compacted: frozenset[Stream] = frozenset()
     """The topics from which records may be gone that are superseded."""
+    held_bytes: int = HELD_BYTES
+    """Bytes of keys, values and headers held of a partition; what one fetch brings of each stream comes on top."""
     ahead: int = 20_000
     """Offsets at a verdict topic's end that may be of predictions beyond the guard's committed offset: brokers show
     the two one after the other. More than two batches."""
@@ -154,18 +173,23 @@ class _Prediction:
     key: int
     identity: bytes
     stream: Stream | None = None
-    verdict: Record | None = None
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    verdict: "_VerdictRecord | None" = None
 
 
 @dataclass(slots=True, eq=False)
-class _Early:
-    """A verdict that has no prediction yet; what is read off it is read once."""
+class _VerdictRecord:
+    """What is kept of a record with a verdict; what is read off it is read once."""
 
-    record: Record
-    read_at: float
+    offset: int
+    key: int
+    value: bytes | None
+    """Of an approved one; the value of another is in its identity."""
     headers: Mapping[str, bytes]
+    """Those of `_READ`."""
     identity: bytes
+    size: int
+    """Bytes that are kept."""
+    read_at: float
     names: int
     """The offset of the prediction that a blocked or malformed one names; -1 where that is none of this partition,
     and for an approved one."""
@@ -196,6 +220,8 @@ class _Group:
     offsets: list[int] = field(default_factory=list)
     approved_offsets: list[int] = field(default_factory=list)
     condemned: list[bool] = field(default_factory=list)
+    size: int = 0
+    """Bytes of the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +230,13 @@ class Frontier:
 
     committed: int
     ends: Mapping[Stream, int]
+    covered: int = 0
+    """Approved records before this offset are of predictions before `committed`."""
+
+
+def without_samples(tally: Tally) -> Tally:
+    """As much of a tally as is compared."""
+    return tally.model_copy(update={"samples": (), "entities": ()})
 
 
 def identity(record: Record, timestamp: int) -> bytes:
@@ -242,6 +275,8 @@ class Ledger:
         self.released = 0
         self.removed = 0
         """Verdicts on predictions that compaction has removed since."""
+        self.uncompared = 0
+        """Verdicts and predictions that were given up because too many waited: whether they fit is not known."""
         self.starved = False
         self._start, self._next, self._settled = start, start, start
         # Stretches without a prediction, as compaction leaves them, the latest ones; and where the next may begin.
@@ -255,14 +290,16 @@ class Ledger:
         self._rules, self._routes, self._policy = rules, routes, policy
         self._frontiers: deque[Frontier] = deque()
         self._last = Frontier(0, dict.fromkeys(VERDICTS, 0))
-        self._ahead: deque[Record] = deque()
+        self._ahead: deque[_Prediction] = deque()
         self._window: OrderedDict[int, _Prediction] = OrderedDict()
         self._missing: OrderedDict[int, _Prediction] = OrderedDict()
         self._waiting: dict[bytes, list[_Prediction]] = {}
-        self._early: dict[Stream, list[_Early]] = {stream: [] for stream in VERDICTS}
+        self._early: dict[Stream, list[_VerdictRecord]] = {stream: [] for stream in VERDICTS}
         # What was known when all that is held of a stream was last tried.
-        self._tried: dict[Stream, tuple[int, int]] = {}
+        self._tried: dict[Stream, tuple[int, int, int]] = {}
         self._early_bytes, self._window_bytes = 0, 0
+        # Of predictions before this offset verdicts were given up that may have been theirs.
+        self._uncompared_before = -1
         self._last_approved = -1
         # The approved offset of the first match.
         self._first_match = sys.maxsize
@@ -271,12 +308,13 @@ class Ledger:
         self._recent, self._recent_at = bytearray(RECENT * IDENTITY_BYTES), 0
         self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
         self._groups: dict[str, _Group] = {}
+        self._group_bytes = 0
         self._memory = Memory()
         self._guards = _GuardsKnowledge(rules, complete=older is None)
         # By model, what the last policy remembered.
         self._fields: dict[str, frozenset[Remembered]] = {}
         # By model, what was approved before the start and is not in the memory yet: policy and records.
-        self._to_learn: dict[str, tuple[str, list[Record]]] = {}
+        self._to_learn: dict[str, tuple[str, list[_VerdictRecord]]] = {}
         self._found: list[Violation] = []
 
     # What it is given.
@@ -289,37 +327,46 @@ class Ledger:
 
     def add(self, stream: Stream, records: Sequence[Record], now: float) -> None:
         if stream is not Stream.PREDICTIONS:
-            self._early[stream] += [self._read(stream, record, now) for record in records]
+            read = [self._read(stream, record, now) for record in records]
+            self._early[stream] += read
             self._tried.pop(stream, None)
-            self._early_bytes += sum(map(_size, records))
+            self._early_bytes += sum(one.size for one in read)
             return
-        self._ahead.extend(records)
+        self._ahead += [
+            _Prediction(record.offset, hash(record.key), identity(record, record.timestamp)) for record in records
+        ]
         self._admit()
 
-    def _read(self, stream: Stream, record: Record, now: float) -> _Early:
+    def _read(self, stream: Stream, record: Record, now: float) -> _VerdictRecord:
         # Kafka knows headers without a value.
-        headers, names = {name: value or b"" for name, value in record.headers}, -1
+        headers, names = {name: value or b"" for name, value in record.headers if name in _READ}, -1
         # A released record names its source too, and belongs to no prediction here.
         if stream is not Stream.APPROVED:
             source = _source(headers)
             if source is not None and source[:2] == (self._rules.predictions_topic, self.partition):
                 names = source[2]
-        return _Early(record, now, headers, identity(record, produced_at(record)), names)
+        value = record.value if stream is Stream.APPROVED else None
+        size = len(value or b"") + sum(len(name) + len(text) for name, text in headers.items())
+        digest = identity(record, produced_at(record))
+        return _VerdictRecord(record.offset, hash(record.key), value, headers, digest, size, now, names)
 
     def _admit(self) -> None:
         """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
         end = self.target(Stream.PREDICTIONS)
         while self._ahead and self._ahead[0].offset < end:
-            record = self._ahead.popleft()
-            if record.offset > self._admitted and Stream.PREDICTIONS in self._rules.compacted:
-                self._gaps.append((self._admitted, record.offset))
-            self._admitted = record.offset + 1
-            prediction = _Prediction(record.offset, hash(record.key), identity(record, record.timestamp))
-            self._window[record.offset] = prediction
+            prediction = self._ahead.popleft()
+            if prediction.offset > self._admitted and Stream.PREDICTIONS in self._rules.compacted:
+                self._gaps.append((self._admitted, prediction.offset))
+            self._admitted = prediction.offset + 1
+            self._window[prediction.offset] = prediction
             self._waiting.setdefault(prediction.identity, []).append(prediction)
 
+    def is_past(self, offset: int) -> bool:
+        """Whether a tally up to that offset is of no prediction that is compared."""
+        return offset < self._start
+
     def add_tally(self, tally: Tally, written_ms: int) -> None:
-        if tally.last_offset < self._start:
+        if self.is_past(tally.last_offset):
             return
         queue = self._tallies.setdefault((tally.model, tally.model_version), deque())
         # Mostly the last one; a control topic that has grown has them in two partitions, which are read in no order.
@@ -333,19 +380,24 @@ class Ledger:
                     Kind.TALLY, tally.first_offset, tally.model, f"a second tally from {tally.worker} covers it"
                 )
             return
-        small = tally.model_copy(update={"samples": (), "entities": ()})
-        queue.insert(place, _OpenTally(small, written_ms))
+        queue.insert(place, _OpenTally(without_samples(tally), written_ms))
 
     def wants(self, stream: Stream, position: int) -> bool:
         """Whether records of `stream` from `position` on are needed now."""
         if position >= self.target(stream):
             return False
+        held = self._early_bytes + self._window_bytes
+        if self.starved and held >= self._rules.held_bytes:
+            return False  # What is held waits for a tally, and for nothing else.
         if stream is Stream.PREDICTIONS:
             # Approved records that match nothing here may belong to predictions far behind a long row of lost ones.
-            stuck = not self.wants(Stream.APPROVED, -1)
-            return len(self._window) < (MISSING_LIMIT if stuck else LIMIT)
-        full = len(self._early[stream]) >= LIMIT or self._early_bytes + self._window_bytes >= LIMIT_BYTES
+            stuck = not self.starved and not self.wants(Stream.APPROVED, -1)
+            return len(self._window) < (MISSING_LIMIT if stuck and not self._is_full() else LIMIT)
+        full = len(self._early[stream]) >= LIMIT or held >= self._rules.held_bytes
         return not full or not self._early[stream]
+
+    def _is_full(self) -> bool:
+        return self._window_bytes >= self._rules.held_bytes
 
     def target(self, stream: Stream) -> int:
         """Up to which offset `stream` is to be read by now."""
@@ -357,6 +409,7 @@ class Ledger:
     def advance(self, positions: Mapping[Stream, int], *, tallies_read: bool) -> list[Violation]:
         """Match and judge what can be; `tallies_read`: all tallies of the stretch have been given."""
         self._next = max(self._next, min(positions[Stream.PREDICTIONS], self.target(Stream.PREDICTIONS)))
+        self.starved = False
         explicit_read = True
         for stream in (Stream.BLOCKED, Stream.MALFORMED):
             self._match(stream, self._match_named)
@@ -391,7 +444,7 @@ class Ledger:
             self._tallies = {key: queue for key, queue in self._tallies.items() if queue}
         if not self._window:
             for model in list(self._groups):
-                self._judge(model, self._groups.pop(model))
+                self._judge_group(model)
         for stream in VERDICTS:
             self._give_up_strays(stream, stale)
         self._learn_older()
@@ -403,40 +456,40 @@ class Ledger:
 
     def undecided(self, ends: Mapping[Stream, int]) -> bool:
         """Whether a verdict below `ends` has found no prediction yet."""
-        return any(early.record.offset < ends[stream] for stream in VERDICTS for early in self._early[stream])
+        return any(early.offset < ends[stream] for stream in VERDICTS for early in self._early[stream])
 
     # Matching.
 
-    def _match(self, stream: Stream, match: Callable[[Stream, _Early], bool]) -> None:
+    def _match(self, stream: Stream, match: Callable[[Stream, _VerdictRecord], bool]) -> None:
         """Give what is held of `stream` to its predictions, as far as these have been read."""
-        known = (self._next, self._last.committed)
+        known = (self._next, self._last.committed, self._last.covered)
         if self._tried.get(stream) == known:
             return
         self._tried[stream] = known
-        left: list[_Early] = []
+        left: list[_VerdictRecord] = []
         for early in self._early[stream]:
             last = self._last_approved
             if early.names >= self._next or not match(stream, early):
                 left.append(early)
                 continue
-            self._early_bytes -= _size(early.record)
+            self._early_bytes -= early.size
             if stream is Stream.APPROVED and Stream.PREDICTIONS in self._rules.compacted and self._last_approved > last:
                 # Approved records come in the order of the predictions: those before it are of predictions before it.
                 for gone in left:
-                    self._early_bytes -= _size(gone.record)
+                    self._early_bytes -= gone.size
                     self._remove(gone, self._last_approved)
                 left = []
         self._early[stream] = left
 
-    def _match_named(self, stream: Stream, early: _Early) -> bool:
+    def _match_named(self, stream: Stream, early: _VerdictRecord) -> bool:
         """Give a blocked or malformed record to the prediction that it names, which has been read."""
-        record, headers, offset = early.record, early.headers, early.names
+        headers, offset = early.headers, early.names
         if offset < 0:
             # The switch puts malformed control records there too.
             source = _source(headers)
             if stream is not Stream.MALFORMED or source is None or source[0] == self._rules.predictions_topic:
                 self._report(
-                    Kind.UNCHECKED, None, "", f"{stream} offset {record.offset} names no prediction of its partition"
+                    Kind.UNCHECKED, None, "", f"{stream} offset {early.offset} names no prediction of its partition"
                 )
             return True
         if offset < self._start:
@@ -447,12 +500,12 @@ class Ledger:
             return True
         if prediction is None or prediction.stream is not None:
             if self._rules.exactly_once:
-                self._report(Kind.REPEATED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
+                self._report(Kind.REPEATED, offset, _text(headers, Header.MODEL), f"{stream} offset {early.offset}")
             return True
         if early.identity != prediction.identity:
-            self._report(Kind.ALTERED, offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}")
+            self._report(Kind.ALTERED, offset, _text(headers, Header.MODEL), f"{stream} offset {early.offset}")
         self._waiting[prediction.identity].remove(prediction)
-        self._assign(prediction, stream, record, headers)
+        self._assign(prediction, stream, early)
         return True
 
     def _is_gone(self, offset: int) -> bool:
@@ -463,20 +516,20 @@ class Ledger:
         behind_the_last = self._admitted <= offset < self._next
         return Stream.PREDICTIONS in self._rules.compacted and (in_gap or forgotten or behind_the_last)
 
-    def _match_approved(self, stream: Stream, early: _Early) -> bool:
-        record, headers, digest = early.record, early.headers, early.identity
+    def _match_approved(self, stream: Stream, early: _VerdictRecord) -> bool:
+        headers, digest = early.headers, early.identity
         verdict = _text(headers, Header.VERDICT)
         if verdict == Verdict.RELEASED:
             self.released += 1
             return True
-        if verdict == Verdict.DELETED and record.value is not None:
-            self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} is no deletion: it has a value")
+        if verdict == Verdict.DELETED and early.value is not None:
+            self._report(Kind.UNCHECKED, None, "", f"approved offset {early.offset} is no deletion: it has a value")
             return True
         named = verdict == Verdict.DELETED or all(
             header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION)
         )
         if verdict not in (Verdict.APPROVED, Verdict.DELETED) or not named:
-            self._report(Kind.UNCHECKED, None, "", f"approved offset {record.offset} does not say how it was checked")
+            self._report(Kind.UNCHECKED, None, "", f"approved offset {early.offset} does not say how it was checked")
             return True
         waiting = self._waiting.get(digest)
         if waiting:
@@ -484,72 +537,76 @@ class Ledger:
             if self._exact_from is None:
                 self._exact_from = prediction.offset
             if self._last_approved < 0:
-                self._first_match = record.offset
+                self._first_match = early.offset
             self._last_approved = max(self._last_approved, prediction.offset)
             self._recent[self._recent_at : self._recent_at + IDENTITY_BYTES] = digest
             self._recent_at = (self._recent_at + IDENTITY_BYTES) % len(self._recent)
-            self._assign(prediction, stream, record, headers)
+            self._assign(prediction, stream, early)
             return True
         begun = self._next > self._start or self.target(Stream.PREDICTIONS) <= self._start
-        long_before = begun and record.offset < (self._older or 0) - self._rules.ahead
-        if self._is_older(record) and (long_before or len(self._waiting) >= FIRST_AMONG):
-            self._remember_older(headers, record)
+        long_before = begun and early.offset < (self._older or 0) - self._rules.ahead
+        # Every prediction that it may be of has been read, and it is of none.
+        covered = self._next >= self._last.committed and early.offset < self._last.covered
+        if self._is_older(early) and (long_before or covered or len(self._waiting) >= FIRST_AMONG):
+            self._remember_older(early)
             return True
         return False
 
-    def _remove(self, early: _Early, before: int) -> None:
+    def _remove(self, early: _VerdictRecord, before: int) -> None:
         """Pass over an approved record whose prediction, which was before that offset, compaction has removed."""
         self.removed += 1
-        self._removed_keys[hash(early.record.key)] = before
+        self._leave_out(early, before)
+
+    def _leave_out(self, early: _VerdictRecord, before: int) -> None:
+        """Pass over an approved record of a prediction before that offset, which is then missed by nobody."""
+        self._removed_keys[early.key] = before
         while len(self._removed_keys) > RECENT:
             self._removed_keys.popitem(last=False)
         # What the guards had learnt from it is not known here.
-        self._guards.unread[_text(early.headers, Header.MODEL)] = early.record.offset
+        self._guards.unread[_text(early.headers, Header.MODEL)] = early.offset
 
-    def _is_older(self, record: Record) -> bool:
+    def _is_older(self, early: _VerdictRecord) -> bool:
         """Whether an approved record that matches nothing may be of a prediction before the start."""
-        return self._older is not None and record.offset < min(self._older, self._first_match)
+        return self._older is not None and early.offset < min(self._older, self._first_match)
 
     def _pass_over_older(self) -> None:
         """What came before the first match is of predictions before the start; it is older than all that match."""
-        left: list[_Early] = []
+        left: list[_VerdictRecord] = []
         # 0: everything is read from the first record on, so nothing is older.
         limit = self._first_match if self._older else 0
         for early in self._early[Stream.APPROVED]:
-            if early.record.offset < limit:
-                self._early_bytes -= _size(early.record)
-                self._remember_older(early.headers, early.record)
+            if early.offset < limit:
+                self._early_bytes -= early.size
+                self._remember_older(early)
             else:
                 left.append(early)
         self._early[Stream.APPROVED] = left
         self._older = None
 
-    def _assign(self, prediction: _Prediction, stream: Stream, record: Record, headers: Mapping[str, bytes]) -> None:
+    def _assign(self, prediction: _Prediction, stream: Stream, verdict: _VerdictRecord) -> None:
         if not self._waiting[prediction.identity]:
             del self._waiting[prediction.identity]
-        prediction.stream, prediction.verdict, prediction.headers = stream, record, headers
+        prediction.stream, prediction.verdict = stream, verdict
         last_of_key = self._last_of_key[stream]
         if last_of_key.pop(prediction.key, -1) > prediction.offset:
-            self._report(
-                Kind.OUT_OF_ORDER, prediction.offset, _text(headers, Header.MODEL), f"{stream} offset {record.offset}"
-            )
+            model = _text(verdict.headers, Header.MODEL)
+            self._report(Kind.OUT_OF_ORDER, prediction.offset, model, f"{stream} offset {verdict.offset}")
         last_of_key[prediction.key] = prediction.offset
         if self._missing.pop(prediction.offset, None) is not None:
             self.checked += 1  # late, and its tally is closed: only its order could be checked
         else:
-            self._window_bytes += _size(record)
+            self._window_bytes += verdict.size
 
     def _give_up_strays(self, stream: Stream, stale: float) -> None:
-        left: list[_Early] = []
+        left: list[_VerdictRecord] = []
         recent = self._recent_identities() if any(early.read_at < stale for early in self._early[stream]) else set()
         for early in self._early[stream]:
-            record = early.record
             if early.read_at >= stale:
                 left.append(early)
                 continue
-            self._early_bytes -= _size(record)
-            if stream is Stream.APPROVED and self._is_older(record):
-                self._remember_older(early.headers, record)
+            self._early_bytes -= early.size
+            if stream is Stream.APPROVED and self._is_older(early):
+                self._remember_older(early)
                 continue
             repeated = early.identity in recent
             if not repeated and stream is Stream.APPROVED and Stream.PREDICTIONS in self._rules.compacted:
@@ -557,11 +614,21 @@ class Ledger:
                 continue
             if repeated and not self._rules.exactly_once:
                 continue
+            if not repeated and self._may_be_further_on(stream):
+                self.uncompared += 1
+                self._uncompared_before = self._last.committed
+                self._leave_out(early, self._last.committed)
+                continue
             model = _text(early.headers, Header.MODEL)
             what = "repeats an approved record" if repeated else "belongs to no prediction"
             kind = Kind.REPEATED if repeated else Kind.UNCHECKED
-            self._report(kind, None, model, f"{stream} offset {record.offset} {what}")
+            self._report(kind, None, model, f"{stream} offset {early.offset} {what}")
         self._early[stream] = left
+
+    def _may_be_further_on(self, stream: Stream) -> bool:
+        """Whether a verdict may be of a prediction that is not read because too many before it wait for theirs."""
+        too_many = len(self._window) >= MISSING_LIMIT and stream in self._rules.compacted
+        return self._next < self._last.committed and (too_many or self._is_full())
 
     def _recent_identities(self) -> set[bytes]:
         ring = bytes(self._recent)
@@ -570,18 +637,19 @@ class Ledger:
     # Settling: in the order of the predictions, once nothing more can be said about one.
 
     def _settle(self, *, approved_read: bool, tallies_read: bool) -> None:
-        self.starved = False
         while self._window:
             prediction = next(iter(self._window.values()))
-            if prediction.stream is None:
+            verdict = prediction.verdict
+            if verdict is None:
                 if not approved_read and prediction.offset > self._last_approved:
                     break
                 self._missing[prediction.offset] = prediction
                 if len(self._missing) > MISSING_LIMIT:
-                    self._lose(self._missing.popitem(last=False)[1])
-            elif self._count(prediction, tallies_read):
+                    # A later verdict of the same key, which is not read yet, may have superseded its own.
+                    self._lose(self._missing.popitem(last=False)[1], certain=approved_read)
+            elif self._count(prediction, verdict, tallies_read):
                 self.checked += 1
-                self._window_bytes -= _size(prediction.verdict)
+                self._window_bytes -= verdict.size
             else:
                 self.starved = True
                 break
@@ -592,9 +660,9 @@ class Ledger:
             while offsets and next(iter(offsets.values())) < oldest:
                 offsets.popitem(last=False)
 
-    def _count(self, prediction: _Prediction, tallies_read: bool) -> bool:
+    def _count(self, prediction: _Prediction, verdict: _VerdictRecord, tallies_read: bool) -> bool:
         """Enter a verdict into its tally, and check it; False where the tally has not been read yet."""
-        headers, offset = prediction.headers, prediction.offset
+        headers, offset = verdict.headers, prediction.offset
         is_malformed = prediction.stream is Stream.MALFORMED
         if _text(headers, Header.VERDICT) == Verdict.DELETED:
             return True  # It names no version, and no tally counts it.
@@ -623,7 +691,7 @@ class Ledger:
             (found.blocked_by if finding.enforced else found.shadow_by)[finding.check] += 1
         if approved:
             self._check_fence(model, version, offset, found)
-            self._enter_group(prediction, model, policy_id, found.tally)
+            self._enter_group(offset, verdict, model, policy_id, found.tally)
         return True
 
     def _findings(self, headers: Mapping[str, bytes], offset: int, model: str) -> Sequence[Found]:
@@ -643,6 +711,7 @@ class Ledger:
         told = done.tally
         if not self._rules.exactly_once or not self._is_exact(told.first_offset):
             return
+        may_lack = bool(self._rules.compacted) or told.first_offset < self._uncompared_before
         counted: dict[str, int | dict[str, int]] = {
             "seen": done.seen,
             "approved": done.approved,
@@ -653,7 +722,7 @@ class Ledger:
         wrong = [
             f"{name} is {getattr(told, name)}, counted {value}"
             for name, value in counted.items()
-            if getattr(told, name) != value and not (self._rules.compacted and _is_part(value, getattr(told, name)))
+            if getattr(told, name) != value and not (may_lack and _is_part(value, getattr(told, name)))
         ]
         if wrong:
             self._report(
@@ -664,21 +733,23 @@ class Ledger:
         return self._exact_from is not None and offset >= self._exact_from
 
     def _is_superseded(self, prediction: _Prediction) -> bool:
-        """Whether compaction may have removed its verdict: there is a later one of the same key."""
-        return any(
+        """Whether its verdict may have been passed over, or removed because there is a later one of the same key."""
+        return self._removed_keys.get(prediction.key, -1) > prediction.offset or any(
             self._last_of_key[stream].get(prediction.key, -1) > prediction.offset
-            or self._removed_keys.get(prediction.key, -1) > prediction.offset
-            or any(hash(early.record.key) == prediction.key for early in self._early[stream])
+            or any(early.key == prediction.key for early in self._early[stream])
             for stream in VERDICTS
             if stream in self._rules.compacted
         )
 
-    def _lose(self, prediction: _Prediction) -> None:
+    def _lose(self, prediction: _Prediction, *, certain: bool = True) -> None:
         waiting = self._waiting[prediction.identity]
         waiting.remove(prediction)
         if not waiting:
             del self._waiting[prediction.identity]
         if self._is_exact(prediction.offset) and not self._is_superseded(prediction):
+            if not certain and self._rules.compacted.intersection(VERDICTS):
+                self.uncompared += 1
+                return
             self._report(Kind.LOST, prediction.offset, "", "the guard's committed offset is past it")
 
     def _check_fence(self, model: str, version: str, offset: int, found: _OpenTally) -> None:
@@ -691,21 +762,30 @@ class Ledger:
 
     # Judging again.
 
-    def _enter_group(self, prediction: _Prediction, model: str, policy_id: str, tally: Tally) -> None:
+    def _enter_group(self, offset: int, verdict: _VerdictRecord, model: str, policy_id: str, tally: Tally) -> None:
         group = self._groups.get(model)
         batch = (tally.worker, tally.at)
         if group is not None and ((group.tally.worker, group.tally.at) != batch or group.policy_id != policy_id):
-            self._judge(model, group)
+            self._judge_group(model)
             group = None
         if group is None:
             group = self._groups[model] = _Group(policy_id, tally)
-        assert prediction.verdict is not None  # noqa: S101  it is settled
-        if Header.REFERENCE.value in prediction.headers:
-            group.used[len(group.values)] = parse_header(prediction.headers[Header.REFERENCE.value])
-        group.values.append(prediction.verdict.value or b"")
-        group.offsets.append(prediction.offset)
-        group.approved_offsets.append(prediction.verdict.offset)
-        group.condemned.append(is_condemned(prediction.headers))
+        if Header.REFERENCE.value in verdict.headers:
+            group.used[len(group.values)] = parse_header(verdict.headers[Header.REFERENCE.value])
+        group.values.append(verdict.value or b"")
+        group.offsets.append(offset)
+        group.approved_offsets.append(verdict.offset)
+        group.condemned.append(is_condemned(verdict.headers))
+        group.size += len(verdict.value or b"")
+        self._group_bytes += len(verdict.value or b"")
+        if self._group_bytes >= self._rules.held_bytes // 2:
+            # A verdict does not depend on where a batch ends, so a part of one can be judged; the largest frees most.
+            self._judge_group(max(self._groups, key=lambda one: self._groups[one].size))
+
+    def _judge_group(self, model: str) -> None:
+        group = self._groups.pop(model)
+        self._group_bytes -= group.size
+        self._judge(model, group)
 
     def _judge(self, model: str, group: _Group) -> None:
         policies = self._policy(group.policy_id)
@@ -760,14 +840,14 @@ class Ledger:
             entities.forget(self._rules.max_entities)
         self._guards.forget(self._memory, max(1, len(set().union(*self._fields.values()))))
 
-    def _remember_older(self, headers: Mapping[str, bytes], record: Record) -> None:
+    def _remember_older(self, early: _VerdictRecord) -> None:
         """Approved before the start: what the memory then held. It is learnt with the next `_learn_older`."""
-        model, policy_id = _text(headers, Header.MODEL), _text(headers, Header.POLICY)
+        model, policy_id = _text(early.headers, Header.MODEL), _text(early.headers, Header.POLICY)
         known, records = self._to_learn.setdefault(model, (policy_id, []))
         if known != policy_id:
             self._learn_older()
             self._to_learn[model] = policy_id, records = policy_id, []
-        records.append(record)
+        records.append(early)
 
     def _learn_older(self) -> None:
         to_learn, self._to_learn = self._to_learn, {}
@@ -887,12 +967,6 @@ def _is_part(counted: int | dict[str, int], told: int | dict[str, int]) -> bool:
     if isinstance(counted, int) or isinstance(told, int):
         return isinstance(counted, int) and isinstance(told, int) and counted <= told
     return all(number <= told.get(check, 0) for check, number in counted.items())
-
-
-def _size(record: Record | None) -> int:
-    if record is None:
-        return 0
-    return len(record.value or b"") + len(record.key or b"") + headers_size(record)
 
 
 def _text(headers: Mapping[str, bytes], header: Header) -> str:
