@@ -1,18 +1,17 @@
 """`holdfast malformed`: see what could not be decoded and why, and judge it again."""
 
-from collections import Counter
 from datetime import timedelta
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from holdfast.adapters.malformed import UNNAMED, Found, find_malformed
 from holdfast.core.findings import in_words
 from holdfast.core.malformed import CHECK, MalformedKind
 from holdfast.release import Answer, Released, Wanted
+from holdfast.released import show_released
 from holdfast.retry import retry
 from holdfast.settings import load_settings
 from holdfast.terminal import (
@@ -27,6 +26,7 @@ from holdfast.terminal import (
     perform,
     run,
     show,
+    table,
 )
 from holdfast_schemas import Finding, utc_now
 
@@ -76,11 +76,11 @@ def malformed_list(
         if not found.count:
             console.print("No record that fits was malformed in that time.")
             return
-        table = _table("at", "version", "source", "reason")
+        rows = table("at", "version", "source", "reason")
         for one in found.latest:
             version = f"{one.model} {one.version}" if one.model else ""
-            table.add_row(f"{one.at:%H:%M:%S}", Text(version), Text(one.source), Text(one.reason))
-        console.print(table)
+            rows.add_row(f"{one.at:%H:%M:%S}", Text(version), Text(one.source), Text(one.reason))
+        console.print(rows)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.most_common())
         shown = f"; the latest {len(found.latest):,} are shown" if found.count > len(found.latest) else ""
         console.print(f"{found.count:,} malformed ({kinds}){shown}.", soft_wrap=True)
@@ -141,66 +141,24 @@ def malformed_retry(
             )
         return results
 
-    results = perform(action)
-    counts = Counter(result.answer for result in results)
-
-    def display(console: Console) -> None:
-        failing = [result for result in results if result.findings]
-        if failing:
-            table = _table("source", "why")
-            for result in failing[:20]:
-                table.add_row(Text(result.source), Text("\n".join(map(_why, result.findings))))
-            console.print(table)
-        if len(failing) > 20:
-            console.print(f"… and {len(failing) - 20:,} more; --json prints them all.")
-        console.print(", ".join(f"{count:,} {_WORDS[answer]}" for answer, count in counts.items()) + ".")
-        for answer in counts:
-            if answer in _ADVICE:
-                console.print(_ADVICE[answer], soft_wrap=True)
-
-    facts = {
-        "counts": {answer.value: count for answer, count in counts.items()},
-        "predictions": [
-            {
-                "source": result.source,
-                "answer": result.answer.value,
-                "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in result.findings],
-            }
-            for result in results
-        ],
-    }
-    show(as_json, facts, display)
-    if any(result.answer not in (Answer.RELEASED, Answer.WOULD_BE_RELEASED) for result in results):
-        raise typer.Exit(1)
+    show_released(
+        perform(action),
+        as_json=as_json,
+        heading="why",
+        why=_why,
+        words={Answer.STILL_FAILS: "can be decoded and fail a check", Answer.STILL_MALFORMED: "still malformed"},
+        advice=_ADVICE,
+    )
 
 
-_WORDS = {
-    Answer.RELEASED: "released",
-    Answer.WOULD_BE_RELEASED: "would be released",
-    Answer.STILL_FAILS: "can be decoded and fail a check",
-    Answer.STILL_MALFORMED: "still malformed",
-    Answer.SUPERSEDED: "superseded",
-    Answer.ALREADY_RELEASED: "released before",
-    Answer.TOO_OLD: "too old",
-    Answer.NOT_FOUND: "not found",
-}
 _ADVICE = {
     Answer.STILL_FAILS: "What fails a check is released with --force, in your name.",
     Answer.STILL_MALFORMED: (
         "Still malformed: correct the [fields] of the policy, and try it on real events: holdfast check --try TOPIC"
     ),
-    Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
-    Answer.TOO_OLD: "Too old: older than release.max_age. Let the model predict again.",
     Answer.NOT_FOUND: "Not found: not malformed, or the other options leave it out; a longer --since finds more.",
 }
 
 
 def _why(finding: Finding) -> str:
     return str(finding.seen) if finding.check == CHECK else in_words(finding)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +31,7 @@ from holdfast.core.incidents import is_held, serving, what_consumers_have, what_
 from holdfast.core.malformed import Identity
 from holdfast.core.policy_change import advice
 from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, reader_of, release
+from holdfast.released import show_released
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -46,6 +46,7 @@ from holdfast.terminal import (
     run,
     show,
     show_line,
+    table,
     warn,
 )
 from holdfast_schemas import (
@@ -370,11 +371,11 @@ def incidents_list(
         if not incidents:
             console.print("No incident." if everything else "No open incident.")
             return
-        table = _table("id", "opened", "model", "bad version", "done", "blocked", "status")
+        rows = table("id", "opened", "model", "bad version", "done", "blocked", "status")
         for column in (0, 1, 5, 6):
-            table.columns[column].no_wrap = True
+            rows.columns[column].no_wrap = True
         for incident in incidents:
-            table.add_row(
+            rows.add_row(
                 incident.incident_id[:8],
                 f"{incident.opened_at:%m-%d %H:%M}",
                 incident.model,
@@ -383,7 +384,7 @@ def incidents_list(
                 f"{incident.blocked:,}",
                 _STATUS[incident.status],
             )
-        console.print(table)
+        console.print(rows)
 
     show(as_json, [incident.model_dump(mode="json", exclude_none=True) for incident in incidents], display)
 
@@ -393,13 +394,6 @@ _STATUS = {
     IncidentStatus.ACKNOWLEDGED: "acked",
     IncidentStatus.RESOLVED: "resolved",
 }
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _what_was_done(incident: Incident) -> str:
@@ -466,7 +460,7 @@ def incidents_show(incident_id: IdArgument, config: ConfigOption = None, as_json
         if incident.resolved_by:
             because = f": {incident.resolved_because}" if incident.resolved_because else ""
             facts.add_row("resolved", f"by {incident.resolved_by}{because}")
-        evidence = _table("entity", "what was blocked", "prediction and source")
+        evidence = table("entity", "what was blocked", "prediction and source")
         for sample in incident.samples:
             place = Text("\n".join(filter(None, (findings.prediction_id(sample), sample.source))))
             evidence.add_row(Text(findings.entity(sample)), _seen(sample.findings), place)
@@ -573,11 +567,11 @@ def blocked_list(
         if not found:
             console.print(nothing, markup=False)
             return
-        table = _table("at", "version", "entity", "source", "what was found")
+        rows = table("at", "version", "entity", "source", "what was found")
         for one, identity in found:
             entity = Text(cut(identity.entity_id or ""))
-            table.add_row(f"{one.at:%H:%M:%S}", Text(one.version), entity, Text(one.source), _seen(one.findings))
-        console.print(table)
+            rows.add_row(f"{one.at:%H:%M:%S}", Text(one.version), entity, Text(one.source), _seen(one.findings))
+        console.print(rows)
         console.print(f"{count:,} blocked" + (f"; the latest {len(found):,} are shown." if count > len(found) else "."))
 
     predictions = [
@@ -609,8 +603,8 @@ def blocked_release(
 ) -> None:
     """Judge blocked predictions again by today's policy, and approve what passes.
 
-    Each is released once at most, and never when it is older than release.max_age. A release is an exception for
-    one output: it does not change what later ones are held against.
+    Each is released once at most, and never when it is older than release.max_age. `max_change` holds later outputs of
+    the entity against a released one, unless a newer one was approved or its version is fenced.
 
     Exit code 1 when any of them is not released.
     """
@@ -629,52 +623,17 @@ def blocked_release(
             raise Refused(f"{await _nothing_blocked(settings, model)} See what was: holdfast blocked list {model}")
         return results
 
-    results = perform(lambda: run(find_and_release(load_settings(config), login_name(actor))))
-    counts = Counter(result.answer for result in results)
-
-    def display(console: Console) -> None:
-        failing = [result for result in results if result.findings]
-        if failing:
-            table = _table("source", "what still fails")
-            for result in failing[:20]:
-                table.add_row(result.source, _seen(result.findings))
-            console.print(table)
-        if len(failing) > 20:
-            console.print(f"… and {len(failing) - 20:,} more; --json prints them all.")
-        console.print(", ".join(f"{count:,} {_WORDS[answer]}" for answer, count in counts.items()) + ".")
-        for answer in counts:
-            if answer in _ADVICE:
-                console.print(_ADVICE[answer])
-
-    facts = {
-        "counts": {answer.value: count for answer, count in counts.items()},
-        "predictions": [
-            {
-                "source": result.source,
-                "answer": result.answer.value,
-                "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in result.findings],
-            }
-            for result in results
-        ],
-    }
-    show(as_json, facts, display)
-    if any(result.answer not in (Answer.RELEASED, Answer.WOULD_BE_RELEASED) for result in results):
-        raise typer.Exit(1)
+    show_released(
+        perform(lambda: run(find_and_release(load_settings(config), login_name(actor)))),
+        as_json=as_json,
+        heading="what still fails",
+        why=findings.in_words,
+        words={Answer.STILL_FAILS: "still failing", Answer.STILL_MALFORMED: "malformed"},
+        advice=_ADVICE,
+    )
 
 
-_WORDS = {
-    Answer.RELEASED: "released",
-    Answer.WOULD_BE_RELEASED: "would be released",
-    Answer.STILL_FAILS: "failing still",
-    Answer.STILL_MALFORMED: "malformed",
-    Answer.SUPERSEDED: "superseded",
-    Answer.ALREADY_RELEASED: "released before",
-    Answer.TOO_OLD: "too old",
-    Answer.NOT_FOUND: "not found",
-}
 _ADVICE = {
     Answer.STILL_FAILS: "What still fails is released with --force, in your name.",
-    Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
-    Answer.TOO_OLD: "Too old: older than release.max_age. Have the model predict anew.",
     Answer.NOT_FOUND: "Not found: not among what was blocked and fits the other options; a longer --since finds more.",
 }

@@ -133,6 +133,14 @@ def show(as_json: bool, facts: Any, display: Callable[[Console], None]) -> None:
         display(Terminal())
 
 
+def table(*columns: str) -> Table:
+    """A table without lines, whose cells are folded where the terminal is narrow."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
 def show_line(as_json: bool, facts: Any, text: str) -> None:
     """Print one line at once, also into a pipe: an event of a command that goes on."""
     sys.stdout.write((json.dumps(facts) if as_json else text.translate(_CONTROLS)) + "\n")

@@ -12,7 +12,6 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from holdfast.adapters.kafka import KafkaUnavailable, describe_topics, read_to_end
@@ -21,7 +20,7 @@ from holdfast.adapters.policies import load_policies
 from holdfast.core.findings import in_words
 from holdfast.core.trial import Absent, Event, Trial, Tried, try_events
 from holdfast.settings import Settings
-from holdfast.terminal import Refused
+from holdfast.terminal import Refused, table
 from holdfast_schemas import utc_now
 
 
@@ -153,18 +152,18 @@ def _event(one: Tried) -> dict[str, Any]:
 
 def display(trial: Trial, console: Console) -> None:
     """For people: each event in a line, then the totals."""
-    table = _table("event", "entity", "version", "verdict", "why")
+    rows = table("event", "entity", "version", "verdict", "why")
     for one in trial.tried:
         if one.malformed is not None:
-            table.add_row(one.source, "", "", Text("malformed", style="bold red"), Text(one.malformed.reason))
+            rows.add_row(one.source, "", "", Text("malformed", style="bold red"), Text(one.malformed.reason))
             continue
         verdict = Text("approved", style="green") if one.approved else Text("blocked", style="red")
         why = "\n".join(_why(finding.enforced, in_words(finding)) for finding in one.findings)
-        table.add_row(one.source, Text(one.entity), Text(one.version), verdict, Text(why))
-    console.print(table)
+        rows.add_row(one.source, Text(one.entity), Text(one.version), verdict, Text(why))
+    console.print(rows)
     console.print()
     for model, checks in trial.answers.items():
-        totals = _table(f"check of {model}", *_WORDS)
+        totals = table(f"check of {model}", *_WORDS)
         for name, counts in checks.items():
             totals.add_row(name, *(f"{counts[word]:,}" for word in _WORDS))
         if checks:
@@ -201,10 +200,3 @@ def _absent(one: Absent) -> str:
     )
     similar = f" There is {' and '.join(one.similar)} beside it." if one.similar else ""
     return f"{one.model}: {one.field}{at}, which {readers} reads, {what}.{similar} Correct the name or the mapping."
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
