@@ -73,7 +73,7 @@ async def test_what_passes_todays_policy_is_released_once(stack):
     still = await release(stack)
     assert still.code == 1
     assert "value 5, expected 10 to " in still.flat()
-    assert "1 failing still." in still.out
+    assert "1 still failing." in still.out
     assert released(stack) == []
     stack.write_policy(MODEL, TODAY)
     dry = await release(stack, "--dry-run", "--json")
