@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qs, urlencode
 
@@ -38,6 +39,7 @@ from starlette.types import ASGIApp
 
 from holdfast.adapters.access import Principal, Role, StartToken, Tokens, login_link
 from holdfast.adapters.commands import CommandWriter
+from holdfast.adapters.decisions import read_decisions
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.http import (
     LOOPBACK_NAMES,
@@ -89,8 +91,6 @@ T = TypeVar("T")
 SILENT_TOO_LONG = 10.0
 """Seconds without a word from Kafka, after which what is shown may be old."""
 REMEMBERED_KEYS = 10_000
-AUDIT_TAIL = 20
-"""How many times as many offsets of each audit partition are read at the start as records are kept."""
 COOKIE = "holdfast_token"
 SHADOW_TALLIES = 100_000
 """Offsets of the control topic that one shadow report reads at most, the latest."""
@@ -321,15 +321,15 @@ class Api:
     async def run(self) -> None:
         """Raises KafkaUnavailable."""
         topics = self.settings.topics
-        # Each record may have a transaction's marker beside it, which takes an offset too; and a release of many
-        # predictions has a record for each, behind which the decisions before it are still wanted.
-        tails = {topics.audit: AUDIT_TAIL * self.settings.api.keep_audit, topics.control: 0}
+        tails = {topics.control: 0}
+        # A release of many predictions has a record for each, behind which the decisions before it are still wanted.
+        readers = {topics.audit: partial(read_decisions, keep=self.settings.api.keep_audit)}
         watching = [
             asyncio.create_task(watch_malformed(self.settings, self.board.take_malformed)),
             asyncio.create_task(watch_policies(self.settings.policies, self.board.take_policies)),
         ]
         try:
-            await self.follower.follow(self._partitions, tails)
+            await self.follower.follow(self._partitions, tails, readers)
         except KafkaError as error:
             raise KafkaUnavailable(await explain(self.settings.kafka, error)) from None
         finally:

@@ -16,6 +16,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
+from holdfast.adapters.decisions import RELEASES
 from holdfast.adapters.kafka import KeyOrder, key_of
 from holdfast.adapters.malformed import Found
 from holdfast.adapters.policies_here import PoliciesHere
@@ -30,8 +31,6 @@ HISTORY = 60
 """Seconds of rates that are kept."""
 COUNTS_EVERY = 5.0
 """Seconds after which a model whose counts alone have changed is shown anew."""
-RELEASES = frozenset(("release", "retry"))
-"""The actions of the audit records of released predictions, one for each."""
 TAKE_UP_WITHIN = timedelta(minutes=1)
 """How long guards may go on with the policy before, and how long it is told that one of them did."""
 STEADY = 5

@@ -1,13 +1,19 @@
 """What readers of the topics hold in memory: bounded, and none of it lost to records that are not ours."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.structs import ConsumerRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backends import Kafka
+from holdfast.adapters import decisions
+from holdfast.adapters.decisions import is_release, read_decisions
 from holdfast.adapters.kafka import KeyOrder, read_latest
 from holdfast.adapters.policies import known_models
 from holdfast.board import Board
@@ -59,6 +65,104 @@ def test_a_big_release_does_not_push_older_decisions_out() -> None:
     assert len(kept) >= 50
     assert set(board.changed) == {f"audit/{key}" for key in board.audit}
     assert len(board.outcomes) == len(kept)
+
+
+HISTORIES = st.lists(st.tuples(st.booleans(), st.integers(1, 90)), max_size=12)
+"""Runs of decisions and of released predictions, and how long each is."""
+
+
+def written(runs: list[tuple[bool, int]]) -> list[bytes]:
+    actions = [action for released, count in runs for action in ["release" if released else "promote"] * count]
+    return [audit(number, action) for number, action in enumerate(actions)]
+
+
+def shown(*values: bytes, keep: int = 100) -> list[str]:
+    """The decisions that the read model holds after these audit records."""
+    board, topics = Board(TopicNames(), keep_incidents=100, keep_audit=keep), TopicNames()
+    for value in values:
+        board.take([record(value, b"pricing", topic=topics.audit)])
+    return [key for key in board.audit if not key.startswith("release")]
+
+
+@settings(max_examples=50)
+@given(HISTORIES)
+def test_the_same_decisions_are_held_before_and_after_a_restart(runs: list[tuple[bool, int]]) -> None:
+    """After one, the latest decisions and the latest released predictions are read, and no others."""
+    values = written(runs)
+    decisions = [value for value in values if not is_release(value)][-100:]
+    releases = [value for value in values if is_release(value)][-100:]
+    read_again = [value for value in values if value in {*decisions, *releases}]
+    assert shown(*read_again) == shown(*values)
+
+
+@pytest.mark.real_kafka
+async def test_decisions_are_found_behind_a_release_of_any_size(
+    kafka: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are held, over many stretches of the topic, in their order, and each once; of releases the latest."""
+    monkeypatch.setattr(decisions, "STRETCH", 70)
+    values = written([(False, 150), (True, 2000), (False, 3), (True, 900)])
+    await kafka.create_topic(unique, 2)
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=unique) as producer:
+        for start in range(0, len(values), 100):
+            async with producer.transaction():
+                for value in values[start : start + 100]:
+                    await producer.send(unique, value, key=b"pricing", partition=1)
+    taken: list[ConsumerRecord] = []
+    tps = [TopicPartition(unique, number) for number in range(2)]
+    ends = await read_decisions(
+        KafkaSettings(bootstrap_servers=kafka.bootstrap), tps, lambda records: taken.extend(records), keep=100
+    )
+    found = [(record.partition, json.loads(record.value)["audit_id"]) for record in taken]
+    numbers = [*range(53, 150), *range(2150, 2153)]
+    expected = [(1, f"promote-{number}") for number in numbers]
+    expected += [(1, f"release-{number}") for number in range(2953, 3053)]
+    assert found == expected
+    # The marker of each transaction takes an offset too.
+    assert ends == {tps[0]: 0, tps[1]: len(values) + 31}
+    assert {(record.topic, record.key) for record in taken} == {(unique, b"pricing")}
+
+
+@pytest.mark.real_kafka
+async def test_how_far_back_decisions_are_looked_for_is_bounded_and_said(
+    kafka: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "STRETCH", 50)
+    monkeypatch.setattr(decisions, "FURTHEST", 300)
+    await kafka.create_topic(unique, 1)
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap) as producer:
+        for value in written([(False, 5), (True, 1000), (False, 2)]):
+            await producer.send(unique, value)
+    taken: list[ConsumerRecord] = []
+    with structlog.testing.capture_logs() as logs:
+        await read_decisions(
+            KafkaSettings(bootstrap_servers=kafka.bootstrap),
+            [TopicPartition(unique, 0)],
+            lambda records: taken.extend(records),
+            keep=100,
+        )
+    assert len(taken) == 102
+    (told,) = logs
+    assert told["event"].startswith("older decisions are not looked for")
+    assert told["offsets"] == 350
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (audit(1, "release"), True),
+        (audit(1, "retry"), True),
+        (audit(1, "promote"), False),
+        (audit(1, "promote").replace(b"because", b'\\"release\\"'), False),
+        (b'{"action": "hold", "reason": "a \\"retry\\"", "detail": "release"}', False),
+        (b'"release"', False),
+        (b'{"release"', False),
+        (b"\xff", False),
+        (None, False),
+    ],
+)
+def test_released_predictions_are_told_apart_from_decisions(value: bytes | None, expected: bool) -> None:
+    assert is_release(value) is expected
 
 
 def test_the_order_of_keys_is_remembered_for_those_met_last() -> None:

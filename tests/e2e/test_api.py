@@ -95,6 +95,30 @@ def served(site: Served, unique: str) -> Served:
     return Served(site.stack, site.api, site.tokens, unique)
 
 
+async def test_a_restart_forgets_no_decision_for_a_big_release(
+    kafka: Kafka, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Nobody's command is pushed out by the records of released predictions, before a restart or after it."""
+    start_token = "a-token-for-this-test"
+    changes = {"api": {"start_token": start_token, "keep_audit": 100}}
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=changes) as stack:
+        api, _ = await stack.start("api", "switch")
+        decided = [await stack.command("pricing", "promote", f"v{number}") for number in range(3)]
+        released = [
+            {**decided[0], "audit_id": f"released-{number}", "action": "release", "command_id": None}
+            for number in range(30_000)
+        ]
+        await stack.send(released, role="audit", key=b"pricing")
+        served = Served(stack, api, {"viewer": start_token})
+        for _ in range(2):
+            found = await served.shown("/audit", lambda items: len(items) == 3, action="promote")
+            assert [one["version"] for one in found] == ["v2", "v1", "v0"]
+            of_release = await served.shown("/audit", lambda items: items, action="release", limit=1)
+            assert of_release[0]["audit_id"].startswith("released-")
+            await asyncio.to_thread(api.restart)
+            await stack.ready(api)
+
+
 def tally(model: str, version: str, **counts: Any) -> dict[str, Any]:
     """What a guard would say: 100 seen, and by default all of them bad."""
     failed = counts.pop("failed", 100)

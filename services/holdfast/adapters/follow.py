@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,6 +23,13 @@ PROBE_EVERY = 1.0
 PROBE_WITHIN = 2.0
 METADATA_EVERY = 5.0
 """Seconds within which partitions are found that a topic was given meanwhile."""
+
+
+ReadWhatIsThere = Callable[
+    [KafkaSettings, Sequence[TopicPartition], Callable[[Sequence[ConsumerRecord]], None]],
+    Awaitable[dict[TopicPartition, int]],
+]
+"""Gives records of some partitions, and answers the offset after the last one, by partition."""
 
 
 class Follower:
@@ -71,17 +79,24 @@ class Follower:
     def _heard(self, tp: TopicPartition, at: float) -> None:
         self._heard_at[tp] = max(at, self._heard_at.get(tp, at))
 
-    async def follow(self, partitions: Mapping[str, int], tails: Mapping[str, int] | None = None) -> None:
+    async def follow(
+        self,
+        partitions: Mapping[str, int],
+        tails: Mapping[str, int] | None = None,
+        readers: Mapping[str, ReadWhatIsThere] | None = None,
+    ) -> None:
         """Runs until cancelled. Raises what reading raised, and what `take` raised.
 
         `partitions` is the number of them by topic; those that a topic is given later are read from their first
-        record. `tails` bounds how many offsets of each partition of a topic are read of what is there, from its end.
+        record. `tails` bounds how many offsets of each partition of a topic are read of what is there, from its end;
+        a topic of `readers` has its own way of reading what is there.
         """
-        tails = tails or {}
+        tails, readers = tails or {}, readers or {}
         ends: dict[TopicPartition, int] = {}
         for topic, count in partitions.items():
             tps = [TopicPartition(topic, number) for number in range(count)]
-            ends |= await read_to_end(self._kafka, tps, self._take, tail=tails.get(topic))
+            read = readers.get(topic) or partial(read_to_end, tail=tails.get(topic))
+            ends |= await read(self._kafka, tps, self._take)
         self._heard_at = dict.fromkeys(ends, time.monotonic())
         consumer = self._consumer = reader(
             self._kafka,

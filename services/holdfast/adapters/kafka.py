@@ -861,6 +861,7 @@ async def read_to_end(
     on_records: Callable[[Sequence[Any]], Awaitable[None] | None],
     *,
     start: int = 0,
+    stop: int | None = None,
     tail: int | None = None,
     since: datetime | None = None,
     complete: bool = False,
@@ -869,10 +870,11 @@ async def read_to_end(
     """Read committed records up to the end as it is now; return the offset after it, per partition.
 
     `on_records` gets some records of one partition at a time, and is awaited where it is a coroutine. `start` is the
-    first offset to read; `tail` bounds how many are read of each partition, from its end; `since` leaves out what is
-    older, if the broker looks for times. Committed records are seen only up to the first transaction that is still
-    open, be it of somebody else; with `complete` the end is that of the whole partition, and transactions before it
-    are waited for. The records are aiokafka's ConsumerRecord, or with `plain` some Record that costs less.
+    first offset to read. Reading ends at the offset `stop`, though it may give some records behind it. `tail` bounds
+    how many are read of each partition, from its end; `since` leaves out what is older, if the broker looks for times.
+    Committed records are seen only up to the first transaction that is still open, also of somebody else; with
+    `complete` the end is that of the whole partition, and transactions before it are waited for. The records are
+    aiokafka's ConsumerRecord, or with `plain` some Record that costs less.
     """
     # A fetch of plain records is judged while it is in the processor's cache.
     options = {"value_deserializer": in_batches, "max_partition_fetch_bytes": 1024 * 1024} if plain else {}
@@ -884,6 +886,7 @@ async def read_to_end(
         starts, ends = await bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()
         for tp in partitions:
+            ends[tp] = ends[tp] if stop is None else min(stop, ends[tp])
             starts[tp] = max(start, starts[tp], ends[tp] - tail if tail is not None else 0)
             consumer.seek(tp, starts[tp])
             if starts[tp] < ends[tp]:
