@@ -3,10 +3,16 @@
 import asyncio
 import json
 import sys
+import time
+from datetime import timedelta
 
 import pytest
 
 from e2e.stack import POLICY, Stack
+from holdfast import audit as audit_service
+from holdfast.audit import Auditor
+from holdfast.core import ledger
+from holdfast_schemas import utc_now
 
 pytestmark = pytest.mark.real_kafka
 
@@ -68,3 +74,47 @@ async def test_the_checker_confirms_what_guards_did_and_finds_what_they_did_not_
         assert auditor.metric("holdfast_audit_lag_records") == 0
         auditor.stop()
         assert auditor.process.returncode == 0
+
+
+async def look_at_the_last_minute(stack, monkeypatch):
+    """What the auditor found, and how many offsets of each role it read; it waits for nothing to become older."""
+    monkeypatch.setattr(audit_service, "PATIENCE", 1e9)
+    # More verdicts than are held at once were given before that minute.
+    monkeypatch.setattr(ledger, "LIMIT", 50)
+    auditor = Auditor(stack.settings, utc_now() - timedelta(minutes=1), once=True)
+    try:
+        await auditor.start()
+        found = await auditor.once()
+    finally:
+        await auditor.stop()
+    read = dict.fromkeys((*VERDICTS, "predictions"), 0)
+    for role in read:
+        for tp, position in auditor._position.items():
+            if tp.topic == stack.topic(role):
+                read[role] += position - auditor._began[tp]
+    return found, read
+
+
+async def test_a_look_at_a_short_time_reads_nothing_older_where_nothing_came(
+    kafka, redis_server, tmp_path, monkeypatch
+):
+    """Though checks compare with earlier values; where something came, these are read, and nothing is waited for."""
+    async with Stack(kafka, redis_server.url, {"pricing": JUMP + POLICY}, folder=tmp_path) as stack:
+        await stack.start("guard", "switch")
+        hour_ago = int((time.time() - 3600) * 1000)
+        values = [stack.prediction("pricing", "v1", f"E{i % 9}", 5.0 if i % 10 == 3 else 100.0) for i in range(600)]
+        await stack.send(values, timestamp_ms=hour_ago)
+        await stack.until(lambda: sum(len(stack.seen[role]) for role in VERDICTS) == 600, "every one has a verdict")
+        async with asyncio.timeout(60):
+            while sum((await stack.committed()).values()) < 600:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            found, read = await look_at_the_last_minute(stack, monkeypatch)
+            assert (found.checked, found.violations.total()) == (0, 0)
+            assert read == {"approved": 0, "blocked": 0, "malformed": 0, "predictions": 0}
+
+            await stack.send([stack.prediction("pricing", "v1", f"E{i}", 100.0) for i in range(4)])
+            await stack.until(lambda: sum(len(stack.seen[role]) for role in VERDICTS) == 604, "every one has a verdict")
+            found, read = await look_at_the_last_minute(stack, monkeypatch)
+            assert (found.checked, found.violations.total(), found.unjudged) == (4, 0, 0)
+            assert read["predictions"] == 4
+            assert read["approved"] > 4

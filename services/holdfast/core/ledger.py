@@ -75,6 +75,8 @@ _READ = frozenset(
     )
 )
 """The headers that are looked at after the record has been read."""
+_NAMES = frozenset((Header.POLICY.value, Header.MODEL.value, Header.MODEL_VERSION.value))
+"""How a record says by what it was checked."""
 
 
 class Kind(StrEnum):
@@ -338,15 +340,17 @@ class Ledger:
         self._admit()
 
     def _read(self, stream: Stream, record: Record, now: float) -> _VerdictRecord:
-        # Kafka knows headers without a value.
-        headers, names = {name: value or b"" for name, value in record.headers if name in _READ}, -1
+        value = record.value if stream is Stream.APPROVED else None
+        headers, size, names = dict[str, bytes](), len(value or b""), -1
+        for name, text in record.headers:
+            if name in _READ:
+                headers[name] = text or b""  # Kafka knows headers without a value.
+                size += len(name) + len(headers[name])
         # A released record names its source too, and belongs to no prediction here.
         if stream is not Stream.APPROVED:
             source = _source(headers)
             if source is not None and source[:2] == (self._rules.predictions_topic, self.partition):
                 names = source[2]
-        value = record.value if stream is Stream.APPROVED else None
-        size = len(value or b"") + sum(len(name) + len(text) for name, text in headers.items())
         digest = identity(record, produced_at(record))
         return _VerdictRecord(record.offset, hash(record.key), value, headers, digest, size, now, names)
 
@@ -525,9 +529,7 @@ class Ledger:
         if verdict == Verdict.DELETED and early.value is not None:
             self._report(Kind.UNCHECKED, None, "", f"approved offset {early.offset} is no deletion: it has a value")
             return True
-        named = verdict == Verdict.DELETED or all(
-            header in headers for header in (Header.POLICY, Header.MODEL, Header.MODEL_VERSION)
-        )
+        named = verdict == Verdict.DELETED or _NAMES.issubset(headers)
         if verdict not in (Verdict.APPROVED, Verdict.DELETED) or not named:
             self._report(Kind.UNCHECKED, None, "", f"approved offset {early.offset} does not say how it was checked")
             return True
