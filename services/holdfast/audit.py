@@ -420,24 +420,25 @@ class Auditor:
         if self._since is None:
             return firsts, ends
         starts = {**firsts}
-        times = {
-            tp: self._since if tp.topic == topics.predictions else self._since - MARGIN
+        came = await offsets_since(surveyor, dict.fromkeys(judged, self._since), ends) if judged else {}
+        for tp, offset in came.items():
+            starts[tp] = max(firsts[tp], min(offset, judged[tp]))
+        # Of these nothing is to be compared: the guard had judged everything before that time, and all of it is seen.
+        quiet = {tp.partition for tp, at in judged.items() if self._once and came[tp] >= at == ends[tp]}
+        all_quiet = bool(judged) and len(quiet) == len(judged)
+        is_quiet = {
+            tp: all_quiet if tp.topic == topics.control else tp.partition in quiet
             for tp in partitions
-            if tp.topic != topics.routes
+            if tp.topic not in (topics.routes, topics.predictions)
         }
+        times = {tp: self._since if quietly else self._since - MARGIN for tp, quietly in is_quiet.items()}
         # What was approved before is needed too, as far as a guard would remember it.
         remembers = bool(self._policies.current.remembered_fields())
-        since = await offsets_since(surveyor, times, ends)
-        # Of these nothing is to be compared: the guard had judged everything before that time, and all of it is seen.
-        quiet = {tp.partition for tp, at in judged.items() if self._once and since[tp] >= at == ends[tp]}
-        for tp, offset in since.items():
-            is_quiet = len(quiet) == len(judged) if tp.topic == topics.control else tp.partition in quiet
-            if tp.topic == topics.predictions:
-                offset = min(offset, judged[tp])
-            elif not is_quiet:
+        for tp, offset in (await offsets_since(surveyor, times, ends)).items():
+            if not is_quiet[tp]:
                 offset = min(offset, ends[tp] - self._rules.ahead)
-            if tp.topic == topics.approved and remembers and not is_quiet:
-                offset -= self._settings.guard.restore_records
+                if tp.topic == topics.approved and remembers:
+                    offset -= self._settings.guard.restore_records
             starts[tp] = max(firsts[tp], offset)
         return starts, ends
 
