@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 import backends
@@ -104,6 +105,13 @@ def fresh_redis() -> Iterator[backends.RedisServer]:
     """A Redis of the test's own, running and empty."""
     with backends.RedisServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_are_by_default() -> Iterator[None]:
+    """A command that ran in this process has sent the logs to a stream that is closed by now."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from stack import Stack, Worker
 
 from backends import GENEROUS, DockerKafka, Kafka, RealKafka, RedisServer
 from holdfast.adapters.access import Role, create_token
+from holdfast.settings import NotifySettings
 from holdfast_schemas import (
     Incident,
     IncidentAction,
@@ -601,7 +602,8 @@ async def test_the_apis_page_loads_nothing_from_outside(site: Site) -> None:
         cookies = {"holdfast_token": site.tokens["viewer"]}
         text = httpx.get(site.url + path, cookies=cookies).text  # noqa: ASYNC210
         named = set(re.findall(r"(?:https?:)?//[a-z0-9.:-]+", text)) - {"http://www.w3.org", site.url}
-        assert {name for name in named if "holdfast.invalid" not in name} == set(), path
+        # A link to a runbook is followed by a person, not by the page.
+        assert named <= {NotifySettings().console_url}, path
 
 
 async def wait_for(site: Site, path: str, condition: Any, **query: Any) -> None:

@@ -92,7 +92,8 @@ def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(tmp_path, command):
         _, errors = process.communicate(timeout=GENEROUS)
         said = [line for line in errors.splitlines() if not line.startswith("import time:")]
         assert not [line for line in said if "Traceback" in line or "Aborted" in line or "Error" in line], said
-        assert over or process.returncode == INTERRUPTED, (moment, process.returncode, said)
+        # While Python itself ends, the signal does it, which a shell reports as 130 too.
+        assert over or process.returncode in (INTERRUPTED, -signal.SIGINT), (moment, process.returncode, said)
         assert nothing_is_left(tmp_path), (moment, left(tmp_path))
 
 

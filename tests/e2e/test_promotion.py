@@ -34,6 +34,8 @@ async def stack(kafka, redis_server, tmp_path_factory):
         for model in MODELS:
             await stack.command(model, "promote", "v1")
         yield stack
+    for process in Pipeline.started:
+        process.kill()  # One that a failed test left waiting.
 
 
 UNSEEN = "Warning: No output of v2 was seen so far: check that its name is right.\n"
@@ -42,8 +44,11 @@ UNSEEN = "Warning: No output of v2 was seen so far: check that its name is right
 class Pipeline:
     """The command while it waits, and the lines that it has written."""
 
+    started = []
+
     def __init__(self, stack, *arguments):
         self.process = start(stack.folder / "base.toml", "route", "promote", *arguments, "-r", "release 7")
+        Pipeline.started.append(self.process)
 
     async def line(self):
         return (await asyncio.to_thread(self.process.stdout.readline)).rstrip("\n")

@@ -50,7 +50,6 @@ def configure_logging(log_format: str) -> None:
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     # The clients report every reconnect; what matters of it is logged by the loops.
     for name in ("aiokafka", "uvicorn", "asyncio"):

@@ -51,8 +51,10 @@ GOOD, BAD = "v1", "v2"
 STONES = 2000
 """How many of the stones are offered, again and again."""
 TICK = 0.02
-DEADLINE = 55.0
+DEADLINE = 120.0
 """Seconds after which the demo gives up."""
+QUIET = 10.0
+"""Seconds without a new verdict, after which no more are waited for."""
 
 
 class DemoFailed(Refused):
@@ -273,9 +275,14 @@ async def _play(watch: Watch, settings: Settings, model: str, redis: str, servic
         watch.stage = "counting"
         watch.rate, rate = 0, watch.rate
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
-                await _until(lambda: watch.produced.total() == watch.approved.total() + watch.blocked.total())
-                await _until(lambda: watch.incident is not None and watch.incident.blocked >= watch.blocked[BAD])
+            await _while_it_moves(
+                lambda: (
+                    watch.produced.total() == watch.approved.total() + watch.blocked.total()
+                    and watch.incident is not None
+                    and watch.incident.blocked >= watch.blocked[BAD]
+                ),
+                lambda: (watch.approved.total(), watch.blocked.total(), watch.incident),
+            )
         watch.rate = rate
         watch.stage = "done"
 
@@ -306,6 +313,18 @@ async def _background(*coroutines: Any) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _while_it_moves(condition: Callable[[], bool], progress: Callable[[], object]) -> None:
+    """Wait until `condition` holds. Raises TimeoutError once `progress` has not changed for QUIET seconds."""
+    while not condition():
+        async with asyncio.timeout(QUIET):
+            await _until(_changed(condition, progress))
+
+
+def _changed(condition: Callable[[], bool], progress: Callable[[], object]) -> Callable[[], bool]:
+    before = progress()
+    return lambda: condition() or progress() != before
 
 
 async def _until(condition: Callable[[], bool]) -> None:
