@@ -23,14 +23,16 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from holdfast.adapters import metrics
+from holdfast.adapters.counterparts import counterparts
 from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, offsets_since, reader
+from holdfast.adapters.kafka import KafkaUnavailable, close, offsets_since, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.records import with_unreadable
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_ids import is_another, topic_ids
+from holdfast.adapters.topic_settings import FIX
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.errors import describe
 from holdfast.core.ledger import (
@@ -162,6 +164,8 @@ class Auditor:
         self._trouble: str | None = "starting"
         self._ids = Ids({})
         self._begin_again = False
+        self._held = range(0)
+        """Partitions that get no verdicts, as they were last looked at."""
         self._counted_before: Counter[str] = Counter()
         names = settings.topics
         self._streams = {
@@ -350,17 +354,19 @@ class Auditor:
         return {stream: self._position[self._tp(stream, number)] for stream in Stream}
 
     async def _take_up_partitions(self) -> None:
-        """Begin with every partition that is not followed yet. Raises KafkaUnavailable."""
-        counts = await check_topics(
-            self._settings, ("predictions", "approved", "blocked", "malformed", "control", "routes")
-        )
-        topics = self._settings.topics
+        """Begin with every partition that is not followed yet and gets verdicts. Raises KafkaUnavailable."""
+        roles = ("predictions", "approved", "blocked", "malformed", "control", "routes")
+        found = await counterparts(self._settings, roles)
+        counts, topics = found.counts, self._settings.topics
+        if found.held and found.held != self._held:
+            log.warning(found.sentence(found.held), to_do=FIX)
+        self._held = found.held
         shared = [
             TopicPartition(name, number)
             for name, count in ((topics.control, counts["control"]), (topics.routes, counts["routes"]))
             for number in range(count)
         ]
-        numbers = [number for number in range(counts["predictions"]) if number not in self._ledgers]
+        numbers = [number for number in range(found.judged) if number not in self._ledgers]
         fresh = [tp for tp in shared if tp not in self._position]
         fresh += [self._tp(stream, number) for number in numbers for stream in Stream]
         if not fresh:

@@ -14,6 +14,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBroke
 from holdfast.adapters import at_rest
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
 from holdfast.adapters.commands import read_routes
+from holdfast.adapters.counterparts import Counterparts
 from holdfast.adapters.judged_by import judged_by
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, read_latest, topic_id_of
 from holdfast.adapters.kafka_login import explain
@@ -297,6 +298,12 @@ def _topics(described: Described) -> Iterator[Diagnosis]:
     unequal = [*partition_differences(described.names, described.partitions)]
     for one in unequal:
         yield Diagnosis("topics", Health.FAILED, one.sentence(), f"Give {one.topic} {one.wanted} too: {FIX}")
+    if "predictions" in described.partitions:
+        found = Counterparts(described.names, described.partitions)
+        if found.held:
+            yield Diagnosis(
+                "guard", Health.FAILED, found.sentence(found.held), f"They go on by themselves after: {FIX}"
+            )
     if not described.missing and not unequal:
         yield Diagnosis("topics", Health.OK, f"all {len(described.partitions)} are there, and their partitions fit")
 

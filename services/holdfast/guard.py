@@ -23,6 +23,7 @@ from holdfast.adapters import metrics
 from holdfast.adapters.absent_fields import AbsentFields
 from holdfast.adapters.batches import Headers, Out, Outs
 from holdfast.adapters.begin import GuardBegin
+from holdfast.adapters.counterparts import Held, counterparts
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     KafkaUnavailable,
@@ -30,7 +31,6 @@ from holdfast.adapters.kafka import (
     ReopenLane,
     TransactionalLoop,
     Write,
-    check_topics,
     key_of,
     partition_for,
     partition_of_key,
@@ -602,15 +602,24 @@ class Guard:
             log.warning("keys are not in their partition by murmur2", model=model, advice=MISPLACED_ADVICE)
 
     async def check_partition(self, number: int) -> None:
-        """Once predictions have grown: whether the verdicts have that partition too. Raises TopicsMismatch."""
+        """Whether the topics of verdicts have that partition too: predictions may have grown alone. Raises Held."""
         if number >= self._partitions:
-            self._partitions = (await check_topics(self.settings, ROLES))["predictions"]
+            found = await counterparts(self.settings, ROLES)
+            self._partitions = found.judged
+            if number >= found.judged:
+                raise Held(found, number)
+
+    async def _begin(self, tp: TopicPartition, where: GuardBegin) -> int:
+        # Without counterparts it has no verdicts that could be looked at.
+        await self.check_partition(tp.partition)
+        return await where.of(tp)
 
     async def start(self) -> None:
         """Raises KafkaUnavailable."""
-        counts = await check_topics(self.settings, ROLES)
+        found = await counterparts(self.settings, ROLES)
         await refuse_uncompacted(self.settings, Party.GUARD)
-        self._partitions, self.control_partitions = counts["predictions"], counts["control"]
+        counts = found.counts
+        self._partitions, self.control_partitions = found.judged, counts["control"]
         await self.retention.refresh()
         guard = self.settings.guard
         self.loop = TransactionalLoop(
@@ -623,7 +632,7 @@ class Guard:
             exactly_once=guard.delivery == "exactly_once",
             max_records=guard.max_batch_records,
             give_up_after=guard.give_up_after,
-            begin=lambda tp: begin.of(tp),
+            begin=lambda tp: self._begin(tp, begin),
         )
         begin = GuardBegin(self.settings, self.loop)
         # Without the fences nothing may be approved.

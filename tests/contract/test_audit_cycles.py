@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from core.written import Rec, Written, write_verdicts
 from holdfast import audit
+from holdfast.adapters.counterparts import Counterparts
 from holdfast.audit import Auditor
 from holdfast.core import ledger
 from holdfast.core.checks import Memory
@@ -265,15 +266,17 @@ class Checked:
         self.auditor = Auditor(Settings(policies=folder, guard={"max_batch_records": BATCH}), None, once=once)
         self.broker = Broker(self.chance, self.auditor._policies.current)
 
-        async def counts(*_: object) -> dict[str, int]:
+        async def counts(*_: object) -> Counterparts:
             partitions = len(self.broker.guards)
-            return {**dict.fromkeys(("predictions", *VERDICTS), partitions), "control": 1, "routes": 1}
+            return Counterparts(
+                {}, {**dict.fromkeys(("predictions", *VERDICTS), partitions), "control": 1, "routes": 1}
+            )
 
         async def committed(_: Reader, tp: TopicPartition) -> int | None:
             self.broker.go_on()
             return self.broker.committed.get(tp.partition)
 
-        monkeypatch.setattr(audit, "check_topics", counts)
+        monkeypatch.setattr(audit, "counterparts", counts)
         monkeypatch.setattr(audit, "committed_offset", committed)
         monkeypatch.setattr(audit, "MARGIN", timedelta(seconds=20))
         monkeypatch.setattr(self.auditor, "_reader", reader(self.broker))

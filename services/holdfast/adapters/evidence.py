@@ -23,7 +23,7 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import bounds, partitions_of, read_to_end, topic_id_of
+from holdfast.adapters.kafka import bounds, describe_topics, partitions_of, read_to_end, topic_id_of
 from holdfast.adapters.topic_ids import is_another
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.record import Record, produced_at, time_of
@@ -76,6 +76,7 @@ class Evidence:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tallies: Tallies | None = None
+        self._sizes: dict[str, int] = {}
 
     async def of(self, partition: int) -> Judged:
         """How far that partition of predictions was judged."""
@@ -84,8 +85,9 @@ class Evidence:
             # Verdicts do not say of which topic they are.
             judged_last = tallies.last.get(partition)
             return Judged(ever=True, last=None if judged_last is None else judged_last[0])
-        names = (topics.approved, topics.blocked, topics.malformed)
-        places = [TopicPartition(name, partition) for name in names]
+        # Where predictions have grown alone, there is no partition for verdicts, and so there are none.
+        sizes = await self._sizes_of((topics.approved, topics.blocked, topics.malformed))
+        places = [TopicPartition(name, partition) for name, size in sizes.items() if partition < size]
         firsts, ends = await bounds(self._settings.kafka, places, None, "read_uncommitted")
         ever, complete, last = False, True, list[int]()
         for tp in places:
@@ -107,6 +109,12 @@ class Evidence:
         if self._tallies is None:
             self._tallies = await _read_tallies(self._settings)
         return self._tallies
+
+    async def _sizes_of(self, names: Sequence[str]) -> dict[str, int]:
+        """How many partitions the topics have."""
+        if not self._sizes:
+            self._sizes = await describe_topics(self._settings.kafka, names)
+        return self._sizes
 
     async def _last_of(self, tp: TopicPartition) -> "_Last":
         is_approved = tp.topic == self._settings.topics.approved
