@@ -405,8 +405,9 @@ async def _group(
                 service,
                 Health.FAILED,
                 f"{topic}/{tp.partition} ends at offset {ends[tp]}, before {go_on.offset}, up to which it was checked",
-                "Records were lost. See what the brokers' log says of unclean elections, then say where to go on: "
-                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+                "Records were lost. See what the brokers' log says of unclean elections, then say where to go on "
+                "(earliest needs --force, for it judges what is left of them again): "
+                f"holdfast offsets set {service} --partition {tp.partition} --to OFFSET",
             )
         else:
             begins[tp] = go_on.offset

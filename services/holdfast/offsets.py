@@ -15,6 +15,8 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from holdfast.adapters.begin import taken_in
+from holdfast.adapters.evidence import Evidence, Judged
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, close, partitions_of, transactional_id
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.offsets import committed_progress
@@ -63,15 +65,29 @@ class Move:
     after: int
     passed_over: int
     repeated: int
+    """How many records of these have verdicts, or may have them."""
 
     def in_words(self) -> str:
         """What happens, as a sentence."""
         place = f"{self.topic}/{self.partition}: the {self.service} goes on at offset {self.after:,}"
+        if self.repeated:
+            return f"{place}; up to {self.repeated:,} records from there on {self._again()}."
         if self.passed_over:
             return f"{place}; up to {self.passed_over:,} records before it stay unchecked, and are never approved."
-        if self.repeated:
-            return f"{place}; up to {self.repeated:,} records behind it are checked a second time."
         return f"{place}."
+
+    def refusal(self) -> str:
+        """Why it is not done without force."""
+        return (
+            f"{self.topic}/{self.partition} was worked through up to offset {self.after + self.repeated - 1}: from "
+            f"offset {self.after} on, up to {self.repeated:,} records {self._again()}. Choose offset "
+            f"{self.after + self.repeated} or a later one; --force does it all the same"
+        )
+
+    def _again(self) -> str:
+        if self.service == Service.SWITCH:
+            return "count a second time, and commands among them may be carried out again"
+        return "are judged a second time, and what passes is approved twice"
 
 
 async def positions(settings: Settings, services: Sequence[Service]) -> list[Position]:
@@ -99,16 +115,28 @@ async def plan(settings: Settings, service: Service, partitions: Sequence[int], 
         raise Refused(f"{_group_and_topic(settings, service)[1]} has no partition {unknown[0]}. It has {len(known)}.")
     chosen = [known[number] for number in sorted(set(partitions) or known)]
     targets = await _targets(settings, chosen, to)
-    return [_move(one, targets[one.partition]) for one in chosen]
+    evidence = Evidence(settings)
+    try:
+        return [move_of(one, targets[one.partition], await _judged(settings, one, evidence)) for one in chosen]
+    except KafkaError as error:
+        raise KafkaUnavailable(await explain(settings.kafka, error)) from None
 
 
-def _move(one: Position, after: int) -> Move:
-    stands_at = max(one.first, one.committed or 0)
+async def _judged(settings: Settings, one: Position, evidence: Evidence) -> Judged:
+    """How far a partition was worked through, as what was written tells: the group's offset may be lost, or moved."""
+    if one.service == Service.GUARD:
+        return await evidence.of(one.partition)
+    known = await taken_in(settings, one.partition)
+    last = known.handled if known.handled >= 0 else None
+    return Judged(known.states > 0, last, complete=last is not None or known.made_again or not known.states)
+
+
+def move_of(one: Position, after: int, judged: Judged) -> Move:
+    """What it means that the partition goes on at `after`."""
     # What was removed is passed over too.
-    passed_over = after - (one.committed if one.committed is not None else one.first)
-    return Move(
-        one.service, one.topic, one.partition, one.committed, after, max(0, passed_over), max(0, stands_at - after)
-    )
+    before = max(one.first, judged.up_to(None)) if one.committed is None else one.committed
+    repeated = min(judged.up_to(one.committed), one.end) - after
+    return Move(one.service, one.topic, one.partition, one.committed, after, max(0, after - before), max(0, repeated))
 
 
 async def _targets(settings: Settings, chosen: Sequence[Position], to: str) -> Mapping[int, int]:
@@ -136,13 +164,18 @@ async def _targets(settings: Settings, chosen: Sequence[Position], to: str) -> M
 
 
 async def set_offsets(settings: Settings, service: Service, moves: Sequence[Move]) -> None:
-    """Commit them, each in a transaction of the partition's own producer. Raises KafkaUnavailable.
+    """Commit them, each in a transaction of the partition's own producer.
 
     A group with members takes ordinary commits only from these. The transaction also ends what the partition's worker
     is writing: it goes back to what is committed, which is this.
+
+    Raises Refused where nothing would be repeated by the plan, and the worker has gone on beyond the new offset since;
+    KafkaUnavailable.
     """
     group, topic = _group_and_topic(settings, service)
+    consumer = AIOKafkaConsumer(group_id=group, enable_auto_commit=False, **settings.kafka.client_options())
     try:
+        await consumer.start()
         for move in moves:
             tp = TopicPartition(topic, move.partition)
             producer = AIOKafkaProducer(
@@ -150,6 +183,13 @@ async def set_offsets(settings: Settings, service: Service, moves: Sequence[Move
             )
             await producer.start()
             try:
+                # From here on the worker commits nothing, unless it opens the partition again, which fences this one.
+                now = await committed_progress(consumer, tp)
+                if not move.repeated and now is not None and now.offset != move.before and now.offset > move.after:
+                    raise Refused(
+                        f"{topic}/{move.partition}: the {service} has gone on to offset {now.offset} meanwhile. This "
+                        "partition, and those with a higher number, were left as they are; do it again for them."
+                    )
                 ids = await topic_ids(producer.client, [topic])
                 note = Committed(move.after, is_position=True, topic_id=ids.get(topic)).metadata()
                 async with producer.transaction():
@@ -158,6 +198,8 @@ async def set_offsets(settings: Settings, service: Service, moves: Sequence[Move
                 await close(producer)
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
+    finally:
+        await close(consumer)
 
 
 async def _committed(
@@ -203,19 +245,29 @@ def offsets_set(
         list[int] | None, typer.Option("--partition", min=0, help="One partition; repeatable. All without it.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Also where outputs that have a verdict are judged, and may be approved, a second time."
+        ),
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say where a partition goes on, also while its service runs.
 
-    Records that are passed over get no verdict and are never approved. Records that are gone back to are checked
-    again, and get a second verdict. It needs the rights of that service's own login in Kafka.
+    Records that are passed over get no verdict and are never approved. An offset before records that have a verdict
+    already is refused, unless you say yes at a terminal or give --force: they would be judged, and approved, a second
+    time. It needs the rights of that service's own login in Kafka.
     """
 
     def action() -> list[Move]:
         settings = load_settings(config)
         moves = run(plan(settings, service, partition or [], to))
-        if not yes and sys.stdin.isatty():
+        asks = sys.stdin.isatty() and not yes
+        if not force and not asks and (again := [move for move in moves if move.repeated]):
+            raise Refused(f"{'; '.join(move.refusal() for move in again)}. Nothing was changed.")
+        if asks:
             for move in moves:
                 typer.echo(move.in_words(), err=True)
             if not typer.confirm("Do it?", err=True):

@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import TopicPartition
@@ -188,7 +188,7 @@ class GuardBegin:
             raise PartitionStopped(
                 f"Partition {tp.partition} of {self._topic} ends at offset {end}, and has verdicts up to offset "
                 f"{judged.last}: the topic was deleted and made again. Say where checking begins: "
-                f"{set_offset('guard', tp.partition)}"
+                f"{set_offset('guard', tp.partition)} --force"
             )
         if self._settings.guard.delivery == "at_least_once":
             # The last batch may have got a part of its verdicts only.
@@ -205,6 +205,40 @@ def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[str, int]:
     return {str(tp.partition): offset for tp, offset in sorted(offsets.items())}
 
 
+class TakenIn(NamedTuple):
+    """What the states of a partition tell of the switch's progress in the control topic."""
+
+    states: int
+    handled: int
+    """The last offset that a state has taken in; -1 where none says it."""
+    made_again: bool
+    """Some are of another topic that had the name before. They do not count."""
+
+
+async def taken_in(settings: Settings, partition: int) -> TakenIn:
+    """How far the switch has come in that partition of the control topic. Raises KafkaError and KafkaUnavailable."""
+    topics, kafka = settings.topics, settings.kafka
+    states, handled, made_again = 0, -1, False
+    place = f"{topics.control}/{partition}/"
+    topic_id = await topic_id_of(kafka, topics.control)
+
+    def take(records: Sequence[ConsumerRecord]) -> None:
+        nonlocal states, handled, made_again
+        for record in records:
+            states += record.value is not None
+            headers: dict[str, Any] = dict(record.headers)
+            source = (headers.get(Header.SOURCE) or b"").decode("utf-8", "replace")
+            of_topic = (headers.get(SOURCE_TOPIC_ID) or b"").decode("utf-8", "replace") or None
+            if is_another(of_topic, topic_id):
+                # Of the topic of before, from which nothing is left.
+                handled, made_again = -1, True
+            elif source.startswith(place) and (offset := source.removeprefix(place)).isdecimal():
+                handled = max(handled, int(offset))
+
+    await read_to_end(kafka, [TopicPartition(topics.state, partition)], take, complete=True)
+    return TakenIn(states, handled, made_again)
+
+
 class SwitchBegin:
     """Where the partitions of the control topic begin: behind the last record that a state has taken in."""
 
@@ -213,25 +247,8 @@ class SwitchBegin:
 
     async def of(self, tp: TopicPartition) -> int:
         """Decide and commit. Raises PartitionStopped, KafkaError and KafkaUnavailable."""
-        topics, kafka = self._settings.topics, self._settings.kafka
-        states, handled, made_again = 0, -1, False
-        place = f"{topics.control}/{tp.partition}/"
-        topic_id = await topic_id_of(kafka, topics.control)
-
-        def take(records: Sequence[ConsumerRecord]) -> None:
-            nonlocal states, handled, made_again
-            for record in records:
-                states += record.value is not None
-                headers: dict[str, Any] = dict(record.headers)
-                source = (headers.get(Header.SOURCE) or b"").decode("utf-8", "replace")
-                of_topic = (headers.get(SOURCE_TOPIC_ID) or b"").decode("utf-8", "replace") or None
-                if is_another(of_topic, topic_id):
-                    # Of the topic of before, from which nothing is left.
-                    handled, made_again = -1, True
-                elif source.startswith(place) and (offset := source.removeprefix(place)).isdecimal():
-                    handled = max(handled, int(offset))
-
-        await read_to_end(kafka, [TopicPartition(topics.state, tp.partition)], take, complete=True)
+        kafka = self._settings.kafka
+        states, handled, made_again = await taken_in(self._settings, tp.partition)
         first, end = (bound[tp] for bound in await bounds(kafka, [tp], None, "read_uncommitted"))
         if states and handled < 0 and first < end and not made_again:
             raise PartitionStopped(
@@ -243,7 +260,7 @@ class SwitchBegin:
             raise PartitionStopped(
                 f"Partition {tp.partition} of {tp.topic} ends at offset {end}, and the switch has taken in offset "
                 f"{handled}: the topic was deleted and made again. Say where it goes on: "
-                f"{set_offset('switch', tp.partition)}"
+                f"{set_offset('switch', tp.partition)} --force"
             )
         begin = max(first, handled + 1)
         await self._loop.commit_begin({tp: Committed(begin, is_position=handled < 0)})

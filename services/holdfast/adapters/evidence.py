@@ -45,6 +45,14 @@ class Judged:
     complete: bool = True
     """Nothing beyond `last` has one."""
 
+    def up_to(self, committed: int | None) -> int:
+        """The offset before which records have verdicts, or may have them: those that told it were removed.
+
+        `committed` is where the group stands; it does not count where the verdicts tell all.
+        """
+        known = 0 if self.last is None else self.last + 1
+        return known if self.complete else max(known, committed or 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Tallies:

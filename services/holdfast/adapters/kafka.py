@@ -317,17 +317,18 @@ class _Lane:
     def _where_to_go_on(self, committed: Committed, first: int) -> int:
         """Compare what is committed with what is there. Raises PartitionStopped."""
         found, place = where_to_go_on(committed, first, self._topic_id), f"{self.tp.topic}/{self.tp.partition}"
-        advice = f"holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to earliest"
+        command = f"holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to"
         if isinstance(found, Removed):
             raise PartitionStopped(
                 f"{place}: the records from offset {found.first} to {found.last} were removed before they were "
-                f"checked. Lengthen the topic's retention, then say where to go on: {advice}"
+                f"checked. Lengthen the topic's retention, then say where to go on: {command} earliest"
             )
         if found.offset == self._out_of_range:
             raise PartitionStopped(
                 f"{place}: the log ends before offset {found.offset}, up to which it was checked, so records were "
                 "lost and others may be in their place. See what the brokers' log says of unclean elections, then "
-                f"say where to go on: {advice}"
+                "say where to go on (earliest needs --force, for it judges what is left of them again): "
+                f"{command} OFFSET"
             )
         if found.reason is Reason.MADE_AGAIN:
             log.warning(
