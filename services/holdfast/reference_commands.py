@@ -1,6 +1,7 @@
 """`holdfast reference`: what an entity's outputs are held against, and how a person changes it."""
 
 import csv
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +10,19 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from holdfast.adapters.commands import parse_stored
+from holdfast.adapters.commands import parse_stored, read_routes
 from holdfast.adapters.kafka import check_topics, read_latest
+from holdfast.adapters.policies import known_models, load_policies
+from holdfast.confirm import YesOption, confirm
+from holdfast.core.checks import MaxChangeCheck
+from holdfast.core.consequences import Consequence
 from holdfast.core.errors import first_flaw
-from holdfast.operate import ModelArgument, answer, send
+from holdfast.core.segment_references import Chosen, choose
+from holdfast.operate import ModelArgument, SinceOption, answer, refuse_unknown, send
+from holdfast.segment_references import read_segment
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import ActorOption, ConfigOption, JsonOption, ReasonOption, Refused, perform, run, show
-from holdfast_schemas import MAX_REFERENCES, AcceptedValue, Action, AuditRecord, Outcome, Reference
+from holdfast_schemas import MAX_REFERENCES, AcceptedValue, Action, AuditRecord, Outcome, Reference, utc_now
 
 reference_app = typer.Typer(help="See and set what entities' outputs are held against.", no_args_is_help=True)
 
@@ -30,19 +37,39 @@ def accept(
     file: Annotated[
         Path | None, typer.Option("--csv", help="A CSV file with the columns entity_id, value, for many entities.")
     ] = None,
+    segment: Annotated[
+        str | None,
+        typer.Option(help="Every entity of this segment: the latest value that max_change blocked of each."),
+    ] = None,
+    since: SinceOption = timedelta(hours=1),
     actor: ActorOption = None,
+    yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Accept a value as an entity's reference for `max_change`, where outputs are blocked that are right.
 
-    The entity's outputs are held against it, in place of the last approved one, until one of them is approved. With
-    --csv the file's values are sent in commands of a thousand each.
+    The entity's outputs are held against it, in place of the last approved one, until one of them is approved.
+
+    With --segment each entity of the segment gets the latest value that was blocked since --since. It says how many
+    they are and how far they change, and asks at a terminal. An entity is left out where its latest output fails
+    another check too, is of a fenced version, or was followed by an approved one.
+
+    With --csv or --segment the values are sent in commands of a thousand each.
     """
 
     def action() -> AuditRecord:
-        values = _values(entity, value, field, file)
+        if segment is not None and (entity, value, file) != (None, None, None):
+            raise Refused("Give an entity and its --value, or --csv, or --segment: one of the three.")
         settings = load_settings(config)
+        if segment is None:
+            values = _values(entity, value, field, file)
+        else:
+            chosen = run(_of_segment(settings, model, segment, field, since))
+            if not chosen.changes:
+                raise Refused(chosen.nothing())
+            confirm(Consequence(chosen.in_words()), yes=yes)
+            values = [AcceptedValue(entity_id=one.entity, field=field, value=one.value) for one in chosen.changes]
         for start in range(0, len(values), MAX_REFERENCES):
             some = tuple(values[start : start + MAX_REFERENCES])
             audit = send(settings, Action.ACCEPT_REFERENCE, model, reason=reason, actor=actor, references=some)
@@ -53,11 +80,36 @@ def accept(
     answer(perform(action), as_json)
 
 
+async def _of_segment(settings: Settings, model: str, segment: str, field: str, since: timedelta) -> Chosen:
+    """What would be accepted of a segment. Raises Refused, PolicyError, KafkaUnavailable."""
+    policies, routes = load_policies(settings.policies), await read_routes(settings)
+    refuse_unknown(model, known_models(settings.policies, routes))
+    policy = policies.policies.get(model)
+    if policy is None:
+        raise Refused(
+            f"There is no policy of {model} in {settings.policies}, and without it nobody can tell which field and "
+            "segment an output has. Run this where the guards' policies are."
+        )
+    checks = [one.name for one in policy.active_checks() if isinstance(one, MaxChangeCheck) and one.field == field]
+    if not checks:
+        fields = ", ".join(policy.changing_fields()) or "none"
+        raise Refused(f"No max_change check of {model} reads {field}; fields with one: {fields}. See --field.")
+    found = await read_segment(settings, policies, model, segment, field, utc_now() - since)
+    if not found.blocked:
+        others = ", ".join(sorted(found.others)[:10]) or "none"
+        raise Refused(
+            f"Nothing of the segment {segment} of {model} was blocked in that time. Segments with blocked outputs: "
+            f"{others}. A longer --since finds more."
+        )
+    route = routes.get(model)
+    return choose(found, field, checks, route.fenced if route is not None else ())
+
+
 def _values(entity: str | None, value: float | None, field: str, file: Path | None) -> list[AcceptedValue]:
     """Raises Refused."""
     if file is None:
         if entity is None or value is None:
-            raise Refused("Name an entity and its --value, or a file with --csv.")
+            raise Refused("Name an entity and its --value, a file with --csv, or a --segment.")
         rows: list[tuple[str, Any, Any]] = [("The value", entity, value)]
     else:
         if entity is not None or value is not None:

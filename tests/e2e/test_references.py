@@ -12,11 +12,12 @@ pytestmark = pytest.mark.real_kafka
 
 MODEL = "pricing"
 HALF = JUMP.replace("up = 2.0", "down = 0.5\nup = 2.0")
+STEADY = POLICY.replace("min_seen = 20", "min_seen = 1000000")
 
 
 @pytest.fixture
 async def stack(kafka, redis_server, tmp_path):
-    async with Stack(kafka, redis_server.url, {MODEL: HALF + POLICY}, folder=tmp_path, partitions=2) as stack:
+    async with Stack(kafka, redis_server.url, {MODEL: HALF + STEADY}, folder=tmp_path, partitions=2) as stack:
         await stack.start("guard", "switch")
         yield stack
 
@@ -107,3 +108,68 @@ async def test_many_values_come_from_a_file(stack, tmp_path):
     await taken(stack, 1500)
     assert len(stack.audits(MODEL)) == 2
     assert [await say(stack, "e1499", value) for value in (100.0, 40.0)] == ["blocked", "approved"]
+
+
+async def test_a_segment_takes_over_what_was_blocked_of_it(stack):
+    """A sale in one segment: its entities go on at the new prices; other segments and what the floor blocks do not."""
+    config = stack.folder / "base.toml"
+
+    async def say_all(values, segment="cameras"):
+        some = [stack.prediction(MODEL, "v1", entity, value, segment=segment) for entity, value in values.items()]
+        await stack.send(some)
+        await stack.until(lambda: all(one["prediction_id"] in stack.verdicts() for one in some), "verdicts")
+        return [stack.verdicts()[one["prediction_id"]][0] for one in some]
+
+    entities = [f"e{n}" for n in range(6)]
+    await say_all(dict.fromkeys(entities, 100.0))
+    await say_all({"lens": 100.0}, "lenses")
+    assert await say_all(dict.fromkeys(entities, 30.0)) == ["blocked"] * 6
+    assert await say_all({"lens": 30.0}, "lenses") == ["blocked"]
+    # e4 is below the floor by now, and e5 is back where it was.
+    assert await say_all({"e0": 40.0, "e4": 1.0}) == ["blocked"] * 2
+    assert await say_all({"e5": 95.0}) == ["approved"]
+
+    wrong = await holdfast(config, "reference", "accept", MODEL, "--segment", "camera", "-r", "a sale")
+    assert wrong.code == 1
+    assert "Segments with blocked outputs: cameras, lenses." in wrong.flat()
+    other = await holdfast(
+        config, "reference", "accept", MODEL, "--segment", "cameras", "--field", "features.cost", "-r", "a sale"
+    )
+    assert "No max_change check of pricing reads features.cost; fields with one: value." in other.flat()
+    both = await holdfast(config, "reference", "accept", MODEL, "e0", "--segment", "cameras", "-r", "a sale")
+    assert (both.code, stack.audits(MODEL)) == (1, [])
+
+    said = await reference(stack, "accept", MODEL, "--segment", "cameras", "-r", "a sale")
+    assert "The next value of 4 entities of the segment cameras is held against the latest one" in said.flat()
+    assert "0.3 to 0.4 times the last approved one, 0.3 in the middle." in said.flat()
+    assert "1 entity whose latest output fails price_floor too" in said.flat()
+    assert "1 entity with a newer output that was approved" in said.flat()
+    await taken(stack, 4)
+    shown = json.loads((await reference(stack, "show", MODEL, "--json")).out)
+    assert {one["entity_id"]: one["value"] for one in shown} == {"e0": 40.0, "e1": 30.0, "e2": 30.0, "e3": 30.0}
+    assert await say_all({"e0": 41.0, "e1": 31.0, "e2": 31.0, "e3": 100.0, "e4": 30.0, "e5": 30.0}) == [
+        *["approved"] * 3,
+        *["blocked"] * 3,
+    ]
+    assert await say_all({"lens": 30.0}, "lenses") == ["blocked"]
+    found = await audited(stack)
+    assert not any(found["violations"].values()), found
+
+
+async def test_a_condemned_version_gives_a_segment_no_reference(stack):
+    """Its outputs are left out until it is unfenced."""
+    config = stack.folder / "base.toml"
+    one = stack.prediction(MODEL, "v1", "a", 100.0, segment="cameras")
+    two = stack.prediction(MODEL, "v2", "a", 30.0, segment="cameras")
+    for output in (one, two):
+        await stack.send([output])
+        await stack.until(lambda: output["prediction_id"] in stack.verdicts(), "a verdict")  # noqa: B023
+    await stack.command(MODEL, "fence", "v2")
+    arguments = ("reference", "accept", MODEL, "--segment", "cameras", "-r", "a sale")
+    said = await holdfast(config, *arguments)
+    assert said.code == 1
+    assert "1 entity of the fenced version v2 (unfence it first if its outputs are right)" in said.flat()
+    await stack.command(MODEL, "unfence", "v2")
+    said = await holdfast(config, *arguments)
+    assert said.code == 0, said
+    await taken(stack, 1)
