@@ -22,9 +22,11 @@ async def read_segment(
 ) -> OfSegment:
     """Read the blocked outputs of that model and segment since then, and whether newer ones were approved.
 
-    Raises KafkaUnavailable.
+    Raises KafkaUnavailable; PolicyError where the policies' events have no place for a segment.
     """
     found = OfSegment(segment)
+    # No check need read it.
+    with_segment = PolicySet.of([*policies.policies.values()], texts=["segment"])
 
     def take_blocked(records: Sequence[ConsumerRecord]) -> None:
         known: list[Blocked] = []
@@ -35,7 +37,7 @@ async def read_segment(
                 continue  # No guard wrote it.
             if one.model == model and one.at >= since:
                 known.append(one)
-        for batch in _batches(policies, model, [one.record.value for one in known]):
+        for batch in _batches(with_segment, model, [one.record.value for one in known]):
             values, segments = batch.columns.numbers(field), batch.columns.values("segment")
             entities = batch.columns.values("entity_id")
             for row, position in enumerate(batch.positions):

@@ -73,8 +73,8 @@ async def test_only_the_new_partition_waits_until_it_can_get_verdicts(kafka, red
         assert told["reason"].startswith(f"{place} is held: {stack.topic('predictions')} has 3 partitions, and fewer")
         assert f"{approved} (2)" in told["reason"]
         assert told["reason"].endswith("it goes on by itself: holdfast topics create --fix")
-        status, ready = guard.get("/ready")
-        assert (status, f"{place} is held" in ready) == (503, True)
+        await stack.until(lambda: f"{place} is held" in guard.get("/ready")[1], "/ready says so")
+        assert guard.get("/ready")[0] == 503
         stopped = [guard.metric("holdfast_partition_stopped", partition=str(number)) for number in range(3)]
         assert stopped == [0, 0, 1]
         said = await holdfast(stack.folder / "base.toml", "doctor", "--json")

@@ -72,7 +72,8 @@ async def test_what_was_passed_over_may_be_gone_back_to(kafka, redis_server, tmp
         await stack.until(lambda: any(line["event"].startswith("first start") for line in guard.lines()), "it begins")
         said = await set_offset(stack, "--to", "earliest", "--json")
         assert (said.code, said.facts[0]["repeated"]) == (0, 0), said
-        await judged(stack, 20)
+        await send(stack, 1)
+        await judged(stack, 21)
 
 
 async def test_a_person_at_a_terminal_is_asked(stack):
@@ -85,7 +86,8 @@ async def test_a_person_at_a_terminal_is_asked(stack):
     assert "5 records from there on are judged a second time, and what passes is approved twice." in said
     await judged(stack, 5)
     assert (await asyncio.to_thread(at_a_terminal, stack, "y"))[0] == 0
-    await judged(stack, 10)
+    await send(stack, 1)
+    await judged(stack, 11)
 
 
 def at_a_terminal(stack, answer):

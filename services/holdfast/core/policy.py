@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -258,13 +258,13 @@ _CHECK_TYPES: dict[str, type[Check]] = {
 }
 
 
-def shape_of(policies: list[Policy]) -> Shape:
-    """The shape that reads every field that these policies (of one mapping) need."""
+def shape_of(policies: list[Policy], texts: Iterable[str] = ()) -> Shape:
+    """The shape that reads every field that these policies (of one mapping) need, and `texts` too."""
     checks = [check for policy in policies for check in policy.active_checks()]
     return Shape(
         policies[0].fields if policies else {},
         numbers=[name for check in checks for name in check.numbers()],
-        texts=[name for check in checks for name in check.texts()],
+        texts=[*texts, *(name for check in checks for name in check.texts())],
         anything=[name for check in checks for name in check.anything()],
     )
 
@@ -278,9 +278,12 @@ class PolicySet:
     shape_of_model: Mapping[str, int]
 
     @classmethod
-    def of(cls, policies: list[Policy]) -> Self:
-        """Raises PolicyError when two policies are for one model, or read one shape of event in ways that exclude
-        each other."""
+    def of(cls, policies: list[Policy], *, texts: Iterable[str] = ()) -> Self:
+        """Put them together; the `texts` are fields that are read although no check needs them.
+
+        Raises PolicyError when two policies are for one model, or read one shape of event in ways that exclude each
+        other.
+        """
         by_model: dict[str, Policy] = {}
         by_mapping: dict[tuple[tuple[str, Mapped], ...], list[Policy]] = {(): []}
         for policy in policies:
@@ -291,7 +294,7 @@ class PolicySet:
         shapes: list[Shape] = []
         for group in by_mapping.values():
             try:
-                shapes.append(shape_of(group))
+                shapes.append(shape_of(group, texts))
             except ValueError as error:
                 names = ", ".join(policy.model for policy in group)
                 raise PolicyError(f"the policies for {names} read events of one shape, but {error}") from None
