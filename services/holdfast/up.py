@@ -1,14 +1,8 @@
-"""`holdfast up`: the services of one machine, started together and ended together.
-
-Each service runs under a guardian, whose input is a pipe from this process. It ends its service when the pipe breaks:
-because this process closed it, or because it is gone, even by SIGKILL.
-"""
+"""`holdfast up`: the services of one machine, started together and ended together."""
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,60 +12,12 @@ from holdfast.adapters.access import login_link, make_start_token
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
-from holdfast.adapters.ready import is_ready
 from holdfast.adapters.topic_settings import fit_topics
+from holdfast.guarded import GuardedService, stop_all
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused, run
 
 SERVICES = ("guard", "switch", "notify", "api")
-END_WITHIN = 13.0
-"""Seconds for all services together; the guardians kill after `KILL_AFTER`."""
-KILL_AFTER = 11
-_GUARDIAN = f"""
-import os, subprocess, sys, threading
-service = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-def watch():
-    os.read(0, 1)
-    service.terminate()
-    try:
-        service.wait({KILL_AFTER})
-    except subprocess.TimeoutExpired:
-        service.kill()
-threading.Thread(target=watch, daemon=True).start()
-code = service.wait()
-sys.exit(code if code >= 0 else 128 - code)
-"""
-
-
-class _Service:
-    def __init__(self, name: str, health: tuple[str, int], arguments: list[str], environment: dict[str, str]) -> None:
-        self.name, self._health = name, health
-        self._guardian = subprocess.Popen(  # noqa: S603  our own command
-            [sys.executable, "-I", "-S", "-c", _GUARDIAN, sys.executable, "-m", "holdfast", name, *arguments],
-            stdin=subprocess.PIPE,
-            env=environment,
-            # Ctrl-C is for this process, which then ends its services.
-            start_new_session=True,
-        )
-
-    def ended(self) -> int | None:
-        return self._guardian.poll()
-
-    def ready(self) -> bool:
-        return is_ready(*self._health)
-
-    def stop(self) -> None:
-        assert self._guardian.stdin is not None  # noqa: S101  it is a pipe
-        with contextlib.suppress(OSError):
-            self._guardian.stdin.close()
-
-    def wait(self, deadline: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guardian.wait(max(0.0, deadline - time.monotonic()))
-        # Also where somebody killed the guardian, and its service is left.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._guardian.pid, signal.SIGKILL)
-        self._guardian.wait()
 
 
 def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str, Any]], None]) -> None:
@@ -95,7 +41,7 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
-    ended: _Service | None = None
+    ended: GuardedService | None = None
     try:
         with contextlib.ExitStack() as stack:
             servers = _servers(stack, config, embedded=embedded)
@@ -106,8 +52,8 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
                 token = api.start_token.get_secret_value() if api.start_token is not None else make_start_token()
                 os.environ["HOLDFAST_API__START_TOKEN"] = token
                 login = login_link(api.host, api.port, token)
-            services: list[_Service] = []
-            stack.callback(_stop_all, services)
+            services: list[GuardedService] = []
+            stack.callback(stop_all, services)
             for service in _start(settings, config):
                 services.append(service)  # noqa: PERF402  also when the next one is interrupted
             serving, told = True, False
@@ -158,16 +104,8 @@ def _health(settings: Settings) -> dict[str, tuple[str, int]]:
     return health
 
 
-def _start(settings: Settings, config: Path | None) -> Iterator[_Service]:
+def _start(settings: Settings, config: Path | None) -> Iterator[GuardedService]:
     health = _health(settings)
     arguments = ["--config", str(config)] if config else []
     for name in SERVICES:
-        yield _Service(name, health[name], arguments, dict(os.environ))
-
-
-def _stop_all(services: list[_Service]) -> None:
-    deadline = time.monotonic() + END_WITHIN
-    for service in services:
-        service.stop()
-    for service in services:
-        service.wait(deadline)
+        yield GuardedService(name, health[name], arguments, dict(os.environ))

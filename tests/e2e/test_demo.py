@@ -10,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from backends import GENEROUS
+
 DEMO = [sys.executable, "-m", "holdfast.cli", "demo"]
 
 
@@ -17,7 +19,7 @@ def run_demo(*arguments, tmp_path):
     """The finished process; its temporary files are under `tmp_path`."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     return subprocess.run(
-        [*DEMO, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
+        [*DEMO, *arguments], capture_output=True, text=True, timeout=170, env=environment, check=False
     )
 
 
@@ -105,6 +107,21 @@ def test_a_demo_that_is_stopped_cleans_up(number, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert nothing_is_left(tmp_path)
+
+
+def test_a_demo_that_is_killed_leaves_no_process(tmp_path):
+    """SIGKILL in the middle: its services and servers notice that it is gone."""
+    process = subprocess.Popen(DEMO, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "earns `good`" in line:
+            break
+    assert processes_of(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + GENEROUS
+    while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
 
 
 def test_a_demo_without_a_broker_says_so(tmp_path):

@@ -10,8 +10,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -28,9 +26,9 @@ from aiokafka.structs import ConsumerRecord
 from holdfast.adapters.commands import send_command
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, free_port
 from holdfast.adapters.kafka import create_topics, reader
-from holdfast.adapters.ready import is_ready
 from holdfast.client import RouteReader
 from holdfast.demo.model import Stone, load_stones, outputs
+from holdfast.guarded import GuardedService, stop_all
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused
 from holdfast_schemas import (
@@ -176,42 +174,25 @@ def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings
     return load_settings(config)
 
 
-class _Service:
-    """guard or switch, as a process."""
+class _Service(GuardedService):
+    """guard or switch, as a process; what it says goes to a file."""
 
     def __init__(self, name: str, folder: Path, port: int) -> None:
-        self.name, self._port, self._log = name, port, folder / f"{name}.log"
+        self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
-            # A session of its own: Ctrl-C is for the demo, which then ends its services in order.
-            self._process = subprocess.Popen(  # noqa: S603  our own command
-                [sys.executable, "-m", "holdfast", name, "--config", str(folder / "holdfast.toml")],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            super().__init__(name, ("127.0.0.1", port), ["--config", str(folder / "holdfast.toml")], output=log)
 
-    async def ready(self) -> None:
+    async def until_ready(self) -> None:
         """Raises DemoFailed when the process ends before it is ready."""
-        while not await asyncio.to_thread(is_ready, "127.0.0.1", self._port):
+        while not await asyncio.to_thread(self.ready):
             self.must_run()
             await asyncio.sleep(0.05)
 
     def must_run(self) -> None:
         """Raises DemoFailed when the process has ended."""
-        if self._process.poll() is not None:
+        if self.ended() is not None:
             lines = self._log.read_text().strip().splitlines() or ["it said nothing"]
             raise DemoFailed(f"The {self.name} ended: {lines[-1]}")
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-
-    def wait(self) -> None:
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 async def run_demo(
@@ -237,14 +218,13 @@ async def run_demo(
         else:
             embedded.create_topics(settings)
         ports = {"guard": settings.guard.health_port, "switch": settings.switch.health_port}
-        services = [_Service(name, folder, port) for name, port in ports.items()]
+        services: list[_Service] = []
+        stack.callback(stop_all, services)
         try:
-            for service in services:
-                stack.callback(service.wait)
-            for service in services:
-                stack.callback(service.stop)
+            for name, port in ports.items():
+                services.append(_Service(name, folder, port))
             async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(*(service.ready() for service in services))
+                await asyncio.gather(*(service.until_ready() for service in services))
                 await _play(watch, settings, model, url, services)
         except TimeoutError:
             watch.note("the time is up")
