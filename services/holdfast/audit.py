@@ -158,6 +158,7 @@ class Auditor:
         self._position: dict[TopicPartition, int] = {}
         self._unclaimed: deque[tuple[Tally, int]] = deque(maxlen=UNCLAIMED)
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
+        self._restores = False
         self._reader: AIOKafkaConsumer | None = None
         self._surveyor: AIOKafkaConsumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -273,8 +274,7 @@ class Auditor:
         if not total:
             return f"Waiting for Kafka ({seconds:.0f} s)"
         read = self.offsets_read()
-        restored = self._policies.current.remembered_fields() and self._since is not None
-        why = ", with what was approved before, for the checks that compare with it" if restored else ""
+        why = ", with what was approved before, for the checks that compare with it" if self._restores else ""
         return f"{read:,} of {total:,} records read{why} ({seconds:.0f} s)"
 
     def offsets_read(self) -> int:
@@ -445,6 +445,7 @@ class Auditor:
                 offset = min(offset, ends[tp] - self._rules.ahead)
                 if tp.topic == topics.approved and remembers:
                     offset -= self._settings.guard.restore_records
+                    self._restores = True
             starts[tp] = max(firsts[tp], offset)
         return starts, ends
 

@@ -361,6 +361,7 @@ def test_one_look_at_a_short_time_waits_for_nothing(
     assert not checked.auditor.findings.violations
     assert checked.auditor.findings.checked == came_since
     assert (checked.auditor.offsets_read() == 0) == (came_since == 0)
+    assert ("what was approved before" in checked.auditor.progress(1.0)) == (came_since > 0)
 
 
 def test_a_long_look_says_how_far_it_is(tmp_path: Path) -> None:
