@@ -1,0 +1,89 @@
+"""Whether a change costs speed: the guard of this checkout and that of another one, in turns on one broker.
+
+    .venv/bin/python benchmarks/against.py ../holdfast-before --rounds 5
+
+The other checkout has its own .venv (`make install`). Both judge by the policy of eight checks, exactly once; see
+throughput.py for how one run is measured. Printed are the medians, and the median of the ratios of each round.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+import numpy as np  # noqa: E402
+import workload  # noqa: E402
+from contenders import GUARD, PASSTHROUGH, Case, Contender  # noqa: E402
+from report import Row, markdown, median  # noqa: E402
+from throughput import RECORDS, compare, warm_up  # noqa: E402
+from workload import Traffic  # noqa: E402
+
+import backends  # noqa: E402  the broker that the tests use
+
+
+def guard_of(checkout: Path) -> Contender:
+    """The guard that the other checkout's Python runs, with this one's configuration and topics."""
+    python = checkout.resolve() / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"{python} does not exist. Run `make install` in {checkout}.")
+
+    def command(case: Case) -> list[str]:
+        return [str(python), *GUARD.command(case)[1:]]
+
+    return Contender(f"guard of {checkout.name}", command)
+
+
+async def run(other: Contender, bootstrap: str, rounds: int, directory: Path) -> list[Row]:
+    """Every contender in every round; the two guards change places from round to round."""
+    workload.write_policies(directory / "policies", Traffic())
+    await warm_up(bootstrap, directory)
+    rows: list[Row] = []
+    for number in range(rounds):
+        guards = (GUARD, other) if number % 2 else (other, GUARD)
+        rows += await compare((PASSTHROUGH, *guards), Traffic(), RECORDS, bootstrap, 1, directory)
+    return rows
+
+
+def show(rows: Sequence[Row], other: Contender) -> str:
+    """The figures as Markdown."""
+    by = {(row["round"], row["contender"]): row for row in rows}
+
+    def ratio(figure: str, name: str) -> str:
+        ratios = [
+            float(row[figure]) / float(by[key[0], other.name][figure]) for key, row in by.items() if key[1] == name
+        ]
+        return f"{np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+    lines = []
+    for name in (PASSTHROUGH.name, other.name, GUARD.name):
+        mine = [row for row in rows if row["contender"] == name]
+        lines.append(
+            [
+                name,
+                f"{median(mine, 'per_second'):,.0f}",
+                ratio("per_second", name),
+                f"{median(mine, 'cpu_s_per_100k'):.3f}",
+                ratio("cpu_s_per_100k", name),
+            ]
+        )
+    headings = ("contender", "records/s", f"of {other.name}", "CPU s / 100,000", f"CPU, of {other.name}")
+    return markdown(headings, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    other = guard_of(args.checkout)
+    with tempfile.TemporaryDirectory() as directory, backends.open_kafka() as broker:
+        print(show(asyncio.run(run(other, broker.bootstrap, args.rounds, Path(directory))), other))
+
+
+if __name__ == "__main__":
+    main()
