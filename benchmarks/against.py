@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import workload  # noqa: E402
 from contenders import GUARD, PASSTHROUGH, Case, Contender  # noqa: E402
 from report import Row, markdown, median  # noqa: E402
-from throughput import RECORDS, compare, warm_up  # noqa: E402
+from throughput import MIXED_RECORDS, compare, warm_up  # noqa: E402
 from workload import Traffic  # noqa: E402
 
 import backends  # noqa: E402  the broker that the tests use
@@ -39,24 +39,23 @@ def guard_of(checkout: Path) -> Contender:
 
 
 async def run(other: Contender, bootstrap: str, rounds: int, directory: Path) -> list[Row]:
-    """Every contender in every round; the two guards change places from round to round."""
+    """Both guards twice in every round, in an order that favours neither."""
     workload.write_policies(directory / "policies", Traffic())
     await warm_up(bootstrap, directory)
-    rows: list[Row] = []
-    for number in range(rounds):
-        guards = (GUARD, other) if number % 2 else (other, GUARD)
-        rows += await compare((PASSTHROUGH, *guards), Traffic(), RECORDS, bootstrap, 1, directory)
-    return rows
+    return await compare(
+        (PASSTHROUGH, other, GUARD, GUARD, other), Traffic(), MIXED_RECORDS, bootstrap, rounds, directory
+    )
 
 
 def show(rows: Sequence[Row], other: Contender) -> str:
     """The figures as Markdown."""
-    by = {(row["round"], row["contender"]): row for row in rows}
+
+    def of_round(number: str, name: str, figure: str) -> float:
+        return float(np.mean([row[figure] for row in rows if (row["round"], row["contender"]) == (number, name)]))
 
     def ratio(figure: str, name: str) -> str:
-        ratios = [
-            float(row[figure]) / float(by[key[0], other.name][figure]) for key, row in by.items() if key[1] == name
-        ]
+        numbers = dict.fromkeys(row["round"] for row in rows)
+        ratios = [of_round(number, name, figure) / of_round(number, other.name, figure) for number in numbers]
         return f"{np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
     lines = []

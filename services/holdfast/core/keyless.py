@@ -8,6 +8,7 @@ They are judged all the same, counted, and people are told.
 from collections import Counter
 from collections.abc import Sequence, Set
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 from holdfast.core.judge import Batch
 from holdfast.core.record import Record
@@ -17,13 +18,14 @@ TOLD_FOR = timedelta(days=1)
 """How long after the last of them people are told of them."""
 ADVICE = "Have the producer set each record's key to its entity id: order and remembered values depend on it"
 
+_KEY = attrgetter("key")
+
 
 def without_key(records: Sequence[Record]) -> frozenset[int]:
     """The positions of records without a key; an empty one is as good as none."""
-    keys = [record.key for record in records]
-    if None not in keys and b"" not in keys:
+    if all(map(_KEY, records)):
         return frozenset()
-    return frozenset(position for position, key in enumerate(keys) if not key)
+    return frozenset(position for position, record in enumerate(records) if not record.key)
 
 
 def with_keyless(tallies: Sequence[Tally], batch: Batch, keyless: Set[int]) -> list[Tally]:
