@@ -8,6 +8,7 @@ so that memory stays bounded, (4) what is missing now is lost. It writes nothing
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -155,6 +156,8 @@ class Auditor:
         self._ends: dict[TopicPartition, int] = {}
         self._approved_ends: dict[int, tuple[float, int]] = {}
         self._covered: dict[int, int] = {}
+        # By partition: the guard's committed offset, and since when it is known; None while the group has lost it.
+        self._committed: dict[int, tuple[int, float | None]] = {}
         self._position: dict[TopicPartition, int] = {}
         self._unclaimed: deque[tuple[Tally, int]] = deque(maxlen=UNCLAIMED)
         self._logged: dict[Kind, deque[float]] = {kind: deque(maxlen=EXAMPLES) for kind in Kind}
@@ -313,7 +316,11 @@ class Auditor:
                 break
             await self._read(reader, wanted)
         for number, ledger in self._ledgers.items():
-            self._take_findings(ledger.finish(self._positions(number), surveyed_at - PATIENCE))
+            _, known_since = self._committed[number]
+            # Verdicts wait for an offset that shows where they belong, not while the group has lost its offsets.
+            waits = known_since is None or known_since > surveyed_at - PATIENCE
+            stale = -math.inf if waits else surveyed_at - PATIENCE
+            self._take_findings(ledger.finish(self._positions(number), stale))
             lag = frontiers[number].committed - ledger.settled()
             metrics.AUDIT_LAG.labels(str(number)).set(max(0, lag))
         self._count()
@@ -336,6 +343,7 @@ class Auditor:
             known.clear()
         self._approved_ends.clear()
         self._covered.clear()
+        self._committed.clear()
         self._routes = RouteHistory()
         self._since = utc_now() - self._settings.audit.look_back
         self._begin_again = False
@@ -453,10 +461,7 @@ class Auditor:
         """The committed offsets first, then the ends: what is below those offsets has its verdict below the ends."""
         surveyor, asked_at = self._surveyor, time.monotonic()
         assert surveyor is not None  # noqa: S101  start() made it
-        committed = {
-            number: await committed_offset(surveyor, self._tp(Stream.PREDICTIONS, number)) or 0
-            for number in self._ledgers
-        }
+        committed = {number: await self._committed_of(number) for number in self._ledgers}
         tps = [tp for tp in self._position if tp.topic != self._settings.topics.predictions]
         ends: dict[TopicPartition, int] = await surveyor.end_offsets(tps)
         self._ends = ends
@@ -484,6 +489,18 @@ class Auditor:
         for number, frontier in frontiers.items():
             self._ledgers[number].expect(frontier)
         return frontiers
+
+    async def _committed_of(self, number: int) -> int:
+        """The guard's committed offset; where the group has lost it, the last one that was seen."""
+        assert self._surveyor is not None  # noqa: S101  start() made it
+        offset = await committed_offset(self._surveyor, self._tp(Stream.PREDICTIONS, number))
+        before, known_since = self._committed.get(number, (0, -math.inf))
+        if offset is None:
+            known_since = None if number in self._committed and before else known_since
+        elif known_since is None:
+            known_since = time.monotonic()
+        self._committed[number] = max(before, offset or 0), known_since
+        return self._committed[number][0]
 
     # What was read.
 

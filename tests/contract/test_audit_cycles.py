@@ -70,6 +70,7 @@ class Broker:
         self.chance, self.policies = chance, policies
         self.logs: dict[TopicPartition, list[Entry]] = {}
         self.committed: dict[int, int] = {}
+        self.offsets_are_lost = False
         self.guards: list[Guard] = []
         self.now_ms = NOW_MS
         self.still_to_come, self.may_grow = chance.choice([50, 300, 1000]), False
@@ -274,7 +275,7 @@ class Checked:
 
         async def committed(_: Reader, tp: TopicPartition) -> int | None:
             self.broker.go_on()
-            return self.broker.committed.get(tp.partition)
+            return None if self.broker.offsets_are_lost else self.broker.committed.get(tp.partition)
 
         monkeypatch.setattr(audit, "counterparts", counts)
         monkeypatch.setattr(audit, "committed_offset", committed)
@@ -332,6 +333,32 @@ def test_tallies_of_a_partition_that_is_new_are_kept_for_it(
     checked.broker.predict(0, 50)
     checked.broker.go_on(30)
     asyncio.run(checked.follow(1))
+    checked.finds_nothing()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_group_that_lost_its_offsets_is_no_alarm(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts that were written just before wait until the guard has committed again, however long that takes."""
+    checked = Checked(seed, tmp_path, monkeypatch)
+    broker = checked.broker
+    broker.add_partition()
+    broker.predict(0, 50)
+
+    async def lose_and_go_on() -> None:
+        while not broker.committed:
+            broker.go_on()
+        await checked.auditor.cycle()
+        while broker.committed[0] < len(broker.guards[0].predictions):
+            broker.guards[0].step()
+        broker.offsets_are_lost = True
+        with monkeypatch.context() as patient_no_more:
+            patient_no_more.setattr(audit, "PATIENCE", -1.0)
+            for _ in range(3):
+                await checked.auditor.cycle()
+        broker.offsets_are_lost = False
+        await checked.follow(1)
+
+    asyncio.run(lose_and_go_on())
     checked.finds_nothing()
 
 
