@@ -25,6 +25,7 @@ REFUSE_SKIPS = bool(os.environ.get("HOLDFAST_REFUSE_SKIPS", "").strip("0"))
 EVERYTHING = REFUSE_SKIPS or bool(os.environ.get("HOLDFAST_TEST_ALL", "").strip("0"))
 
 SLOW = (
+    "alerts/test_dashboard.py",
     "alerts/test_metrics.py",
     "alerts/test_paging.py",
     "alerts/test_runbooks.py",
@@ -32,10 +33,12 @@ SLOW = (
     "contract/test_redis_failover.py",
     "e2e/test_added_partitions.py",
     "e2e/test_begin.py",
+    "e2e/test_commands.py",
     "e2e/test_compacted.py",
     "e2e/test_compressed.py",
     "e2e/test_console.py",
     "e2e/test_demo.py",
+    "e2e/test_doctor.py",
     "e2e/test_evidence.py",
     "e2e/test_guard_survives.py",
     "e2e/test_interrupts.py",
@@ -44,8 +47,10 @@ SLOW = (
     "e2e/test_malformed.py",
     "e2e/test_notify.py",
     "e2e/test_other_partitioner.py",
+    "e2e/test_policies_live.py",
     "e2e/test_policy_mistakes.py",
     "e2e/test_promotion.py",
+    "e2e/test_references.py",
     "e2e/test_refused_records.py",
     "e2e/test_release.py",
     "e2e/test_rough_records.py",
@@ -59,7 +64,7 @@ SLOW = (
     "fuzz/",
     "test_repository.py",
 )
-"""What takes two thirds of the time: left out where nothing is said of which tests to run, as `make test` does it."""
+"""What takes four fifths of the time: left out where nothing is said of which tests to run, as `make test` does it."""
 
 # Programs that tests use where they are: what is looked for, and Debian's package.
 PROGRAMS = {
