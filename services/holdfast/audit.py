@@ -469,8 +469,8 @@ class Auditor:
             known.update({tp: ends[tp] for tp in known})
         came = await surveyor.end_offsets([self._tp(Stream.PREDICTIONS, number) for number in self._ledgers])
         for number in self._ledgers:
-            # Verdicts are of predictions below the committed offset if there are no others, or if they have been
-            # visible for long enough.
+            # A verdict is of a prediction below the committed offset where every prediction is below it, or where the
+            # verdict has been visible for long enough.
             seen_at, end = self._approved_ends.get(number, (asked_at, 0))
             if seen_at <= asked_at - PATIENCE:
                 self._covered[number] = end
@@ -496,7 +496,8 @@ class Auditor:
         offset = await committed_offset(self._surveyor, self._tp(Stream.PREDICTIONS, number))
         before, known_since = self._committed.get(number, (0, -math.inf))
         if offset is None:
-            known_since = None if number in self._committed and before else known_since
+            if before:
+                known_since = None
         elif known_since is None:
             known_since = time.monotonic()
         self._committed[number] = max(before, offset or 0), known_since

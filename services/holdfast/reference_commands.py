@@ -87,8 +87,8 @@ async def _of_segment(settings: Settings, model: str, segment: str, field: str, 
     policy = policies.policies.get(model)
     if policy is None:
         raise Refused(
-            f"There is no policy of {model} in {settings.policies}, and without it nobody can tell which field and "
-            "segment an output has. Run this where the guards' policies are."
+            f"{settings.policies} has no policy of {model}, which would say where an output's field and segment "
+            "are. Run this where the guards' policies are."
         )
     checks = [one.name for one in policy.active_checks() if isinstance(one, MaxChangeCheck) and one.field == field]
     if not checks:

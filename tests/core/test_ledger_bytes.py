@@ -150,7 +150,7 @@ def test_a_producers_own_headers_and_a_blocked_value_are_not_held() -> None:
 def test_what_comes_behind_a_lost_prediction_and_many_blocked_ones_is_no_forgery(
     held_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its verdict is passed over where there is no room to look for its prediction, and that is said."""
+    """A verdict whose prediction cannot be looked for is passed over and counted, because the memory is full."""
     monkeypatch.setattr(ledger, "LIMIT", 3)
     made = history([large(i, BLOCKED if 0 < i < 40 else APPROVED, LARGEST, 50) for i in range(50)], batch=10)
     del made.out[Stream.APPROVED][0]

@@ -93,7 +93,7 @@ class Evidence:
             # Verdicts do not say of which topic they are.
             judged_last = tallies.last.get(partition)
             return Judged(ever=True, last=None if judged_last is None else judged_last[0])
-        # Where predictions have grown alone, there is no partition for verdicts, and so there are none.
+        # A partition that predictions alone was given has no verdicts yet.
         sizes = await self._sizes_of((topics.approved, topics.blocked, topics.malformed))
         places = [TopicPartition(name, partition) for name, size in sizes.items() if partition < size]
         firsts, ends = await bounds(self._settings.kafka, places, None, "read_uncommitted")

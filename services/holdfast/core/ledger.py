@@ -527,7 +527,9 @@ class Ledger:
             self.released += 1
             return True
         if verdict == Verdict.DELETED and early.value is not None:
-            self._report(Kind.UNCHECKED, None, "", f"approved offset {early.offset} is no deletion: it has a value")
+            self._report(
+                Kind.UNCHECKED, None, "", f"approved offset {early.offset} is called a deletion and has a value"
+            )
             return True
         named = verdict == Verdict.DELETED or _NAMES.issubset(headers)
         if verdict not in (Verdict.APPROVED, Verdict.DELETED) or not named:
