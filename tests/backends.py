@@ -33,7 +33,9 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
-from aiokafka.errors import KafkaError
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import KafkaError, NonEmptyGroup, for_code
+from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from holdfast.adapters import kafka as kafka_adapter
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
@@ -365,6 +367,29 @@ class _RealTopics:
                 await asyncio.sleep(0.05)
         finally:
             await admin.close()
+
+    async def delete_group(self, group: str) -> None:
+        """Delete a consumer group with its committed offsets, once its members have left it, as a broker forgets one.
+
+        Through aiokafka: librdkafka's own request for it now and then crashes, or is never answered.
+        """
+        client = AIOKafkaClient(bootstrap_servers=self.bootstrap)
+        await client.bootstrap()
+        try:
+            async with asyncio.timeout(GENEROUS):
+                while True:
+                    coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
+                    await client.ready(coordinator)
+                    response = await client.send(coordinator, DeleteGroupsRequest([group]))
+                    ((_, code),) = response.results
+                    if code == 0:
+                        return
+                    error = for_code(code)
+                    if not (error is NonEmptyGroup or error.retriable):
+                        raise error(group)
+                    await asyncio.sleep(0.2)
+        finally:
+            await client.close()
 
     async def grow_topic(self, name: str, partitions: int) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)

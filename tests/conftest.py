@@ -1,8 +1,11 @@
 """Fixtures for the servers, and what becomes of the tests whose server cannot be had."""
 
+import faulthandler
 import os
 import shutil
 import signal
+import sys
+import threading
 import uuid
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -170,6 +173,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
     if said:
         terminalreporter.write_line(f"Not everything ran: {'; '.join(said)}.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """End the process, with the stacks of its threads, when a test outlives its time limit by far.
+
+    The limit raises an exception in the main thread, which ends neither a call of a C library nor the wait for a
+    thread when the event loop is closed. pytest-xdist puts another process in place of the one that ended.
+    """
+    marker = item.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
+    backstop = threading.Timer(2 * limit, _end_process, [item])
+    backstop.daemon = True
+    backstop.start()
+    try:
+        return (yield)
+    finally:
+        backstop.cancel()
+
+
+def _end_process(item: pytest.Item) -> None:
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    capture.suspend_global_capture(in_=True)
+    sys.stderr.write(f"{item.nodeid} did not end at its time limit.\n")
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,8 +7,6 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from e2e.stack import POLICY, Stack, body
 
@@ -33,21 +31,13 @@ def outputs(stack, number, start=0, value=100.0):
 
 async def lose_offsets(stack, service="guard"):
     """As a broker does that has not seen the group for a week, or a person."""
-    admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap})
-    group = getattr(stack.settings, service).group
-    await asyncio.to_thread(lambda: admin.delete_consumer_groups([group])[group].result())
+    await stack.kafka.delete_group(getattr(stack.settings, service).group)
 
 
 async def empty(stack, *roles):
     """As retention does in a quiet week."""
-    admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap})
-    tps = [TopicPartition(tp.topic, tp.partition, -1) for tp in stack._partitions() if stack._roles[tp.topic] in roles]
-
-    def remove():
-        for future in admin.delete_records(tps).values():
-            future.result()
-
-    await asyncio.to_thread(remove)
+    for topic in {tp.topic for tp in stack._partitions() if stack._roles[tp.topic] in roles}:
+        await stack.kafka.empty_topic(topic)
 
 
 async def judged(stack, number):

@@ -7,9 +7,10 @@ import time
 from datetime import datetime
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from aiokafka.admin import AIOKafkaAdminClient
 
 from e2e.stack import POLICY, Stack, body, headers
+from holdfast.adapters.topic_settings import set_settings
 
 pytestmark = pytest.mark.real_kafka
 
@@ -20,13 +21,14 @@ OPEN = {"message_timestamp_after_max_ms": str(2**63 - 1)}
 
 async def alter(stack, role, **settings):
     """Change settings of a topic; `_` stands for a dot in their names."""
-    admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap})
-    entries = [
-        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-        for key, value in settings.items()
-    ]
-    resource = ConfigResource(ResourceType.TOPIC, stack.topic(role), incremental_configs=entries)
-    await asyncio.to_thread(lambda: [f.result() for f in admin.incremental_alter_configs([resource]).values()])
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap)
+    await admin.start()
+    try:
+        await set_settings(
+            admin, {stack.topic(role): {key.replace("_", "."): value for key, value in settings.items()}}
+        )
+    finally:
+        await admin.close()
 
 
 async def audited(stack):

@@ -6,7 +6,6 @@ import pty
 import subprocess
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from e2e.commands import HOLDFAST, holdfast
 from e2e.stack import POLICY, Stack, body
@@ -52,9 +51,7 @@ async def test_an_offset_before_verdicts_is_refused(stack):
     await judged(stack, 41)
 
     guard.stop()
-    admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap})
-    group = stack.settings.guard.group
-    await asyncio.to_thread(lambda: admin.delete_consumer_groups([group])[group].result())
+    await stack.kafka.delete_group(stack.settings.guard.group)
     assert (await set_offset(stack, "--to", "earliest")).code == 1
     (moved,) = (await set_offset(stack, "--to", "earliest", "--force", "--json")).facts
     assert (moved["before"], moved["after"], moved["repeated"]) == (None, 0, 41)

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 from redis.asyncio import Redis
 
 import backends
@@ -53,28 +51,13 @@ async def test_offsets_that_expire_judge_nothing_twice(broker, redis_server, tmp
                 *(asyncio.to_thread(run.random.choice([worker.stop, worker.kill])) for worker in workers)
             )
             for service in ("guard", "switch"):
-                await delete_group(broker, getattr(run.stack.settings, service).group)
+                await broker.delete_group(getattr(run.stack.settings, service).group)
             await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in workers))
             run.done["groups that lost their offsets"] += 2
             await run.serving()
             await run.progress()
         assert run.told("all offsets of the group were lost, checking goes on behind the last verdicts") > 0
     figures["expired offsets"] = run.figures()
-
-
-async def delete_group(broker, group):
-    """As a broker forgets it; one with members is none that it forgets."""
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    async with asyncio.timeout(PATIENT):
-        while True:
-            try:
-                await asyncio.to_thread(admin.delete_consumer_groups([group])[group].result)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.NON_EMPTY_GROUP:
-                    raise
-                await asyncio.sleep(0.5)
-            else:
-                return
 
 
 async def test_a_frozen_worker_that_wakes_up_publishes_nothing_twice(broker, redis_server, tmp_path, figures):
