@@ -422,6 +422,7 @@ class Switch:
 
     async def _begin(self, tp: TopicPartition) -> int:
         assert self.loop is not None  # noqa: S101  its lanes ask
+        self.check_partition(tp.partition)
         return await SwitchBegin(self.settings, self.loop).of(tp)
 
     def position(self, partition: int) -> int:

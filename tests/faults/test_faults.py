@@ -233,7 +233,6 @@ async def test_partitions_that_are_added_are_taken_up(broker, redis_server, tmp_
     figures["partitions added"] = run.figures()
 
 
-@pytest.mark.long_faults
 async def test_a_control_topic_that_grows_stops_the_switch(broker, redis_server, tmp_path):
     """A model that moves to another partition would lose its fences: also when its state is given a place there."""
     moved = next(name for name in ("pricing", "score", "other", "another") if partition_for(name, 2) == 1)
