@@ -177,11 +177,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """End the process, with the stacks of its threads, when a test outlives its time limit by far.
+    """End a process of pytest-xdist, with the stacks of its threads, when a test outlives its time limit by far.
 
     The limit raises an exception in the main thread, which ends neither a call of a C library nor the wait for a
-    thread when the event loop is closed. pytest-xdist puts another process in place of the one that ended.
+    thread when the event loop is closed. The run then ends too. A single process may be in a debugger, and goes on.
     """
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
     marker = item.get_closest_marker("timeout")
     limit = float(marker.args[0] if marker else item.config.getini("timeout"))
     backstop = threading.Timer(2 * limit, _end_process, [item])
