@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -318,6 +318,17 @@ class Kafka(Protocol):
     async def create_topics(self, settings: Settings) -> None: ...
 
 
+@contextlib.asynccontextmanager
+async def admin_of(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Start a client for the administration of this broker, and close it in the end."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
 class _RealTopics:
     """Topics are made the way that users make them."""
 
@@ -325,34 +336,24 @@ class _RealTopics:
     real = True
 
     async def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        await admin.start()
-        try:
+        async with admin_of(self.bootstrap) as admin:
             await kafka_adapter.create_all(admin, [NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))])
-        finally:
-            await admin.close()
 
     async def create_topics(self, settings: Settings) -> None:
         await kafka_adapter.create_topics(settings)
 
     async def empty_topic(self, name: str) -> None:
         """Remove every record up to the end of each partition, as retention does where nothing comes for long."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        await admin.start()
-        try:
+        async with admin_of(self.bootstrap) as admin:
             (described,) = await admin.describe_topics([name])
             everything = RecordsToDelete(before_offset=-1)
             await admin.delete_records(
                 {TopicPartition(name, one["partition"]): everything for one in described["partitions"]}
             )
-        finally:
-            await admin.close()
 
     async def remake_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
         """Delete a topic, and make another one of that name."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        await admin.start()
-        try:
+        async with admin_of(self.bootstrap) as admin:
             await admin.delete_topics([name])
             deadline = time.monotonic() + GENEROUS
             while True:
@@ -365,8 +366,6 @@ class _RealTopics:
                     if time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(0.05)
-        finally:
-            await admin.close()
 
     async def delete_group(self, group: str) -> None:
         """Delete a consumer group with its committed offsets, once its members have left it, as a broker forgets one.
@@ -392,12 +391,8 @@ class _RealTopics:
             await client.close()
 
     async def grow_topic(self, name: str, partitions: int) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        await admin.start()
-        try:
+        async with admin_of(self.bootstrap) as admin:
             await admin.create_partitions({name: NewPartitions(partitions)})
-        finally:
-            await admin.close()
 
 
 class GivenKafka(_RealTopics):

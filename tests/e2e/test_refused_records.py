@@ -7,8 +7,8 @@ import time
 from datetime import datetime
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
 
+from backends import admin_of
 from e2e.stack import POLICY, Stack, body, headers
 from holdfast.adapters.topic_settings import set_settings
 
@@ -21,14 +21,9 @@ OPEN = {"message_timestamp_after_max_ms": str(2**63 - 1)}
 
 async def alter(stack, role, **settings):
     """Change settings of a topic; `_` stands for a dot in their names."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap)
-    await admin.start()
-    try:
-        await set_settings(
-            admin, {stack.topic(role): {key.replace("_", "."): value for key, value in settings.items()}}
-        )
-    finally:
-        await admin.close()
+    changes = {key.replace("_", "."): value for key, value in settings.items()}
+    async with admin_of(stack.kafka.bootstrap) as admin:
+        await set_settings(admin, {stack.topic(role): changes})
 
 
 async def audited(stack):
