@@ -67,17 +67,21 @@ async def following(folder: Path):
 async def test_a_table_is_taken_up_once_it_is_whole(folder, how):
     """Never a part of it, however it is written."""
     if how == "a link is exchanged":
-        put(folder.parent, "first.csv", table(1000))
+        (folder / "..first").mkdir()
+        (folder / "..first" / "floors.csv").write_text(table(1000))
+        (folder / "..data").symlink_to("..first")
         (folder / "floors.csv").unlink()
-        (folder / "floors.csv").symlink_to(folder.parent / "first.csv")
+        (folder / "floors.csv").symlink_to("..data/floors.csv")
     async with following(folder) as (_, seen):
         whole = table(1200)
         if how == "renamed":
             put(folder, "floors.csv", whole)
         elif how == "a link is exchanged":
-            (folder.parent / "second.csv").write_text(whole)
-            (folder.parent / "link").symlink_to(folder.parent / "second.csv")
-            (folder.parent / "link").replace(folder / "floors.csv")
+            # As Kubernetes exchanges a ConfigMap.
+            (folder / "..second").mkdir()
+            (folder / "..second" / "floors.csv").write_text(whole)
+            (folder / "..link").symlink_to("..second")
+            (folder / "..link").replace(folder / "..data")
         else:
             if how == "deleted and written":
                 (folder / "floors.csv").unlink()

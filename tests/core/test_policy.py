@@ -124,15 +124,15 @@ def test_a_refusal_names_the_file_the_key_and_what_exists(toml, key, says, tmp_p
     [
         (b"entity_id,min\na,1\na,2\n", "lists an entity twice"),
         (b"entity_id,min\na,1\n,2\n", "a row without one"),
-        (b"entity,min\na,1\n", "they must be entity_id, min, max, each once"),
-        (b"entity_id,low\na,1\n", "they must be entity_id, min, max, each once"),
-        (b"entity_id,min,max\nb,1,2\n\na,5,1\n", "line 4: min 5 is above its max 1"),
-        (b"entity_id,min\na,inf\n", "line 2: min is 'inf', which is not a finite number"),
-        (b"entity_id,min\na,1e999\n", "line 2: min is '1e999', which is not a finite number"),
-        (b"entity_id,min\na,cheap\n", "line 2: min is 'cheap', which is not a finite number"),
-        (b"entity_id,min,max\nb,1,\na,1,#N/A\n", "line 3: max is '#N/A'"),
+        (b"entity,min\na,1\n", "must have the columns entity_id, min, max, each once"),
+        (b"entity_id,low\na,1\n", "must have the columns entity_id, min, max, each once"),
+        (b"entity_id,min,max\nb,1,2\n\na,5,1\n", "line 4: min is above its max"),
+        (b"entity_id,min\na,inf\n", "line 2: min is not a finite number"),
+        (b"entity_id,min\na,1e999\n", "line 2: min is not a finite number"),
+        (b"entity_id,min\na,cheap\n", "line 2: min is not a finite number"),
+        (b"entity_id,min,max\nb,1,\na,1,#N/A\n", "line 3: max is not a finite number"),
         *(
-            (f'entity_id,min\nb,1\n\n"c",\na,{cell}\n'.encode(), f"line 5: min is '{cell}'")
+            (f'entity_id,min\nb,1\n\n"c",\na,{cell}\n'.encode(), "line 5: min is not a finite number")
             for cell in (
                 "NA",
                 "N/A",
@@ -149,7 +149,7 @@ def test_a_refusal_names_the_file_the_key_and_what_exists(toml, key, says, tmp_p
                 "true",
             )
         ),
-        (b"entity_id,min\na,1,2\n", "columns"),
+        (b"entity_id,min\na,1,2\n", "line 2: it has not as many cells as the first line"),
         (b"entity_id,min,min\na,1,2\n", "each once"),
         (b"entity_id,min\n\xff,1\n", "UTF8"),
         (b"entity_id,min\n", "has no rows"),
@@ -171,7 +171,7 @@ def test_a_broken_table_is_refused_by_name(content, says, tmp_path):
 def test_an_empty_cell_of_a_table_leaves_that_side_open(content, tmp_path):
     """An entity may have any name, also one that reads as missing elsewhere."""
     (tmp_path / "floors.csv").write_bytes(content)
-    table, _ = load_table(tmp_path / "floors.csv")
+    table, _ = load_table(tmp_path / "floors.csv", (tmp_path / "floors.csv").read_bytes())
     assert dict(table.index) == {"NA": 0, "b": 1}
     assert [str(one) for one in (*table.low, *table.high)] == ["1.0", "nan", "nan", "20.0"]
 
@@ -183,9 +183,9 @@ def test_an_empty_cell_of_a_table_leaves_that_side_open(content, tmp_path):
         (pa.array([1, None]), None),
         (pa.array(["1", None]), None),
         (pa.array(["1", ""]), None),
-        (pa.array([1.0, math.nan]), "row 2: min is 'nan', which is not a finite number"),
-        (pa.array([1.0, -math.inf]), "row 2: min is '-inf', which is not a finite number"),
-        (pa.array(["1", "NA"]), "row 2: min is 'NA', which is not a finite number"),
+        (pa.array([1.0, math.nan]), "row 2: min is not a finite number"),
+        (pa.array([1.0, -math.inf]), "row 2: min is not a finite number"),
+        (pa.array(["1", "NA"]), "row 2: min is not a finite number"),
         (pa.array([True, None]), "min is of type bool; write numbers"),
     ],
 )
@@ -193,11 +193,11 @@ def test_a_parquet_table_says_the_same(low, says, tmp_path):
     """A null is an open side; NaN is a number that went wrong."""
     parquet.write_table(pa.table({"entity_id": ["a", "b"], "min": low}), tmp_path / "floors.parquet")
     if says is None:
-        table, _ = load_table(tmp_path / "floors.parquet")
+        table, _ = load_table(tmp_path / "floors.parquet", (tmp_path / "floors.parquet").read_bytes())
         assert [str(one) for one in table.low] == ["1.0", "nan"]
     else:
         with pytest.raises(PolicyError, match=re.escape(says)):
-            load_table(tmp_path / "floors.parquet")
+            load_table(tmp_path / "floors.parquet", (tmp_path / "floors.parquet").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["", ".", "\\u0000", "no/such/folder.csv", "x" * 5000])

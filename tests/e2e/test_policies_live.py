@@ -70,14 +70,14 @@ async def test_a_changed_policy_is_taken_up_and_a_broken_one_refused(kafka, redi
         assert await verdict(stack, 510.0) == ("blocked", ["jump"])
 
         # As a mounted ConfigMap changes: the folder's files are links, and what they lead to is exchanged.
-        versions = [tmp_path / "first", tmp_path / "second"]
+        versions = [stack.policies / "..first", stack.policies / "..second"]
         for folder, floor in zip(versions, (50.0, 70.0), strict=True):
             folder.mkdir()
             text = POLICY.replace("min = 10.0", f"min = {floor}")
             (folder / "pricing.toml").write_text(f'model = "pricing"\n{text}')
         for number, folder in enumerate(versions):
             before = len(guard.told("policies changed"))
-            (stack.policies / "..new").symlink_to(folder)
+            (stack.policies / "..new").symlink_to(folder.name)
             (stack.policies / "..new").rename(stack.policies / "..data")
             if number == 0:
                 (stack.policies / ".link").symlink_to("..data/pricing.toml")

@@ -3,50 +3,65 @@
 import asyncio
 import contextlib
 import os
-import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import structlog
 from watchfiles import awatch
-from watchfiles.main import FileChange
 
 from holdfast.adapters.at_rest import Stamps, come_to_rest, stamps, wait_for_tables
+from holdfast.adapters.policy_files import POLICY_BYTES, TABLE_BYTES, PolicyFolder
 from holdfast.adapters.tables import load_table
+from holdfast.core.checks import Table
 from holdfast.core.policy import Policy, PolicyError, PolicySet, collapsed_table, parse_policy, tables_of
 from holdfast.core.toml_text import parse_toml
 
 log = structlog.get_logger("holdfast.policies")
 
 
-def load_policy(path: Path) -> Policy:
-    """Read one policy file and its tables. Raises PolicyError, naming the file and the key."""
+def load_policy(path: Path, folder: PolicyFolder | None = None) -> Policy:
+    """Read one policy file of the folder and its tables. Raises PolicyError, naming the file and the key.
+
+    The error may name the policy's keys and the names that it uses; it quotes nothing of a file that is not TOML, and
+    nothing of a table.
+    """
+    folder = folder or PolicyFolder(path.parent)
     try:
-        data = parse_toml(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
+        data = _parse(path, folder)
+        try:
+            tables = {name: _table(path.parent / name, folder) for name in tables_of(data)}
+        except PolicyError as error:
+            raise PolicyError(f"{path}: table {error}") from None
+        return parse_policy(data, str(path), tables)
+    except PolicyError:
+        raise
+    except Exception as error:
+        # Its text may quote the file.
+        raise PolicyError(
+            f"{path}: cannot be used ({type(error).__name__}); compare it with the documentation"
+        ) from None
+
+
+def _table(path: Path, folder: PolicyFolder) -> tuple[Table, str]:
+    return load_table(path, folder.read(path, TABLE_BYTES))
+
+
+def _parse(path: Path, folder: PolicyFolder) -> dict[str, Any]:
+    """What a policy file says. Raises PolicyError."""
+    try:
+        return parse_toml(folder.read(path, POLICY_BYTES).decode("utf-8"), quote=False)
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: not TOML: byte {error.start + 1} is not UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:
         raise PolicyError(f"{path}: not TOML: {error}") from None
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        tables = {name: load_table(path.parent / name) for name in tables_of(data)}
-    except PolicyError as error:
-        raise PolicyError(f"{path}: {error}") from None
-    return parse_policy(data, str(path), tables)
 
 
 def load_policies(folder: Path) -> PolicySet:
     """Read `folder/*.toml`. Raises PolicyError."""
-    try:
-        # Not `glob`, for which a folder that cannot be read is empty.
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
-    except (FileNotFoundError, NotADirectoryError):
-        raise PolicyError(
-            f"{folder}: there is no such folder; set `policies` to where the policy files are, "
-            "relative to the configuration file"
-        ) from None
-    except OSError as error:
-        raise PolicyError(f"{folder}: cannot be read: {error.strerror}; let this process read it") from None
-    policies = [load_policy(path) for path in files]
+    reading = PolicyFolder(folder)
+    files = reading.policies()
+    policies = [load_policy(path, reading) for path in files]
     named: dict[str, Path] = {}
     for path, policy in zip(files, policies, strict=True):
         if (other := named.setdefault(policy.model, path)) != path:
@@ -60,9 +75,10 @@ def load_policies(folder: Path) -> PolicySet:
 def unlike_their_files(folder: Path) -> list[str]:
     """A sentence for each policy whose file has another name than its model: one of the two may be mistyped.
 
-    Raises OSError and ValueError for files that `load_policies` refuses.
+    Raises PolicyError and KeyError for files that `load_policies` refuses.
     """
-    named = {path: str(parse_toml(path.read_text(encoding="utf-8"))["model"]) for path in sorted(folder.glob("*.toml"))}
+    reading = PolicyFolder(folder)
+    named = {path: str(_parse(path, reading)["model"]) for path in reading.policies()}
     return [
         f"{path} is for the model {model}: check that this is meant, for the file has another name"
         for path, model in named.items()
@@ -81,8 +97,8 @@ def known_models(folder: Path, routed: Iterable[str]) -> set[str]:
     # A person's machine need not have the policies. One that does not load names its model all the same.
     for path in folder.glob("*.toml"):
         named: object = path.stem
-        with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError):
-            named = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model")
+        with contextlib.suppress(PolicyError):
+            named = _parse(path, PolicyFolder(folder)).get("model")
         if isinstance(named, str):
             found.add(named)
     return found
@@ -150,7 +166,7 @@ class PolicyStore:
         return True
 
     def _warn(self) -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # They may be changing again.
+        with contextlib.suppress(PolicyError, KeyError):  # They may be changing again.
             for sentence in unlike_their_files(self._folder):
                 log.warning(sentence)
 
@@ -216,18 +232,26 @@ class PolicyStore:
             while self._identity() is None:  # noqa: ASYNC110  there is nothing to watch
                 await asyncio.sleep(LOOK_EVERY)
 
-    def _announced(self) -> AsyncGenerator[bool, None]:
-        """Whether something changed, at once and at least every `LOOK_EVERY` seconds. Raises OSError, RuntimeError."""
-        return _happened(
-            awatch(
-                self._folder,
-                debounce=300,
-                step=50,
-                recursive=True,
-                rust_timeout=int(LOOK_EVERY * 1000),
-                yield_on_timeout=True,
-            )
+    async def _announced(self) -> AsyncGenerator[bool, None]:
+        """Whether something changed, at once and at least every `LOOK_EVERY` seconds. Raises OSError, RuntimeError.
+
+        Only the folder itself is watched, since a watch of what is below it would follow links out of it, such as one
+        to the root of the file system. Folders below it are looked at.
+        """
+        before = await asyncio.to_thread(stamps, self._folder)
+        watch = awatch(
+            self._folder,
+            debounce=300,
+            step=50,
+            recursive=False,
+            rust_timeout=int(LOOK_EVERY * 1000),
+            yield_on_timeout=True,
         )
+        async with contextlib.aclosing(watch):
+            async for changes in watch:
+                now = await asyncio.to_thread(stamps, self._folder)
+                yield bool(changes) or now != before
+                before = now
 
     async def _polled(self) -> AsyncGenerator[bool, None]:
         """The same by looking. watchfiles' own polling compares whole seconds, and would miss a change."""
@@ -259,9 +283,3 @@ class PolicyStore:
         except OSError:
             return None
         return status.st_dev, status.st_ino
-
-
-async def _happened(changes: AsyncGenerator[set[FileChange], None]) -> AsyncGenerator[bool, None]:
-    async with contextlib.aclosing(changes):
-        async for some in changes:
-            yield bool(some)

@@ -14,32 +14,67 @@ from holdfast.core.policy import PolicyError
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 COLUMNS = ("entity_id", "min", "max")
+MAX_ROWS = 5_000_000
+UNPACKED_BYTES = 1024 * 2**20
+NEWLINE = b"\n"
 
 
-def load_table(path: Path) -> tuple[Table, str]:
-    """Read a CSV or Parquet file with the columns entity_id, min, max; and the digest of its bytes.
+def load_table(path: Path, content: bytes) -> tuple[Table, str]:
+    """Read the content of a CSV or Parquet file with the columns entity_id, min, max; and its digest.
 
     A missing `min` or `max` column, an empty cell of a CSV file and a null of a Parquet file leave that side open.
     Whatever else is not a finite number is refused: `NA` may stand for a bound that was lost on the way. Raises
-    PolicyError.
+    PolicyError, which begins with the path, names the line, and quotes nothing of the file.
     """
     # It takes longer to import than most policies, which have no table, to load.
-    from pyarrow import ArrowException, BufferReader, csv, parquet, string
+    from pyarrow import ArrowException, csv, string
 
-    content = b""
     try:
-        content = path.read_bytes()
         if path.suffix == ".parquet":
-            rows = parquet.read_table(BufferReader(content))
+            rows = _parquet(path, content)
         else:
             # As texts: the reader's own conversion takes `NA`, `null` and a dozen others for empty cells.
             convert = csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, string()), strings_can_be_null=False)
             rows = csv.read_csv(BytesIO(content), convert_options=convert)
         return _Reading(path, content, rows).table(), hashlib.sha256(content).hexdigest()
-    except OSError as error:
-        raise PolicyError(f"table {path} cannot be read: {error.strerror or error}") from None
-    except (ArrowException, ValueError) as error:  # ValueError: a path with a zero byte
-        raise PolicyError(f"table {path}: {str(error).partition(chr(10))[0]}") from None
+    except (ArrowException, ValueError, OSError):
+        # What Arrow says quotes the line.
+        raise PolicyError(f"{path}{_what_is_wrong(path, content)}; write the whole table") from None
+
+
+def _what_is_wrong(path: Path, content: bytes) -> str:
+    """Why a table cannot be read, and where, as far as that can be told."""
+    if not content:
+        return " is empty"
+    if path.suffix == ".parquet":
+        return " is not Parquet"
+    try:
+        lines = lines_of_csv.reader(StringIO(content.decode("utf-8-sig"), newline=""))
+        cells = 0
+        for line in lines:
+            if cells and line and len(line) != cells:
+                return f", line {lines.line_num}: it has not as many cells as the first line"
+            cells = cells or len(line)
+    except UnicodeDecodeError as error:
+        return f", line {content.count(NEWLINE, 0, error.start) + 1}: it is not UTF8 text"
+    except lines_of_csv.Error:
+        pass
+    return " is not CSV"
+
+
+def _parquet(path: Path, content: bytes) -> Any:
+    """The rows, which may have less bytes in the file than in memory: a few bytes can stand for millions of rows."""
+    from pyarrow import BufferReader, parquet
+
+    # A text that repeats is not unpacked before it is known that no entity does.
+    file = parquet.ParquetFile(BufferReader(content), read_dictionary=["entity_id"])
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > UNPACKED_BYTES:
+        raise PolicyError(
+            f"{path} has more than {MAX_ROWS:,} rows, or unpacks to more than {UNPACKED_BYTES // 2**20} MiB; "
+            "make it smaller"
+        )
+    return file.read()
 
 
 class _Reading:
@@ -53,19 +88,21 @@ class _Reading:
             or set(rows.column_names) - set(COLUMNS)
             or len(set(rows.column_names)) < rows.num_columns
         ):
-            raise PolicyError(
-                f"table {path} has the columns {', '.join(rows.column_names)}; they must be entity_id, min, max, each "
-                "once"
-            )
+            raise PolicyError(f"{path} must have the columns entity_id, min, max, each once, and no others")
         if not rows.num_rows:
-            raise PolicyError(f"table {path} has no rows; write the bounds of at least one entity into it")
+            raise PolicyError(f"{path} has no rows; write the bounds of at least one entity into it")
+        twice = PolicyError(f"{path} lists an entity twice, or has a row without one; keep one row for each")
+        if rows.num_rows > MAX_ROWS:
+            raise PolicyError(f"{path} has more than {MAX_ROWS:,} rows; make it smaller")
+        if _repeats(rows.column("entity_id")):
+            raise twice
         entities = rows.column("entity_id").cast("string").to_pylist()
         index = {entity: row for row, entity in enumerate(entities) if entity}
         if len(index) != len(entities):
-            raise PolicyError(f"table {path} lists an entity twice, or has a row without one; keep one row for each")
+            raise twice
         low, high = self._side("min"), self._side("max")
         for row in np.flatnonzero(low > high)[:1].tolist():
-            raise self._refused(row, f"min {low[row]:g} is above its max {high[row]:g}")
+            raise self._refused(row, "min is above its max")
         return Table(index, low, high)
 
     def _side(self, side: str) -> NDArray[np.float64]:
@@ -82,7 +119,7 @@ class _Reading:
             column = compute.if_else(compute.equal(column, ""), None, column)
             self._refuse_first(side, compute.invert(compute.match_substring_regex(column, _NUMBER)))
         elif types.is_boolean(column.type) or types.is_temporal(column.type):
-            raise PolicyError(f"table {self._path}: {side} is of type {column.type}; write numbers")
+            raise PolicyError(f"{self._path}: {side} is of type {column.type}; write numbers")
         column = column.cast("float64")
         self._refuse_first(side, compute.invert(compute.is_finite(column)))
         bounds: NDArray[np.float64] = column.to_numpy().astype(np.float64)
@@ -91,15 +128,21 @@ class _Reading:
     def _refuse_first(self, side: str, wrong: Any) -> None:
         """Raise PolicyError for the first cell that is wrong; `wrong` is null where the cell is empty."""
         for row in np.flatnonzero(wrong.fill_null(False).to_numpy())[:1].tolist():
-            seen = str(self._rows.column(side)[row].as_py())[:100]
-            raise self._refused(
-                row, f"{side} is {seen!r}, which is not a finite number; leave the cell empty where there is no bound"
-            )
+            raise self._refused(row, f"{side} is not a finite number; leave the cell empty where there is no bound")
 
     def _refused(self, row: int, what: str) -> PolicyError:
         if self._path.suffix == ".parquet":
-            return PolicyError(f"table {self._path}, row {row + 1}: {what}")
+            return PolicyError(f"{self._path}, row {row + 1}: {what}")
         lines = lines_of_csv.reader(StringIO(self._content.decode("utf-8", "replace"), newline=""))
         # Empty lines are no rows; the first one that is not is the header.
         numbers = [lines.line_num for cells in lines if cells]
-        return PolicyError(f"table {self._path}, line {numbers[min(row + 1, len(numbers) - 1)]}: {what}")
+        return PolicyError(f"{self._path}, line {numbers[min(row + 1, len(numbers) - 1)]}: {what}")
+
+
+def _repeats(column: Any) -> bool:
+    """Whether a column that is kept as a dictionary has a text twice in one piece."""
+    from pyarrow import types
+
+    return types.is_dictionary(column.type) and any(
+        len(chunk.indices.unique()) < len(chunk.indices) for chunk in column.chunks
+    )

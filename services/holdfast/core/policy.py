@@ -74,7 +74,7 @@ class Policy(BaseModel):
                 parse_path(mapped)
                 continue
             if not isinstance(mapped, dict):
-                raise ValueError(f'{name!r} needs a path, as in {name} = "offer.price", not {mapped!r}')
+                raise ValueError(f'{name!r} needs a path, which is a text, as in {name} = "offer.price"')
             if "path" not in mapped:
                 inside = next(iter(mapped), "cost")
                 raise ValueError(
@@ -85,7 +85,7 @@ class Policy(BaseModel):
                 if key not in ("path", "as"):
                     raise ValueError(f"{name!r} has no key {key!r}; the keys here are path, as")
             if not isinstance(mapped["path"], str):
-                raise ValueError(f"the path of {name!r} is a text, not {mapped['path']!r}")
+                raise ValueError(f'the path of {name!r} must be a text, as in {name} = "offer.price"')
             parse_path(mapped["path"])
             readings = _readings_of(name)
             if "as" in mapped and mapped["as"] not in readings:

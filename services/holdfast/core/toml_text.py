@@ -9,18 +9,41 @@ _KEY = re.compile(r"\s*([\w.\"'-]+)\s*=\s*(.*?)\s*(?:\s#.*)?$")
 _BOOLEANS = {"True": "true", "False": "false", "yes": "true", "no": "false", "None": "", "null": ""}
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """Parse it. Raises ValueError in words, which name the line, and the quotes where those are missing."""
+_QUOTING = {
+    "Cannot declare": "A table is declared twice",
+    "Cannot mutate immutable namespace": "A table that is complete is written to again",
+    "Cannot redefine namespace": "A table is declared twice",
+    "Duplicate inline table key": "A key stands twice in an inline table",
+    "Found invalid character": "Found an invalid character",
+    "Illegal character": "Found an invalid character",
+}
+"""How the parser's messages begin that hold a piece of the text, and what is said instead."""
+
+
+def parse_toml(text: str, *, quote: bool = True) -> dict[str, Any]:
+    """Parse it. Raises ValueError in words, which name the line, and the quotes where those are missing.
+
+    Without `quote` they hold nothing of the text, not even a key.
+    """
     text = text.removeprefix("\ufeff")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{error}{_advice(text, str(error))}") from None
+        said = str(error) if quote else _without_quotes(str(error))
+        raise ValueError(f"{said}{_advice(text, str(error), quote=quote)}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-def _advice(text: str, error: str) -> str:
+def _without_quotes(error: str) -> str:
+    for beginning, instead in _QUOTING.items():
+        if error.startswith(beginning):
+            at = error.rpartition(" (at ")[2]
+            return f"{instead} (at {at}"
+    return error
+
+
+def _advice(text: str, error: str, *, quote: bool) -> str:
     """What to write instead, where that can be told."""
     at = _AT.search(error)
     lines = text.splitlines()
@@ -29,7 +52,7 @@ def _advice(text: str, error: str) -> str:
     line = _KEY.match(lines[int(at[1]) - 1])
     if line is None:
         return ""
-    key, value = line[1], line[2]
+    key, value = line[1] if quote else "key", line[2]
     if value in _BOOLEANS:
         instead = _BOOLEANS[value]
         return f": write {key} = {instead}" if instead else f": leave the line with {key} out where it has no value"
