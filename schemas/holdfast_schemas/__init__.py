@@ -1,6 +1,17 @@
 """The wire contract of Holdfast: what is in each topic, in Redis and in the headers."""
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, PolicyId, Said, UtcTime, utc_now
+from holdfast_schemas._base import (
+    MAX_IN_BATCH,
+    MAX_INTEGER,
+    Contract,
+    Count,
+    Name,
+    NonEmpty,
+    PolicyId,
+    Said,
+    UtcTime,
+    utc_now,
+)
 from holdfast_schemas.control import (
     Action,
     AuditRecord,
@@ -36,6 +47,8 @@ from holdfast_schemas.verdict import (
 
 __all__ = [
     "ALERT_NAMES",
+    "MAX_INTEGER",
+    "MAX_IN_BATCH",
     "MAX_REFERENCES",
     "MAX_VALUE_BYTES",
     "TOPICS",
@@ -47,6 +60,7 @@ __all__ = [
     "Command",
     "Contract",
     "ControlRecord",
+    "Count",
     "DeletedHeaders",
     "Finding",
     "Header",

@@ -1,9 +1,11 @@
 """What all contract models share: frozen, strict, and RFC 3339 UTC on the wire."""
 
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 
 class Contract(BaseModel):
@@ -27,6 +29,48 @@ def _to_utc(at: datetime) -> datetime:
 
 UtcTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 """An aware time, normalised to UTC; `2026-11-24T10:00:00Z` on the wire."""
+
+MAX_INTEGER = 2**63 - 1
+"""Of every whole number in a contract: what other languages, Kafka and Prometheus hold too."""
+MAX_IN_BATCH = 10**9
+"""Of every count in a tally: so many tallies as would add up to MAX_INTEGER cannot be written."""
+
+_MAX_DIGITS = 40
+"""Of a number out of reach that is kept as text; people read a longer one as infinite."""
+
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+"""A total, an offset, an epoch or a partition."""
+
+BatchCount = Annotated[int, Field(ge=0, le=MAX_IN_BATCH)]
+"""How many of one batch."""
+
+
+def _digits_of(value: int) -> str:
+    if -(10**_MAX_DIGITS) < value < 10**_MAX_DIGITS:
+        return str(value)
+    return "inf" if value > 0 else "-inf"
+
+
+def _with_numbers_in_reach(value: Any) -> Any:
+    match value:
+        case bool() | str() | None:
+            return value
+        case int():
+            return value if -MAX_INTEGER <= value <= MAX_INTEGER else _digits_of(value)
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {name: _with_numbers_in_reach(one) for name, one in value.items()}
+        case list():
+            return [_with_numbers_in_reach(one) for one in value]
+        case tuple():
+            return tuple(_with_numbers_in_reach(one) for one in value)
+    return value
+
+
+AnyJson = Annotated[Any, AfterValidator(_with_numbers_in_reach)]
+"""Anything that JSON can hold. A number that is out of reach is read as its text: a producer may have written it, and
+the record that shows it must not be lost."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from holdfast_schemas._base import Contract, Name, NonEmpty, PolicyId, Said, UtcTime
+from holdfast_schemas._base import BatchCount, Contract, Count, Name, NonEmpty, PolicyId, Said, UtcTime
 from holdfast_schemas.incident import Sample
 from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue
 
-Count = Annotated[int, Field(ge=0)]
 MAX_TALLY_ENTITIES = 32
 
 
@@ -21,11 +20,11 @@ def _require_type(schema: dict[str, Any]) -> None:
 class ShadowTally(Contract):
     """What checks in shadow would have blocked of the approved predictions of one tally."""
 
-    failed: Count
+    failed: BatchCount
     """Approved predictions that a check of severity `error` or `critical` would have blocked."""
-    critical: Count = 0
+    critical: BatchCount = 0
     """Of `failed`, those that a `critical` check failed."""
-    by_segment: dict[str, dict[str, int]] = {}
+    by_segment: dict[str, dict[str, BatchCount]] = {}
     """Failures by check and segment, where a check reads the segment; 32 segments at most, by name."""
     entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `failed`, at most 32."""
@@ -53,27 +52,27 @@ class Tally(Contract):
     topic_id: str | None = None
     """Kafka's id of the topic of the predictions; a topic that is made again has another. Absent where brokers tell
     none."""
-    seen: Count
-    approved: Count
-    blocked: Count
-    failed: Count
+    seen: BatchCount
+    approved: BatchCount
+    blocked: BatchCount
+    failed: BatchCount
     """Predictions blocked by an enforced check of severity `error` or `critical`: what the breaker counts.
     Outputs blocked because of a fence or a hold are in `blocked` only."""
-    critical: Count = 0
+    critical: BatchCount = 0
     """Of `failed`, those that a `critical` check failed."""
-    blocked_by_check: dict[str, int] = {}
-    shadow_by_check: dict[str, int] = {}
+    blocked_by_check: dict[str, BatchCount] = {}
+    shadow_by_check: dict[str, BatchCount] = {}
     """Failures that did not block, because of shadow mode or severity."""
     shadow: ShadowTally | None = None
     """Absent where no check in shadow would have blocked anything."""
-    unknown_by_check: dict[str, int] = {}
+    unknown_by_check: dict[str, BatchCount] = {}
     entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `failed`, at most 32."""
     approved_entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `approved`, at most 32: how many a small model has."""
-    keyless: Count = 0
+    keyless: BatchCount = 0
     """Of `seen`, those whose record had no key: their order and their entities' memory are not kept."""
-    misplaced: Count = 0
+    misplaced: BatchCount = 0
     """Of `seen`, those whose key was looked at and belongs in another partition by murmur2. Only some keys are."""
     first_blocked_at: UtcTime | None = None
     """Kafka timestamp of the first blocked prediction."""
@@ -167,5 +166,5 @@ class AuditRecord(Contract):
     incident_id: str | None = None
     source: str | None = None
     """Of a release: `topic/partition/offset` of the prediction."""
-    epoch: int
+    epoch: Count
     """The model's epoch after the decision."""

@@ -1,11 +1,11 @@
 """An incident: a version was found bad, and what was done about it."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from holdfast_schemas._base import Contract, Name, UtcTime
+from holdfast_schemas._base import AnyJson, Contract, Count, Name, UtcTime
 from holdfast_schemas.route import RouteState
 from holdfast_schemas.verdict import Finding
 
@@ -45,13 +45,13 @@ class Sample(Contract):
 
     source: str
     """`topic/partition/offset` of the prediction."""
-    prediction: Any
+    prediction: AnyJson
     """The prediction as it came; text where it is not JSON."""
     findings: tuple[Finding, ...]
     entity_id: str | None = None
     """Read by the policy's mapping; a long one is cut. So is `prediction_id`."""
     prediction_id: str | None = None
-    value: Any = None
+    value: AnyJson = None
     """The output, a number; text where JSON cannot hold it."""
 
 
@@ -83,9 +83,9 @@ class Incident(Contract):
     """How the model's route stands. While the incident is open, it is published again when this or `serves` changes."""
     serves: Name | None = None
     """The version that serves; absent while none does."""
-    seen: Annotated[int, Field(ge=0)]
-    blocked: Annotated[int, Field(ge=0)]
-    blocked_by_check: dict[str, int]
+    seen: Count
+    blocked: Count
+    blocked_by_check: dict[str, Count]
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
     policy: str
     policy_since: UtcTime | None = None

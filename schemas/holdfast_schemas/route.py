@@ -1,11 +1,11 @@
 """The route of a model: which version serves."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
-from holdfast_schemas._base import Contract, Name, UtcTime
+from holdfast_schemas._base import Contract, Count, Name, UtcTime
 
 
 class RouteState(StrEnum):
@@ -30,7 +30,7 @@ class Route(Contract):
     model: Name
     version: Name | None = None
     """The active version; absent while held, and until a first version is promoted."""
-    epoch: Annotated[int, Field(ge=0)]
+    epoch: Count
     """The fencing token: it rises with every record of this model."""
     state: RouteState
     last_good: Name | None = None

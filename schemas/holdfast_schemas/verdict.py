@@ -1,11 +1,11 @@
 """The verdict on one prediction and the findings behind it."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, Json, StringConstraints
 
-from holdfast_schemas._base import Contract, NonEmpty, PolicyId
+from holdfast_schemas._base import AnyJson, Contract, NonEmpty, PolicyId
 from holdfast_schemas.reference import UsedReference
 
 
@@ -40,9 +40,9 @@ class Finding(Contract):
     """Whether this finding blocked the prediction; false in shadow mode and for reported-only severities."""
     field: str | None = None
     """The field that it read, where it read one."""
-    seen: Any = None
+    seen: AnyJson = None
     """What the prediction said. A number that JSON cannot hold is given as text (`"nan"`, `"inf"`)."""
-    limit: Any = None
+    limit: AnyJson = None
     """The bound that it broke."""
     unit: str | None = None
 

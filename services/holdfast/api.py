@@ -62,10 +62,11 @@ from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
 from holdfast.console.reference import operations
 from holdfast.console.runbook import INDEX, runbook, runbooks
+from holdfast.core.actors import actor_name
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import Mode
 from holdfast.core.duration import Duration
-from holdfast.core.routing import HOLDFAST, VersionState
+from holdfast.core.routing import VersionState
 from holdfast.core.shadow import Report, VersionFacts
 from holdfast.settings import Settings
 from holdfast_schemas import (
@@ -75,6 +76,7 @@ from holdfast_schemas import (
     AuditRecord,
     Command,
     Contract,
+    Count,
     Incident,
     IncidentStatus,
     Name,
@@ -115,10 +117,10 @@ class VersionNow(Contract):
     version: Name
     state: VersionState
     active: bool
-    activated: int | None = None
+    activated: Count | None = None
     """The epoch at which it last became active."""
     active_since: UtcTime | None = None
-    approved: int
+    approved: Count
     """Outputs approved since it became active."""
     last_seen: UtcTime | None = None
     fence_at: UtcTime | None = None
@@ -517,13 +519,11 @@ def _who_started_it(host: str) -> Principal:
             "token with `holdfast api token create` and name its file in api.tokens_file, or set api.host to 127.0.0.1."
         )
     try:
-        name = getpass.getuser()
-    except (OSError, KeyError):
-        name = HOLDFAST
-    if name == HOLDFAST:  # The switch takes no command in its own name.
+        name = actor_name(getpass.getuser())
+    except (OSError, KeyError, ValueError):
         raise ServiceError(
             "There is no login name that commands could be sent in. Make a token with: holdfast api token create"
-        )
+        ) from None
     return Principal(name, Role.ADMIN)
 
 

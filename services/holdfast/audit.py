@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -50,7 +50,7 @@ from holdfast.core.ledger import (
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import UnreadableBatch
 from holdfast.settings import Settings
-from holdfast_schemas import TOPICS, Route, Tally, parse_control, utc_now
+from holdfast_schemas import MAX_INTEGER, TOPICS, Route, Tally, parse_control, utc_now
 
 log = structlog.get_logger("holdfast.audit")
 
@@ -77,11 +77,14 @@ FORMER_POLICIES = 20
 """Policies that are kept beside twice those in force; what was judged by an older one is not judged again."""
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+
+
 class _TallyRange(msgspec.Struct):
     """As much of a control record as says whether a ledger needs it."""
 
-    partition: int
-    last_offset: int
+    partition: _Number
+    last_offset: _Number
 
 
 _decode_range = msgspec.json.Decoder(_TallyRange).decode
@@ -555,7 +558,7 @@ class Auditor:
         """Whether a tally is of predictions before the start: many are, and to read one whole takes long."""
         try:
             tally = _decode_range(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         ledger = self._ledgers.get(tally.partition)
         return ledger is not None and ledger.is_past(tally.last_offset)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -23,7 +23,7 @@ from holdfast.adapters.policies_here import PoliciesHere
 from holdfast.core.record import time_of
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
-from holdfast_schemas import AuditRecord, Incident, IncidentStatus, Route, utc_now
+from holdfast_schemas import MAX_IN_BATCH, AuditRecord, Incident, IncidentStatus, Route, utc_now
 
 log = structlog.get_logger("holdfast.board")
 
@@ -37,14 +37,17 @@ STEADY = 5
 """Seconds that a rate is the mean of."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_IN_BATCH)]
+
+
 class _Counts(msgspec.Struct):
     """What is read of a tally; its samples are not."""
 
     type: str
     model: str = ""
     policy: str = ""
-    approved: int = 0
-    blocked: int = 0
+    approved: _Count = 0
+    blocked: _Count = 0
 
 
 _decode_counts = msgspec.json.Decoder(_Counts).decode
@@ -251,8 +254,8 @@ class Board:
         for record in records:
             try:
                 counts = _decode_counts(record.value or b"")
-            except msgspec.MsgspecError:
-                continue  # the switch puts it aside, and says so
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue  # The switch says what is wrong with it.
             # Only models that are routed are shown, so that names do not fill the memory.
             if counts.type == "tally" and counts.model in self.models:
                 self.rates.setdefault(counts.model, Rates()).add(second, counts.approved, counts.blocked)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
+from pydantic import ValidationError
 
 from holdfast.adapters import at_rest
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
@@ -232,10 +233,28 @@ async def _judged_by(settings: Settings, partitions: int) -> AsyncIterator[Diagn
             )
 
 
+def _state(value: bytes) -> ModelState | None:
+    """What the switch wrote; None where it cannot be read."""
+    try:
+        return ModelState.model_validate_json(value)
+    except ValidationError:
+        return None
+
+
 async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
     """Which models' predictions came without a key of late."""
     latest = await read_latest(settings.kafka, settings.topics.state, range(partitions))
-    states = [(model, ModelState.model_validate_json(value)) for model, value in sorted(latest.items())]
+    states: list[tuple[str, ModelState]] = []
+    for model, value in sorted(latest.items()):
+        if (state := _state(value)) is not None:
+            states.append((model, state))
+            continue
+        yield Diagnosis(
+            "state",
+            Health.FAILED,
+            f"the state of {model} in {settings.topics.state} cannot be read",
+            "Only the switch may write there. See who else may, with the lines of holdfast acls kafka.",
+        )
     now = utc_now()
     keyless = [(model, state) for model, state in states if is_told(state.keyless_at, now)]
     for model, state in keyless:
@@ -273,8 +292,8 @@ async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagno
     for model, policy in sorted(policies.items()):
         why = policy.why_it_cannot_trip()
         if why is None and model in states:
-            state = ModelState.model_validate_json(states[model])
-            why = state.population.why_it_may_not_trip(utc_now(), policy.breaker)
+            state = _state(states[model])
+            why = state.population.why_it_may_not_trip(utc_now(), policy.breaker) if state is not None else None
         if why is not None:
             finding, _, advice = why.partition(": ")
             fine = False

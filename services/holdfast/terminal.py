@@ -19,9 +19,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.core.actors import actor_name
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError, describe
-from holdfast.core.routing import HOLDFAST
 from holdfast.core.visible import ESCAPES, visible
 from holdfast.interrupts import INTERRUPTED, interruptible
 from holdfast_schemas import Name, Said
@@ -148,14 +148,16 @@ def show_line(as_json: bool, facts: Any, text: str) -> None:
 
 
 def login_name(given: str | None) -> str:
-    """Who acts. Raises Refused where nobody can be named, or nobody may have the name."""
+    """Return who acts, in one form. Raises Refused without a login name, and for a name that nobody may have."""
     try:
         name = given or getpass.getuser()
     except (OSError, KeyError):
         raise Refused("There is no login name here; say who acts with --actor.") from None
-    if name == HOLDFAST:
-        raise Refused(f"{HOLDFAST!r} names automatic decisions; say who acts with --actor.")
-    return name
+    try:
+        return actor_name(name)
+    except ValueError as error:
+        message = str(error)
+        raise Refused(f"{message[0].upper()}{message[1:]}. Use --actor to name the person or the pipeline.") from None
 
 
 def duration(text: str | timedelta) -> timedelta:

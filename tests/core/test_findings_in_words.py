@@ -48,7 +48,7 @@ def test_a_limit_reads_as_what_was_expected(limit, unit, says):
         (12999, None, "12,999"),
         (14.99999, None, "14.99999"),
         (1e308, None, "1e+308"),
-        (10**400, None, "more than 1e+308"),
+        (10**400, None, "inf"),
         ("nan", "USD", "nan"),
         ("", None, "an empty text"),
         ("a\n b", None, "a b"),

@@ -17,7 +17,7 @@ What cannot be proven so is told as not complete, and a person decides.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiokafka import TopicPartition
@@ -28,7 +28,7 @@ from holdfast.adapters.topic_ids import is_another
 from holdfast.adapters.topics_on_broker import told_settings
 from holdfast.core.record import Record, produced_at, time_of
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Verdict
+from holdfast_schemas import MAX_INTEGER, Header, Verdict
 
 TAILS = (200, 20_000, None)
 """Offsets at the end of a topic that are searched for its last verdict, one after the other; None: all."""
@@ -68,10 +68,13 @@ class Tallies:
     """Some are of another topic that had the name of the predictions' before. They do not count."""
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+
+
 class _Tally(msgspec.Struct):
     type: str = ""
-    partition: int = -1
-    last_offset: int = -1
+    partition: _Number = -1
+    last_offset: _Number = -1
     topic_id: str | None = None
 
 

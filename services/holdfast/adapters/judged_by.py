@@ -34,7 +34,7 @@ async def judged_by(
         for record in records:
             try:
                 tally = _decode(record.value or b"")
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue  # The switch says so.
             if tally.type == "tally":
                 found.setdefault(tally.model, {})[tally.worker] = (tally.policy, time_of(record.timestamp))

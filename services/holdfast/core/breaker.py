@@ -15,7 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.core.duration import Duration, format_duration
-from holdfast_schemas import Contract, Sample, Tally, UtcTime
+from holdfast_schemas import Contract, Count, Sample, Tally, UtcTime
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
 NEARLY_ALL = 0.9
@@ -53,16 +53,16 @@ class Bucket(Contract):
     """What arrived within one step of the window."""
 
     start: UtcTime
-    seen: int = 0
-    blocked: int = 0
-    failed: int = 0
-    critical: int = 0
-    shadow_failed: int = 0
+    seen: Count = 0
+    blocked: Count = 0
+    failed: Count = 0
+    critical: Count = 0
+    shadow_failed: Count = 0
     """Approved outputs that checks in shadow would have blocked."""
-    blocked_by_check: dict[str, int] = {}
+    blocked_by_check: dict[str, Count] = {}
     entities: frozenset[str] = frozenset()
-    partitions: frozenset[int] = frozenset()
-    failed_partitions: frozenset[int] = frozenset()
+    partitions: frozenset[Count] = frozenset()
+    failed_partitions: frozenset[Count] = frozenset()
     first_blocked_at: UtcTime | None = None
     samples: tuple[Sample, ...] = ()
 

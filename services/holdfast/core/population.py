@@ -10,7 +10,7 @@ from typing import Self
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.duration import format_duration
-from holdfast_schemas import Contract, Tally, UtcTime
+from holdfast_schemas import Contract, Count, Tally, UtcTime
 
 DAY = timedelta(days=1)
 
@@ -22,9 +22,9 @@ class Population(Contract):
     """When the current day began; it begins with a tally."""
     entities: frozenset[str] = frozenset()
     """Of the current day; no more than `min_entities`."""
-    approved: int = 0
+    approved: Count = 0
     """Outputs of the current day."""
-    before: int = 0
+    before: Count = 0
     """How many entities there were in the last day that had enough outputs to tell."""
 
     def add(self, tally: Tally, now: datetime, policy: BreakerPolicy) -> Self:

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from holdfast.core.actors import HOLDFAST, actor_name
 from holdfast.core.breaker import MAX_SAMPLES, BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
 from holdfast.core.policy_change import (
@@ -41,6 +42,7 @@ from holdfast_schemas import (
     AuditRecord,
     Command,
     Contract,
+    Count,
     Incident,
     IncidentAction,
     IncidentSeverity,
@@ -55,8 +57,6 @@ from holdfast_schemas import (
     UtcTime,
 )
 
-HOLDFAST = "holdfast"
-"""The actor of automatic decisions."""
 UPDATE_EVERY = timedelta(seconds=1)
 """How often an open incident is published again while its counts rise; more seldom as it grows older."""
 UPDATE_EVERY_AT_MOST = timedelta(minutes=10)
@@ -83,10 +83,10 @@ class Version(Contract):
     """One entry of the version ledger."""
 
     state: VersionState = VersionState.CANDIDATE
-    activated: int | None = None
+    activated: Count | None = None
     """The epoch at which it last became active; None: it never was."""
     active_since: UtcTime | None = None
-    approved: int = 0
+    approved: Count = 0
     """Outputs approved since then, while active."""
     window: Window = Window()
     last_seen: UtcTime | None = None
@@ -129,11 +129,11 @@ class ModelState(Contract):
     """The policies that tallies name, the latest last."""
     detours: tuple[Detour, ...] = ()
     """Where trips took the route away from, since anything else moved it."""
-    keyless: int = 0
+    keyless: Count = 0
     """Predictions that came without a key."""
     keyless_at: UtcTime | None = None
     """When the last of them was counted."""
-    misplaced: int = 0
+    misplaced: Count = 0
     """Predictions whose key was looked at and belongs in another partition."""
     misplaced_at: UtcTime | None = None
     """When the last of them was counted."""
@@ -254,6 +254,14 @@ def refusal(state: ModelState, action: Action) -> str | None:
 
 class _RefusedError(Exception):
     pass
+
+
+def _in_one_form(command: Command) -> Command:
+    """The command with its actor's name in one form."""
+    try:
+        return command.model_copy(update={"actor": actor_name(command.actor)})
+    except ValueError as error:
+        raise _RefusedError(str(error)) from None
 
 
 class _Turn:
@@ -753,6 +761,7 @@ class _Turn:
         before = self.state
         incident = self._incident_meant(command)
         try:
+            command = _in_one_form(command)
             if (refused_here := refusal(self.state, command.action)) is not None:
                 raise _RefusedError(refused_here)
             self._check(command)
@@ -789,8 +798,6 @@ class _Turn:
             raise _RefusedError(f"{command.action.value} is not about a policy; leave the policy out")
         if command.references and command.action is not Action.ACCEPT_REFERENCE:
             raise _RefusedError(f"{command.action.value} is not about references; leave them out")
-        if command.actor == HOLDFAST:
-            raise _RefusedError(f"{HOLDFAST!r} names automatic decisions; name the person or the pipeline")
         if command.expires_at is None:
             return
         if command.action not in _MAY_END:
