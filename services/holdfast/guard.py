@@ -631,6 +631,8 @@ class Guard:
             open_work=lambda partition: GuardWork(self, partition),
             exactly_once=guard.delivery == "exactly_once",
             max_records=guard.max_batch_records,
+            max_unpacked_bytes=guard.max_batch_bytes,
+            max_in_flight_bytes=guard.max_in_flight_bytes,
             give_up_after=guard.give_up_after,
             begin=lambda tp: self._begin(tp, begin),
         )

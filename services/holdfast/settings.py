@@ -290,6 +290,10 @@ class GuardSettings(_Section):
     max_batch_records: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_VALUE_BYTES)] = 1_000_000
     """A larger value goes to malformed."""
+    max_batch_bytes: Annotated[int, Field(ge=1024 * 1024)] = 32 * 1024 * 1024
+    """Of records of one partition that are unpacked and judged together; the batch that reaches it is the last one."""
+    max_in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """Of verdicts of all partitions that are on their way to Kafka; with that much no partition unpacks more."""
     restore_records: Annotated[int, Field(ge=0)] = 2_000_000
     """How much of the tail of each approved partition is read back into the memory, in offsets: the marker of each
     transaction takes one too."""

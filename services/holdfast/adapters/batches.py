@@ -63,6 +63,7 @@ class RecordBatch:
 
     def __init__(self, records: bytes, count: int, first: int, latest: int, *, transactional: bool) -> None:
         self._records, self._count, self._first, self._latest = records, count, first, latest
+        self._size = _HEADER.size + len(records)
         self._attributes = _TRANSACTIONAL if transactional else 0
         self._producer = (-1, -1, 0)
         self._built: bytes | None = None
@@ -77,7 +78,7 @@ class RecordBatch:
         return True
 
     def size(self) -> int:
-        return _HEADER.size + len(self._records)
+        return self._size
 
     def _set_producer_state(self, producer_id: int, epoch: int, sequence: int) -> None:
         self._producer = (producer_id, epoch, sequence)
@@ -93,6 +94,7 @@ class RecordBatch:
             checksum = crc32c(self._records, crc32c(header[_SUMMED_FROM:]))
             struct.pack_into(">I", header, _CHECKSUM_AT, checksum)
             self._built = b"".join((header, self._records))
+            self._records = b""  # Not twice in memory while it is on its way.
         return self._built
 
 

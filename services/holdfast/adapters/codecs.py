@@ -34,11 +34,29 @@ class UnreadableError(CorruptRecordException):  # type: ignore[misc]
     """A batch whose checksum is right cannot be unpacked. The message says why, after `it`."""
 
 
+_unpacked = 0
+
+
+def unpacked_bytes() -> int:
+    """How many bytes consumers of this process have unpacked since its start: two answers say what one batch took."""
+    return _unpacked
+
+
+def _counted(unpack: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    def counted(packed: Any) -> bytes:
+        global _unpacked
+        found = unpack(packed)
+        _unpacked += len(found)
+        return found
+
+    return counted
+
+
 def replace_decoders() -> None:
     """Let every consumer of this process unpack so."""
+    gzip, snappy, lz4, zstd = map(_counted, (unpack_gzip, unpack_snappy, unpack_lz4, unpack_zstd))
     for module in (default_records, legacy_records, fast_default_records, fast_legacy_records):
-        module.gzip_decode, module.snappy_decode = unpack_gzip, unpack_snappy
-        module.lz4_decode, module.zstd_decode = unpack_lz4, unpack_zstd
+        module.gzip_decode, module.snappy_decode, module.lz4_decode, module.zstd_decode = gzip, snappy, lz4, zstd
 
 
 def unpack_gzip(packed: Any) -> bytes:

@@ -52,6 +52,8 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from holdfast.adapters import metrics
 from holdfast.adapters.batches import Out, Outs, RecordBatch, batches_of
+from holdfast.adapters.budget import Budget
+from holdfast.adapters.codecs import unpacked_bytes
 from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
 from holdfast.adapters.held_back import HeldBack
 from holdfast.adapters.kafka_login import explain, renew_logins
@@ -85,6 +87,12 @@ log = structlog.get_logger("holdfast.kafka")
 MAX_BATCH_BYTES = 900_000
 """Under the 1 MiB that brokers accept by default."""
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
+FETCHED_BYTES = 8 * 1024 * 1024
+"""Of stored batches that wait, packed, in one partition; with that much here no more is fetched."""
+MAX_UNPACKED_BYTES = 32 * 1024 * 1024
+"""Of the records that are judged together in one partition; the batch that reaches it is the last one."""
+MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024
+"""Of what the partitions of a process have unpacked and on its way to brokers; with that much none unpacks more."""
 LEADER_WITHIN = 15.0
 """Seconds until a topic that was made must be known to the broker that is asked, with leaders."""
 STOP_WITHIN = 5.0
@@ -174,6 +182,8 @@ class _Lane:
         """Fetched, in order."""
         self.records: list[Record] = []
         """Unpacked, before those that are stored."""
+        # Of the batches in `stored`, and of the records in `records`, as their batches were unpacked.
+        self._packed_bytes = self._unpacked_bytes = 0
         self.stopping = False
         self.waiting = False
         self.stopped_because: str | None = None
@@ -359,11 +369,15 @@ class _Lane:
         return True
 
     async def _turn(self) -> None:
-        if self._left() < self.loop.max_records:
+        if self._left() < self.loop.max_records and self._packed_bytes < FETCHED_BYTES:
             self.waiting = True
             if self.stopping:
                 return
             await self._fetch()
+            self.waiting = False
+        if self.stored and not self.records:
+            self.waiting = True
+            await self.loop.budget.room()
             self.waiting = False
         records = self._unpack()
         if records:
@@ -405,7 +419,9 @@ class _Lane:
         assert self.consumer is not None  # noqa: S101  _open ran
         self.consumer.resume(self.tp)
         fetched = await self.consumer.getmany(self.tp, timeout_ms=0 if self._left() else self.loop.poll_ms)
-        self.stored += fetched.get(self.tp, ())
+        for batch in fetched.get(self.tp, ()):
+            self.stored.append(batch)
+            self._packed_bytes += batch.packed
         # A transaction's markers take offsets too, and may be all that there was.
         self._fetched_to = await self.consumer.position(self.tp)
         if self._left() < self.loop.max_records:
@@ -414,11 +430,25 @@ class _Lane:
 
     def _unpack(self) -> list[Record]:
         """The next records to judge; no more are unpacked than that takes, for they need much memory."""
-        while self.stored and len(self.records) < self._at_once:
-            self.records += records_of([self.stored.pop(0)], self.offset, tolerant=True)
+        budget, most = self.loop.budget, self.loop.max_unpacked_bytes
+        while self.stored and len(self.records) < self._at_once and self._unpacked_bytes < most:
+            if self.records and budget.is_full():
+                break
+            batch, before = self.stored.pop(0), unpacked_bytes()
+            self.records += records_of([batch], self.offset, tolerant=True)
+            self._packed_bytes -= batch.packed
+            self._hold(self._unpacked_bytes + max(batch.packed, unpacked_bytes() - before))
         records = self.records[: self._at_once]
         del self.records[: self._at_once]
+        # The records that are handed out are gone before another partition unpacks any.
+        left = len(self.records)
+        self._hold(self._unpacked_bytes * left // (len(records) + left) if left else 0)
         return records
+
+    def _hold(self, size: int) -> None:
+        """So many bytes are unpacked and wait here."""
+        self.loop.budget.change(size - self._unpacked_bytes)
+        self._unpacked_bytes = size
 
     def behind(self) -> int | None:
         """How many offsets wait, as far as the last fetch told; None before the first."""
@@ -455,31 +485,41 @@ class _Lane:
             if self.stopping:
                 return
 
-    async def _publish(self, packed: Iterable[Packed], position: int) -> dict[TopicPartition, int]:
+    async def _publish(self, packed: Sequence[Packed], position: int) -> dict[TopicPartition, int]:
         producer = self.producer
         assert producer is not None  # noqa: S101  _open ran
         metadata = Committed(position, is_position=True, topic_id=self._topic_id).metadata()
         offsets = {self.tp: OffsetAndMetadata(position, metadata)} if position > self.offset else {}
-        async with _within(PUBLISH_WITHIN, "take the batch"):
-            if self.loop.exactly_once:
-                await producer.begin_transaction()
-                # While the records are on their way, and after their partitions are known to the transaction.
-                sending = asyncio.ensure_future(_send_offsets(producer, offsets, self.loop.group))
-                try:
-                    written = await send_all(producer, packed)
-                    if (failure := await sending) is not None:
-                        raise failure
-                finally:
-                    sending.cancel()
-                await producer.commit_transaction()
-            else:
-                written = await send_all(producer, packed)
-                self.loop.commit_soon(offsets)
+        size = sum(one.batch.size() for one in packed)
+        with self.loop.budget.holding(size):
+            async with _within(PUBLISH_WITHIN, "take the batch"):
+                written = await self._send(producer, packed, offsets)
         self.offset = position
+        return written
+
+    async def _send(
+        self, producer: AIOKafkaProducer, packed: Sequence[Packed], offsets: dict[TopicPartition, OffsetAndMetadata]
+    ) -> dict[TopicPartition, int]:
+        if not self.loop.exactly_once:
+            written = await send_all(producer, packed)
+            self.loop.commit_soon(offsets)
+            return written
+        await producer.begin_transaction()
+        # While the records are on their way, and after their partitions are known to the transaction.
+        sending = asyncio.ensure_future(_send_offsets(producer, offsets, self.loop.group))
+        try:
+            written = await send_all(producer, packed)
+            if (failure := await sending) is not None:
+                raise failure
+        finally:
+            sending.cancel()
+        await producer.commit_transaction()
         return written
 
     async def _discard_clients(self) -> None:
         self.stored, self.records = [], []
+        self._packed_bytes = 0
+        self._hold(0)
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             await close(consumer, within=1.0)
@@ -616,6 +656,8 @@ class TransactionalLoop:
         exactly_once: bool = True,
         poll_ms: int = 200,
         max_records: int = 10_000,
+        max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+        max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
         give_up_after: timedelta = timedelta(minutes=5),
         begin: Callable[[TopicPartition], Awaitable[int]] | None = None,
     ) -> None:
@@ -625,6 +667,7 @@ class TransactionalLoop:
         self.kafka, self.service, self.topic, self.group, self.worker = kafka, service, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
+        self.max_unpacked_bytes, self.budget = max_unpacked_bytes, Budget(max_in_flight_bytes)
         self.begin = begin or self._begin_at_first
         self.lanes: dict[TopicPartition, _Lane] = {}
         self.first_topic_id: str | None = None

@@ -27,6 +27,8 @@ from holdfast.core.record import Record, UnreadableBatch
 
 MAX_RECORDS = 500_000
 """In one batch: more than a batch of real events unpacks to, and as Python objects they need hundreds of bytes each."""
+AT_ONCE_BYTES = 16 * 1024 * 1024
+"""Of values that a consumer is handed of one partition at a time; the record that reaches it is the last one."""
 _PREFIX = struct.Struct(">qi")
 """The base offset of a batch, and how many bytes follow."""
 _VERSION_AT, _SUMMED_WITH_CRC32C, _SUMMED_FROM = 16, 2, 21
@@ -39,11 +41,13 @@ _LATEST, _LATEST_AT = struct.Struct(">q"), 35
 class StoredBatch(NamedTuple):
     """What a producer wrote in one batch: the last offset, how many records at most, and they when they are called.
 
-    `unpack` raises UnreadableError, and `placeholder` is what stands for them then.
+    `packed` are the bytes that it takes as it is stored. `unpack` raises UnreadableError, and `placeholder` is what
+    stands for the records then.
     """
 
     offset: int
     size: int
+    packed: int
     unpack: Callable[[], list[Record]]
     placeholder: Callable[[UnreadableError], UnreadableBatch]
 
@@ -79,6 +83,7 @@ def replace_readers() -> None:
     replace_decoders()
     fetcher.MemoryRecords = _Records
     fetcher.PartitionRecords = _PartitionRecords
+    fetcher.FetchResult = _FetchResult
 
 
 class _Records:
@@ -107,6 +112,26 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         return record if type(record) in (StoredBatch, UnreadableBatch) else super()._consumer_record(tp, record)
 
 
+class _FetchResult(fetcher.FetchResult):  # type: ignore[misc]
+    """Hands out the records of a fetch in several turns where they are large: what is not handed out stays packed."""
+
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        if not self.check_assignment(self._topic_partition) or not self.has_more():
+            return []
+        found: list[Any] = []
+        room, records = AT_ONCE_BYTES, self._partition_records
+        for record in records:
+            found.append(record)
+            if type(record) is not StoredBatch:
+                room -= len(record.value or b"")
+            if room <= 0 or len(found) == max_records:
+                self._update_position()
+                return found
+        self._update_position()
+        self._partition_records: Any = None
+        return found
+
+
 class _Batch:
     def __init__(self, batch: Any, raw: memoryview, *, whole: bool, tolerant: bool) -> None:
         self._batch, self._raw, self._whole, self._tolerant = batch, raw, whole, tolerant
@@ -132,7 +157,7 @@ class _Batch:
     def _stored(self) -> StoredBatch:
         # The format before Kafka 0.11 does not say how many records a compressed batch holds.
         size = self.last_offset_delta + 1 if self._is_current else 1
-        return StoredBatch(self.next_offset - 1, size, self._unpack, self._placeholder)
+        return StoredBatch(self.next_offset - 1, size, len(self._raw), self._unpack, self._placeholder)
 
     def _unpack(self) -> list[Any]:
         try:

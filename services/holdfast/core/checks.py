@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, fiel
 from holdfast.core.condemned import BLOCKING
 from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
 from holdfast.core.duration import Duration, format_duration
+from holdfast.core.entity_key import LONG, EntityKey, entity_key
 from holdfast.core.newcomers import Span
 from holdfast.core.recent import Segments, View
 from holdfast.core.tolerance import RELATIVE, above, at_least, at_most, below, in_decimal
@@ -59,8 +60,10 @@ class Entities:
     """
 
     def __init__(self) -> None:
-        self._slots: dict[str, int] = {}
-        self._names: list[str] = []
+        self._slots: dict[EntityKey, int] = {}
+        self._names: list[EntityKey] = []
+        # How many of them are known by a hash.
+        self._hashed = 0
         self._last: dict[str, Numbers] = {}
         self._spans: dict[str, Span] = {}
         self._learned = np.zeros(1, dtype=np.int64)
@@ -74,9 +77,16 @@ class Entities:
     def find(self, columns: Columns) -> NDArray[np.intp]:
         """(n,) the slot of each row's entity; -1: not known."""
         entities = columns.values("entity_id")
-        slots: NDArray[np.intp] = columns.once(
-            "slots", lambda: np.fromiter(map(self._slots.get, entities, repeat(-1)), dtype=np.intp, count=len(entities))
-        )
+        slots: NDArray[np.intp] = columns.once("slots", lambda: self._find(entities))
+        return slots
+
+    def _find(self, entities: Sequence[str]) -> NDArray[np.intp]:
+        find = self._slots.get
+        slots = np.fromiter(map(find, entities, repeat(-1)), dtype=np.intp, count=len(entities))
+        if self._hashed:
+            for row in np.flatnonzero(slots < 0).tolist():
+                if len(entities[row]) > LONG:
+                    slots[row] = find(entity_key(entities[row]), -1)
         return slots
 
     def last(self, field: str, columns: Columns) -> Numbers:
@@ -95,8 +105,11 @@ class Entities:
         """(n,) the row of each row's entity in `table`; -1: it has none."""
         slots, entities, find = self.find(columns), columns.values("entity_id"), table.index.get
         if table not in self._rows:
+            by_hash = {entity_key(name): row for name, row in table.index.items() if len(name) > LONG}
             self._rows[table] = np.full(len(self._learned), -1, dtype=np.int32)
-            self._rows[table][: len(self._names)] = [find(name, -1) for name in self._names]
+            self._rows[table][: len(self._names)] = [
+                find(name, -1) if isinstance(name, str) else by_hash.get(name, -1) for name in self._names
+            ]
         rows: NDArray[np.int32] = self._rows[table][slots]
         for row in np.flatnonzero(slots < 0).tolist():
             rows[row] = find(entities[row], -1)
@@ -125,16 +138,18 @@ class Entities:
             self._learned[slots] = self._turn
 
     def _slot_of(self, entity: str) -> int:
-        slot = self._slots.get(entity)
+        name = entity_key(entity)
+        slot = self._slots.get(name)
         if slot is None:
             slot = self._free.pop() if self._free else len(self._names)
             if slot == len(self._names):
-                self._names.append(entity)
+                self._names.append(name)
                 if slot + 1 == len(self._learned):
                     self._grow()
             else:
-                self._names[slot] = entity
-            self._slots[entity] = slot
+                self._names[slot] = name
+            self._slots[name] = slot
+            self._hashed += isinstance(name, bytes)
         return slot
 
     def _grow(self) -> None:
@@ -155,13 +170,14 @@ class Entities:
         gone = taken[order[: len(taken) - limit + limit // 100]]
         for slot in gone.tolist():
             del self._slots[names[slot]]
+            self._hashed -= isinstance(names[slot], bytes)
             names[slot] = ""
         self._free += gone.tolist()
         for last in self._last.values():
             last[gone] = np.nan
 
-    def items(self, field: str) -> dict[str, float]:
-        """The last approved values of one field."""
+    def items(self, field: str) -> dict[EntityKey, float]:
+        """The last approved values of one field, by what stands for the entity."""
         last = self._last.get(field)
         if last is None:
             return {}

@@ -39,6 +39,7 @@ from holdfast.core.accepted import Given, parse_header
 from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck
 from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
+from holdfast.core.entity_key import EntityKey, entity_key
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
@@ -885,7 +886,7 @@ class _GuardsKnowledge:
 
     def __init__(self, rules: Rules, *, complete: bool) -> None:
         self._rules, self._complete = rules, complete
-        self._last: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self._last: OrderedDict[tuple[str, str, EntityKey], int] = OrderedDict()
         self._recent: dict[tuple[str, str], dict[str | None, deque[int]]] = {}
         self.unread: dict[str, int] = {}
         """By model, the offset of what could not be read last: what the memory holds from before it is doubtful."""
@@ -897,7 +898,7 @@ class _GuardsKnowledge:
             entities = columns.values("entity_id")
             for row in np.flatnonzero(teaches & ~np.isnan(columns.numbers(field_name))).tolist():
                 # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
-                key = (model, field_name, entities[row])
+                key = (model, field_name, entity_key(entities[row]))
                 self._last[key] = offsets[row]
                 self._last.move_to_end(key)
         for field_name, window in windows.items():
@@ -940,7 +941,7 @@ class _GuardsKnowledge:
                 taught = judgement.approved & ~judgement.condemned
                 there = taught & ~np.isnan(batch.columns.numbers(check.field))
                 in_batch = entities[row] in itertools.compress(entities[:row], there)
-                return in_batch or is_sure(self._last.get((model, check.field, entities[row])))
+                return in_batch or is_sure(self._last.get((model, check.field, entity_key(entities[row]))))
             segment = batch.columns.values("segment")[row]
             offsets = self._recent.get((model, check.field), {}).get(segment, ())
             whole = self._complete or len(offsets) >= check.window
