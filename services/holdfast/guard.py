@@ -53,6 +53,9 @@ from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
 from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
+from holdfast.core.record_keys import CHECK as OFF_KEY
+from holdfast.core.record_keys import Keys
+from holdfast.core.segments import UNREMEMBERED
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
 
@@ -263,6 +266,7 @@ class GuardWork:
                 approve_without_policy=self._settings.guard.no_policy == "approve",
                 arrived=partial(source.arrived, batch.positions),
                 given=self._guard.follower.references.of(model),
+                keys=partial(self._keys, records, batch),
             )
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
@@ -306,6 +310,11 @@ class GuardWork:
                 for one in tallies
             ),
         ]
+
+    def _keys(self, records: Sequence[Record], batch: Batch) -> Keys:
+        """The keys of the batch of a model."""
+        keys = [records[position].key for position in batch.positions]
+        return Keys(keys, self._partition, self._guard.partitions_by_key())
 
     def _deletions(self, records: Sequence[Record], flaws: dict[int, Malformed]) -> list[int]:
         """The positions of deletions to pass on; `flaws` loses them."""
@@ -552,9 +561,10 @@ def _policies_loaded(policies: PolicySet) -> None:
             metrics.MALFORMED.labels(policy.model, kind.value)
         for name in BUILT_IN_CHECKS:
             # What is malformed has a metric of its own.
-            if name not in ("no_policy", MALFORMED):
+            if name not in ("no_policy", MALFORMED, UNREMEMBERED):
                 metrics.FINDINGS.labels(policy.model, name, "true")
-        metrics.FINDINGS.labels(policy.model, "non_finite", "false")
+        for name in ("non_finite", OFF_KEY, UNREMEMBERED):
+            metrics.FINDINGS.labels(policy.model, name, "false")
         for check in policy.active_checks():
             metrics.FINDINGS.labels(policy.model, check.name, str(policy.enforces(check)).lower())
             metrics.UNKNOWN.labels(policy.model, check.name)
@@ -585,12 +595,16 @@ class Guard:
             self._told_of.add(model)
             log.warning("predictions without a key are judged", model=model, advice=ADVICE)
 
+    def partitions_by_key(self) -> int:
+        """Among how many partitions murmur2 distributes the keys of predictions; 0 where producers do it otherwise."""
+        if self.settings.guard.partitioner == "other" or self.loop is None:
+            return 0
+        # As many as the topic has by now: it may have grown.
+        return len(self.loop.consumer.partitions_for_topic(self.settings.topics.predictions) or ())
+
     def misplaced(self, records: Sequence[Record], partition: int) -> frozenset[int]:
         """The positions of records that were looked at and belong in another partition by their key."""
-        if self.settings.guard.partitioner == "other" or self.loop is None:
-            return frozenset()
-        # As many as the topic has by now: it may have grown.
-        partitions = len(self.loop.consumer.partitions_for_topic(self.settings.topics.predictions) or ())
+        partitions = self.partitions_by_key()
         if partitions <= partition:
             return frozenset()
         return misplaced(records, partition, lambda key: partition_of_key(key, partitions))

@@ -87,7 +87,7 @@ def try_file(settings: Settings, path: Path) -> Trial:
     if not content.strip():
         raise Refused(f"{path} is empty. Name a file with an event, or one in each line.")
     now = utc_now()
-    events = [Event(f"{path}:{number}", 0, _Given(value), now) for number, value in enumerate(values, 1)]
+    events = [Event(f"{path}:{number}", 0, _Given(value), now, has_key=False) for number, value in enumerate(values, 1)]
     return _try(settings, load_policies(settings.policies), events)
 
 

@@ -14,6 +14,7 @@ from holdfast.core.condemned import condemn
 from holdfast.core.judge import Source, decode_by_model, judge, learn, remember, tally, with_malformed
 from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet, parse_policy
+from holdfast.core.record_keys import Keys
 from holdfast_schemas import Route, RouteState
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
@@ -39,7 +40,8 @@ class Real:
         self.memory, self.tallies, self.offset = Memory(), [], 0
         self.approved = []
 
-    def judge(self, raws, now=NOW, arrived_ms=1_795_514_400_000):
+    def judge(self, raws, now=NOW, arrived_ms=1_795_514_400_000, keys=None, partition=0, partitions=0):
+        """`keys` are the keys of the records; without them nothing is said about keys."""
         answers = [None] * len(raws)
         groups, malformed = decode_by_model(self.policies, raws)
         for position in malformed:
@@ -52,7 +54,10 @@ class Real:
         for model, batch in groups:
             policy = self.policies.policies.get(model)
             route, arrived = self.route if policy else None, partial(source.arrived, batch.positions)
-            judgement = judge(batch, policy, self.memory, route, now, model=model, arrived=arrived)
+            given = None
+            if keys is not None:
+                given = partial(Keys, [keys[position] for position in batch.positions], partition, partitions)
+            judgement = judge(batch, policy, self.memory, route, now, model=model, arrived=arrived, keys=given)
             assert all(json.loads(msgspec.json.encode(found)) for found in judgement.findings.values()), "a header each"
             for row, position in enumerate(batch.positions):
                 found = [(finding.check, finding.enforced) for finding in judgement.findings.get(row, ())]
@@ -84,8 +89,11 @@ class Real:
 
     @property
     def recent(self):
-        """The recent values by field, in the order in which segments are forgotten."""
-        return {name: [(s, v.values()) for s, v in known.items()] for (_, name), known in self.memory.recent.items()}
+        """The recent values by field and segment, and the segments that may be forgotten, in that order."""
+        return {
+            name: ({s: v.values() for s, v in known.items()}, [*known.young])
+            for (_, name), known in self.memory.recent.items()
+        }
 
     @property
     def last(self):

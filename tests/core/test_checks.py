@@ -563,7 +563,7 @@ def test_values_that_rise_slowly_are_no_outliers_however_they_were_batched(size)
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 40)), min_size=1, max_size=80), st.data())
 def test_segments_are_forgotten_at_the_same_record_however_records_were_batched(pairs, data):
-    """With room for three segments only: the one approved least recently goes, at once."""
+    """With room for three segments only: of those not established the one approved least recently goes, at once."""
     check = 'kind = "outlier"\nwindow = 10\nmin_values = 3\nunknown = "fail"\nseverity = "warning"\n'
     batch = [raw(segment=segment, value=value) for segment, value in pairs]
     with mock.patch.object(recent_values, "MAX_SEGMENTS", 3):

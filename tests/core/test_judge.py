@@ -8,7 +8,7 @@ from core.alike import NOW, Real, failures, policy_of, raw, route_of
 from holdfast.core.checks import Memory
 from holdfast.core.judge import decode_by_model, judge
 from holdfast.core.policy import PolicySet
-from holdfast.core.recent import MAX_SEGMENTS
+from holdfast.core.recent import ESTABLISHED, MAX_SEGMENTS
 from holdfast.core.record import time_of
 
 FLOOR = 'model = "pricing"\nmode = "{mode}"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'
@@ -187,20 +187,47 @@ def test_as_many_versions_as_predictions_have_a_tally_each():
         assert tally.blocked_by_check == {name: 1 for name, enforced in found if enforced}
 
 
-def test_the_memory_of_segments_is_bounded():
-    """A producer may put a session into that field: those of the past are forgotten, those in use are not."""
+def test_new_segments_do_not_make_a_guard_forget_established_ones():
+    """A producer may invent as many as it likes: the memory is bounded, and invented ones replace one another."""
     outlier = '[[checks]]\nname = "odd"\nkind = "outlier"\nmin_values = 5\n'
     real = Real(policy_of(f'model = "pricing"\n{outlier}'))
-    for start in range(0, 3 * MAX_SEGMENTS, 500):
-        events = [raw(value=10.0 + i % 7, segment=f"s{i}") for i in range(start, start + 500)]
-        real.judge([*(raw(value=10.0 + i, segment="cameras") for i in range(5)), *events])
+    real.judge([raw(value=10.0 + i, segment="cameras") for i in range(6)])
+    for start in range(0, 2 * MAX_SEGMENTS, 500):
+        real.judge([raw(value=10.0 + i % 7, segment=f"s{i}") for i in range(start, start + 500)])
     (known,) = real.memory.recent.values()
     assert len(known) == MAX_SEGMENTS
-    assert len(known["cameras"]) > 5
-    # Also within one batch: what counts is when a segment was last approved.
-    others = [raw(value=10.0, segment=f"t{i}") for i in range(MAX_SEGMENTS)]
-    real.judge([raw(value=10.0, segment="cameras"), *others, raw(value=10.0, segment="cameras")])
-    assert "cameras" in known
+    assert len(known["cameras"]) == 6
+    assert "s0" not in known
+    assert f"s{2 * MAX_SEGMENTS - 1}" in known
+    assert real.judge([raw(value=1000.0, segment="cameras")])[0] == (False, [("odd", True)])
+
+
+def test_a_segment_that_finds_no_room_is_unknown_and_said_to_be_so():
+    """Once all are established: its outputs have a finding, and no place of another segment is taken."""
+    outlier = '[[checks]]\nname = "odd"\nkind = "outlier"\nmin_values = 5\n'
+    real = Real(policy_of(f'model = "pricing"\n{outlier}'))
+    for start in range(0, MAX_SEGMENTS, 500):
+        real.judge([raw(value=10.0, segment=f"s{i}") for i in range(start, start + 500) for _ in range(ESTABLISHED)])
+    real.tallies = []
+    told = [("unremembered_segment", False)]
+    assert real.judge([raw(segment="new"), raw(segment="s0")] * 5) == [(True, told), (True, [])] * 5
+    (known,) = real.memory.recent.values()
+    assert len(known) == MAX_SEGMENTS
+    assert "new" not in known
+    assert real.tallies[0].unknown_by_check == {"odd": 10}
+    assert real.tallies[0].shadow_by_check == {"unremembered_segment": 5}
+    assert real.tallies[0].shadow is None
+
+
+def test_the_name_of_a_remembered_segment_is_bounded():
+    """2,000 names of a megabyte would be all of the memory."""
+    outlier = '[[checks]]\nname = "odd"\nkind = "outlier"\nmin_values = 5\n'
+    real = Real(policy_of(f'model = "pricing"\n{outlier}'))
+    assert real.judge([raw(segment="s" * 1000), raw(segment="s" * 1001)]) == [
+        (True, []),
+        (True, [("unremembered_segment", False)]),
+    ]
+    assert [*map(len, real.memory.recent["pricing", "value"])] == [1000]
 
 
 def test_what_is_read_by_another_mapping_is_another_field():

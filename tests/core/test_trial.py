@@ -34,7 +34,7 @@ NOW_MS = int(NOW.timestamp() * 1000)
 
 
 def tried(raws, toml=TOML, **options):
-    events = [Event(f"t/0/{i}", 0, Rec(i, NOW_MS, None, one)) for i, one in enumerate(raws)]
+    events = [Event(f"t/0/{i}", 0, Rec(i, NOW_MS, b"a", one)) for i, one in enumerate(raws)]
     return try_events(PolicySet.of([policy_of(toml)]), events, max_record_bytes=100_000, **options)
 
 

@@ -4,12 +4,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 
 from holdfast.core.checks import Memory
 from holdfast.core.judge import Source, decode_by_model, judge, learn, tally, with_malformed
 from holdfast.core.ledger import VERDICTS, Stream
 from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet
+from holdfast.core.record_keys import Keys
 from holdfast_schemas import Header, Tally
 
 
@@ -32,9 +34,15 @@ class Written:
 
 
 def write_verdicts(
-    records: Sequence[Rec], policies: PolicySet, memory: Memory, now: datetime, *, partition: int = 0
+    records: Sequence[Rec],
+    policies: PolicySet,
+    memory: Memory,
+    now: datetime,
+    *,
+    partition: int = 0,
+    partitions: int = 0,
 ) -> Written:
-    """Judge one batch of a partition of the topic `predictions`."""
+    """Judge one batch of a partition of the topic `predictions`; `partitions`: how many there are, if keys tell."""
     out: dict[Stream, list[Rec]] = {stream: [] for stream in VERDICTS}
     learned = []
     raws = [record.value for record in records]
@@ -60,7 +68,8 @@ def write_verdicts(
         write(Stream.MALFORMED, i, [(Header.ERROR.value, flaw.reason.encode()), *theirs, named[i]])
     for model, group in groups:
         known = policies.policies.get(model)
-        judged = judge(group, known, memory, None, now, model=model)
+        keys = partial(Keys, [records[i].key for i in group.positions], partition, partitions)
+        judged = judge(group, known, memory, None, now, model=model, keys=keys)
         versions = group.columns.values("model_version")
         for row, i in enumerate(group.positions):
             ours = [

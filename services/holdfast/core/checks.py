@@ -335,6 +335,8 @@ class RangeCheck(_OneField):
     """The bounds in other currencies, which hold for all segments and entities."""
     _table: Table | None = PrivateAttr(default=None)
     _segments: dict[str | None, int] = PrivateAttr(default_factory=dict)
+    # The row of the bounds of a segment that has none of its own.
+    _other_segments: int = PrivateAttr(default=0)
     _currencies: dict[str | None, int] = PrivateAttr(default_factory=dict)
     _low: Numbers = PrivateAttr()
     _high: Numbers = PrivateAttr()
@@ -384,6 +386,18 @@ class RangeCheck(_OneField):
         copy._table = table
         return copy
 
+    def with_segments(self, segments: Sequence[str]) -> Self:
+        """The same check that judges a segment not among these by the strictest bounds of all of them."""
+        if not self.segment:
+            return self
+        copy = self.model_copy()
+        rows = [self._segments.get(name, 0) for name in segments]
+        strictest = np.fmax.reduce(self._low[rows]), np.fmin.reduce(self._high[rows])
+        copy._segments = dict(zip(segments, rows, strict=True))
+        copy._other_segments = len(self._low)
+        copy._low, copy._high = np.append(self._low, strictest[0]), np.append(self._high, strictest[1])
+        return copy
+
     def texts(self) -> tuple[str, ...]:
         segment = ("segment",) if self.segment else ()
         return (*segment, "currency") if self._currencies else segment
@@ -393,7 +407,7 @@ class RangeCheck(_OneField):
         low: Any = self._low[0]
         high: Any = self._high[0]
         if self._segments:
-            found = map(self._segments.get, columns.values("segment"), repeat(0))
+            found = map(self._segments.get, columns.values("segment"), repeat(self._other_segments))
             rows = np.fromiter(found, dtype=np.intp, count=len(columns))
             low, high = self._low[rows], self._high[rows]
         unlisted: Mask | None = None
@@ -930,6 +944,17 @@ class OutlierCheck(_OneField):
     log: StrictBool = False
     """Compare logarithms, for fields that spread over orders of magnitude; a value not above 0 fails."""
     unknown: Unknown = "pass"
+    _listed: tuple[str, ...] = PrivateAttr(default=())
+
+    def with_segments(self, segments: Sequence[str]) -> Self:
+        """The same check that holds a value of any other segment against the recent ones of each of these."""
+        copy = self.model_copy()
+        copy._listed = tuple(segments)
+        return copy
+
+    def held_against(self, segment: str | None) -> tuple[str | None, ...]:
+        """The segments whose recent values a value of `segment` is held against."""
+        return self._listed if self._listed and segment not in self._listed else (segment,)
 
     @model_validator(mode="after")
     def _window_is_reachable(self) -> Self:

@@ -1,7 +1,8 @@
 """What a check in shadow condemns is approved, and is no reference: as if the check were in force.
 
-The guard knows it when it judges. From the approved record everybody else reads the same off the header with the
-findings: one that is not enforced, of a severity that would block.
+The same holds for a record that has not the key of its entity: nothing may be held against it. The guard knows both
+when it judges. From the approved record everybody else reads the same off the header with the findings: one that is
+not enforced, of a severity that would block, or one about the key.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast_schemas import Header, Severity
 
 BLOCKING = frozenset((Severity.CRITICAL, Severity.ERROR))
@@ -18,12 +20,15 @@ class Condemning(Protocol):
     """As much of a finding as decides."""
 
     @property
+    def check(self) -> str: ...
+    @property
     def severity(self) -> Severity: ...
     @property
     def enforced(self) -> bool: ...
 
 
 class _Finding(msgspec.Struct):
+    check: str
     severity: Severity
     enforced: bool
 
@@ -33,8 +38,8 @@ _NAME = Header.FINDINGS.value
 
 
 def condemn(findings: Iterable[Condemning]) -> bool:
-    """Whether one of them would block if it were enforced."""
-    return any(not one.enforced and one.severity in BLOCKING for one in findings)
+    """Whether one of them would block if it were enforced, or says that the key is not that of the entity."""
+    return any(not one.enforced and (one.severity in BLOCKING or one.check == OFF_KEY) for one in findings)
 
 
 def is_condemned(headers: Sequence[tuple[str, bytes | None]] | Mapping[str, bytes]) -> bool:

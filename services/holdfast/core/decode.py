@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from holdfast.core.entity_ids import with_unclear_ends
 from holdfast.core.malformed import (
     Identity,
     Malformed,
@@ -200,6 +201,8 @@ class Shape:
             for name, convert in self._converters.items():
                 columns[name] = self._convert(name, convert, columns[name], some, start, decoded)
             self._demand_an_output(columns, some, start, decoded)
+            if not approved:
+                self._refuse_unclear_entities(columns["entity_id"], some, start, decoded)
             for name in self._kept:
                 decoded.columns[name] += _share(columns[name])
             for name in self._numbers:
@@ -285,6 +288,22 @@ class Shape:
                     field="value",
                     wanted="a number",
                     identity=self.identity(event),
+                )
+
+    def _refuse_unclear_entities(
+        self, entities: Sequence[str | None], raws: Sequence[bytes | None], start: int, decoded: "Decoded"
+    ) -> None:
+        for row, character in with_unclear_ends(entities).items():
+            if start + row not in decoded.malformed:
+                entity = entities[row] or ""
+                decoded.malformed[start + row] = malformed(
+                    f"the entity_id, {short(entity)}, begins or ends with a blank or invisible character "
+                    f"(U+{ord(character):04X}): it would be another entity than the one without it",
+                    MalformedKind.BAD_ENTITY,
+                    field="entity_id",
+                    seen=seen_in_short(entity),
+                    wanted="an id that begins and ends with a visible character",
+                    identity=self.identity(read_leniently(raws[row])),
                 )
 
     def _decode_strictly(self, raw: bytes | None) -> tuple[Any, tuple[NonFinite, ...]]:

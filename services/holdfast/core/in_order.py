@@ -36,6 +36,8 @@ class InOrder:
     outliers: list[Outcome]
     last: dict[str, Mask]
     recent: dict[str, Segments]
+    unremembered: list[int]
+    """Approved rows whose value an outlier check does not remember: there are too many segments."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,14 +92,16 @@ def judge_in_order(
     recent: Mapping[str, Segments],
     windows: Mapping[str, int],
     approvable: Mask,
+    listed: frozenset[str] | None = None,
 ) -> InOrder:
     """Judge row by row. Each check comes with whether it would block; `approvable[i]`: every other one lets row i pass.
 
-    `recent` and `windows`, by field: the recent values so far, and how many of them are kept.
+    `listed` are the segments whose values are remembered; None: any. `recent` and `windows`, by field: the recent
+    values so far, and how many of them are kept.
     """
     size = len(columns)
     newest: dict[str, dict[str, float]] = {check.field: {} for check, _ in changes}
-    drafts = {check.field: Draft(recent.get(check.field, {}), windows[check.field]) for check, _ in outliers}
+    drafts = {check.field: Draft(recent.get(check.field, Segments()), windows[check.field]) for check, _ in outliers}
     numbers = {name: columns.numbers(name).tolist() for name in {*newest, *drafts}}
     spans = {name: known.span(name) for name in newest}
     stored = {name: known.last(name, columns).tolist() for name in newest}
@@ -110,6 +114,7 @@ def judge_in_order(
     entities: Sequence[str] = columns.values("entity_id") if changes else ()
     segments: Sequence[str | None] = columns.values("segment") if outliers else ()
     learnt: dict[str, list[int]] = {name: [] for name in newest}
+    unremembered: dict[int, None] = {}
     for row, keeps in enumerate(approvable.tolist()):
         for change in changing:
             keeps &= _passes_change(change, row, entities[row])
@@ -125,10 +130,12 @@ def judge_in_order(
                     spans[name] = spans[name].with_value(value, is_new=is_new)
                     of_field[entity] = value
                     learnt[name].append(row)
+            if listed is not None and drafts and segments[row] not in listed:
+                continue
             for name, draft in drafts.items():
                 value = numbers[name][row]
-                if value == value:
-                    draft.push(segments[row], value)
+                if value == value and not draft.push(segments[row], value):
+                    unremembered[row] = None
     return InOrder(
         [
             Outcome(
@@ -149,6 +156,7 @@ def judge_in_order(
         ],
         {name: _mask(rows, size) for name, rows in learnt.items()},
         {name: draft.segments for name, draft in drafts.items()},
+        [*unremembered],
     )
 
 
@@ -183,18 +191,23 @@ def _explain_changes(change: _Change, rows: Rows) -> Explanations:
 
 
 def _passes_outlier(outlier: _Outlier, row: int, segment: str | None) -> bool:
-    check = outlier.check
-    recent = outlier.draft.segments.get(segment)
-    count, centre, spread = recent.reference(check.view) if recent is not None else (0, np.nan, np.nan)
-    passed = check.compare_one(outlier.values[row], count, centre, spread)
-    if passed:
+    """Enter the answer for one row; whether the check lets it be approved."""
+    check, value, segments = outlier.check, outlier.values[row], outlier.draft.segments
+    answers: list[bool | None] = []
+    # One segment, or each listed one for a segment that is not listed.
+    for one in check.held_against(segment):
+        recent = segments.get(one)
+        count, centre, spread = recent.reference(check.view) if recent is not None else (0, np.nan, np.nan)
+        answers.append(check.compare_one(value, count, centre, spread))
+        if not answers[-1] and (row not in outlier.reference or answers[-1] is False):
+            outlier.reference[row] = (centre, spread) if count >= check.min_values else (np.nan, np.nan)
+        if answers[-1] is False:
+            outlier.failed.append(row)
+            return not outlier.blocks
+    if None not in answers:
         return True
-    outlier.reference[row] = (centre, spread) if count >= check.min_values else (np.nan, np.nan)
-    if passed is None:
-        outlier.unknown.append(row)
-        return not outlier.blocks or check.unknown == "pass"
-    outlier.failed.append(row)
-    return not outlier.blocks
+    outlier.unknown.append(row)
+    return not outlier.blocks or check.unknown == "pass"
 
 
 def _explain_outliers(outlier: _Outlier, rows: Rows) -> Explanations:

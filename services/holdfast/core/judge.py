@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from holdfast.core.accepted import ByField, Given, WithGiven, pending, used_by
 from holdfast.core.checks import (
     Check,
     Entities,
+    Explanations,
     FreshnessCheck,
     Known,
     Mask,
@@ -36,8 +38,11 @@ from holdfast.core.in_order import are_doubtful, judge_in_order
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
-from holdfast.core.recent import Segments, learn_recent
+from holdfast.core.recent import MAX_SEGMENTS, Segments, learn_recent
 from holdfast.core.record import Record, time_of
+from holdfast.core.record_keys import CHECK as OFF_KEY
+from holdfast.core.record_keys import Keys
+from holdfast.core.segments import UNLISTED, UNREMEMBERED, unlisted
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, ShadowTally, Tally
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
@@ -87,6 +92,7 @@ class Judgement:
 
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
     `condemned` are the rows that a check in shadow would block: they are no references.
+    `off_key` are the rows whose record has not the key that the policy demands: they are no references either.
     `used` are the references that approved rows were the first to be held against.
     `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
@@ -98,6 +104,7 @@ class Judgement:
     critical: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     condemned: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
+    off_key: Mask | None = None
     last: dict[str, Mask] = field(default_factory=dict)
     recent: dict[str, Segments] = field(default_factory=dict)
     used: dict[int, list[tuple[str, Given]]] = field(default_factory=dict)
@@ -114,12 +121,14 @@ def judge(
     approve_without_policy: bool = False,
     arrived: Callable[[], Numbers] | None = None,
     given: ByField | None = None,
+    keys: Callable[[], Keys] | None = None,
 ) -> Judgement:
     """Check every prediction of `batch` and say which may pass.
 
     `route` carries the fences. With no policy everything is blocked (`no_policy`), unless told otherwise. `arrived`
     gives (n,) Unix milliseconds, the Kafka timestamps of the records; without it they arrived just now. `given` are the
-    references that people gave for this model.
+    references that people gave for this model. `keys` gives the (n,) keys of the records; without it nothing is said
+    about them.
     """
     columns, size = batch.columns, len(batch.columns)
     result = Judgement(np.ones(size, dtype=np.bool_))
@@ -137,6 +146,9 @@ def judge(
             result.approved[:] = False
         return result
 
+    listed = policy.listed_segments()
+    if listed is not None and policy.unlisted_segment == "block":
+        _block_unlisted(columns, listed, policy, result, countable)
     changes: list[tuple[MaxChangeCheck, bool]] = []
     outliers: list[tuple[OutlierCheck, bool]] = []
     for check in policy.active_checks():
@@ -153,7 +165,17 @@ def judge(
             _apply(result, check, enforces, outcome, counts)
     # Last, because only what every other check lets pass may become part of a reference.
     known: Known = memory.of(policy.model)
+    given_keys = keys() if keys is not None and policy.reads_keys() else None
+    off = result.off_key = None if given_keys is None else _off_key(given_keys, columns, policy, known)
+    explain_keys = partial(_explain_keys, given_keys, columns, policy)
+    if off is not None and policy.off_key == "block":
+        # It is not the version's fault: the breaker does not count it.
+        nowhere = np.zeros(size, dtype=np.bool_)
+        _apply(result, _BuiltIn(OFF_KEY), policy.mode == "enforce", Outcome(off, None, explain_keys), nowhere)
+    doubted = off if policy.off_key == "unknown" else None
     teaches = result.approved & ~result.condemned
+    if off is not None:
+        teaches &= ~off
     waiting = pending(given, {check.field for check, _ in changes}, memory.used, columns) if given else {}
     if waiting:
         known = WithGiven(memory.of(policy.model), waiting)
@@ -162,14 +184,27 @@ def judge(
         outcomes, result.last = judge_changes(changes, columns, known, teaches)
     if outliers or are_doubtful(changes, outcomes, columns, known):
         windows = policy.windows()
-        recent = {name: memory.recent.get((policy.model, name), {}) for name in windows}
-        both = judge_in_order(changes, outliers, columns, known, recent, windows, teaches)
+        recent = {name: memory.recent.get((policy.model, name), Segments()) for name in windows}
+        both = judge_in_order(changes, outliers, columns, known, recent, windows, teaches, listed)
         result.last, result.recent = both.last, both.recent
         for (outlier, _), outcome in zip(outliers, both.outliers, strict=True):
+            if doubted is not None:
+                _doubt(outlier, outcome, doubted, explain_keys)
             _apply(result, outlier, policy.enforces(outlier), outcome, countable)
         outcomes = both.changes
+        for row in both.unremembered:
+            segment = columns.values("segment")[row]
+            _find(result, row, UNREMEMBERED, Severity.WARNING, False, "segment", segment, _ENOUGH_SEGMENTS)
     for (change, _), outcome in zip(changes, outcomes, strict=True):
+        if doubted is not None:
+            _doubt(change, outcome, doubted, explain_keys)
         _apply(result, change, policy.enforces(change), outcome, countable)
+    if off is not None:
+        for row in np.flatnonzero(off & result.approved).tolist():
+            # A guard that reads the record back knows by this that it is no reference.
+            (seen,), (limit,) = explain_keys([row])[1:]
+            if all(one.check != OFF_KEY for one in result.findings.get(row, ())):
+                _find(result, row, OFF_KEY, Severity.WARNING, False, "key", seen, limit)
     if waiting:
         result.used = used_by(waiting, result.last, columns)
     return result
@@ -227,6 +262,77 @@ def _block_by_route(columns: Columns, route: Route | None, result: Judgement) ->
     return fenced_rows
 
 
+@dataclass(frozen=True, slots=True)
+class _BuiltIn:
+    """A check that no policy lists, and that blocks as one of severity `error`."""
+
+    name: str
+    severity: Severity = Severity.ERROR
+    unit: None = None
+    unknown: Literal["pass", "fail", "auto"] = "fail"
+    would_block: bool = True
+
+
+_ENOUGH_SEGMENTS = f"one of the {MAX_SEGMENTS:,} segments whose values are remembered"
+
+
+def _block_unlisted(
+    columns: Columns, listed: frozenset[str], policy: Policy, result: Judgement, countable: Mask
+) -> None:
+    segments = columns.values("segment")
+    found = unlisted(segments, listed)
+    if found is None:
+        return
+
+    def explain(rows: list[int]) -> Explanations:
+        return repeat("segment"), [jsonable(segments[row]) for row in rows], repeat([*map(jsonable, policy.segments)])
+
+    _apply(result, _BuiltIn(UNLISTED), policy.mode == "enforce", Outcome(found, None, explain), countable)
+
+
+def _off_key(keys: Keys, columns: Columns, policy: Policy, known: Known) -> Mask | None:
+    """The rows whose record has another key than the policy demands, or is in another partition than its key's."""
+    found = keys.off(policy.key, columns.values(policy.key.field))
+    if keys.partitions:
+        # An entity that is known here is held against what is known; another one may be known elsewhere.
+        strangers = ~found
+        if not policy.windows():
+            for name in policy.changing_fields():
+                strangers &= np.isnan(known.remembered(name, columns))
+        found |= keys.elsewhere(strangers)
+    return found if found.any() else None
+
+
+def _explain_keys(keys: Keys | None, columns: Columns, policy: Policy, rows: list[int]) -> Explanations:
+    """What is said of records that have not the key that they must have."""
+    values = columns.values(policy.key.field)
+    told = [keys.words(row, policy.key, values[row]) for row in rows] if keys is not None else []
+    return repeat("key"), [jsonable(seen) for seen, _ in told], [limit for _, limit in told]
+
+
+def _doubt(
+    check: MaxChangeCheck | OutlierCheck, outcome: Outcome, off: Mask, explain: Callable[[list[int]], Explanations]
+) -> None:
+    """Where a record's key is off, a check with memory cannot say that the output passes."""
+    doubted = off & ~outcome.failed
+    if not doubted.any():
+        return
+    outcome.unknown = doubted if outcome.unknown is None else outcome.unknown | doubted
+    if check.unknown == "auto":
+        # It is not new: its entity may be known in another partition.
+        outcome.doubtful = doubted if outcome.doubtful is None else outcome.doubtful | doubted
+    before = outcome.explain
+
+    def explained(rows: list[int]) -> Explanations:
+        told = zip(*(islice(column, len(rows)) for column in before(rows)), strict=True)
+        of_keys = zip(*(islice(column, len(rows)) for column in explain(rows)), strict=True)
+        chosen = [key if doubted[row] else one for row, one, key in zip(rows, told, of_keys, strict=True)]
+        fields, seen, limits = zip(*chosen, strict=True)
+        return fields, seen, limits
+
+    outcome.explain = explained
+
+
 _FINITE = "a finite number"
 
 
@@ -253,7 +359,7 @@ def _find(
     result.counts[check, enforced] += 1
 
 
-def _apply(result: Judgement, check: Check, enforced: bool, outcome: Outcome, countable: Mask) -> None:
+def _apply(result: Judgement, check: Check | _BuiltIn, enforced: bool, outcome: Outcome, countable: Mask) -> None:
     failed = outcome.failed
     if outcome.unknown is not None and outcome.unknown.any():
         result.unknown[check.name] = outcome.unknown
@@ -298,6 +404,7 @@ def remember(memory: Memory, columns: Columns, policy: Policy, teaches: Mask | N
     `teaches[i]`: whether row i may become a reference; without it all of them.
     """
     everything = np.ones(len(columns), dtype=np.bool_) if teaches is None else teaches
+    listed = policy.listed_segments()
     changing = dict.fromkeys(check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck))
     for name in changing:
         rows = everything & ~np.isnan(columns.numbers(name))
@@ -305,9 +412,11 @@ def remember(memory: Memory, columns: Columns, policy: Policy, teaches: Mask | N
     for name, keep in policy.windows().items():
         values, segments = columns.numbers(name), columns.values("segment")
         rows = everything & ~np.isnan(values)
+        if listed is not None and (others := unlisted(segments, listed)) is not None:
+            rows &= ~others
         if not rows.all():
             segments = [segments[row] for row in np.flatnonzero(rows).tolist()]
-        learn_recent(memory.recent.setdefault((policy.model, name), {}), keep, segments, values[rows].tolist())
+        learn_recent(memory.recent.setdefault((policy.model, name), Segments()), keep, segments, values[rows].tolist())
 
 
 def decode_by_model(

@@ -27,9 +27,10 @@ import hashlib
 import itertools
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -43,7 +44,11 @@ from holdfast.core.entity_key import EntityKey, entity_key
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
+from holdfast.core.recent import Segments
 from holdfast.core.record import MAX_KEY_BYTES, Record, produced_at
+from holdfast.core.record_keys import CHECK as OFF_KEY
+from holdfast.core.record_keys import Keys
+from holdfast.core.segments import UNREMEMBERED
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 
 LIMIT = 1000
@@ -223,6 +228,9 @@ class _Group:
     offsets: list[int] = field(default_factory=list)
     approved_offsets: list[int] = field(default_factory=list)
     condemned: list[bool] = field(default_factory=list)
+    keys: list[int | None] = field(default_factory=list)
+    unremembered: set[int] = field(default_factory=set)
+    """Places in `values` of records whose guard did not remember their segment."""
     size: int = 0
     """Bytes of the values."""
 
@@ -692,11 +700,12 @@ class Ledger:
         found.blocked += not approved
         if is_malformed:
             found.blocked_by[MALFORMED] += 1
-        for finding in self._findings(headers, offset, model):
+        findings = self._findings(headers, offset, model)
+        for finding in findings:
             (found.blocked_by if finding.enforced else found.shadow_by)[finding.check] += 1
         if approved:
             self._check_fence(model, version, offset, found)
-            self._enter_group(offset, verdict, model, policy_id, found.tally)
+            self._enter_group(offset, verdict, model, policy_id, found.tally, {one.check for one in findings})
         return True
 
     def _findings(self, headers: Mapping[str, bytes], offset: int, model: str) -> Sequence[Found]:
@@ -767,7 +776,10 @@ class Ledger:
 
     # Judging again.
 
-    def _enter_group(self, offset: int, verdict: _VerdictRecord, model: str, policy_id: str, tally: Tally) -> None:
+    def _enter_group(
+        self, offset: int, verdict: _VerdictRecord, model: str, policy_id: str, tally: Tally, found: Set[str]
+    ) -> None:
+        """`found` are the checks that its findings name."""
         group = self._groups.get(model)
         batch = (tally.worker, tally.at)
         if group is not None and ((group.tally.worker, group.tally.at) != batch or group.policy_id != policy_id):
@@ -777,10 +789,14 @@ class Ledger:
             group = self._groups[model] = _Group(policy_id, tally)
         if Header.REFERENCE.value in verdict.headers:
             group.used[len(group.values)] = parse_header(verdict.headers[Header.REFERENCE.value])
+        if UNREMEMBERED in found:
+            group.unremembered.add(len(group.values))
         group.values.append(verdict.value or b"")
         group.offsets.append(offset)
         group.approved_offsets.append(verdict.offset)
         group.condemned.append(is_condemned(verdict.headers))
+        # By its partition too a key may be off, which only the guard could tell.
+        group.keys.append(None if OFF_KEY in found else verdict.key)
         group.size += len(verdict.value or b"")
         self._group_bytes += len(verdict.value or b"")
         if self._group_bytes >= self._rules.held_bytes // 2:
@@ -819,15 +835,24 @@ class Ledger:
             for row, position in enumerate(batch.positions if group.used else ()):
                 for field_name, one in group.used.get(position, ()):
                     given.setdefault(field_name, {}).setdefault(entities[row], one)
-            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model, given=given)
+            keys = partial(Keys, [group.keys[position] for position in batch.positions], form=hash)
+            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model, given=given, keys=keys)
             for row in np.flatnonzero(~judgement.approved).tolist():
                 position = batch.positions[row]
                 at = group.approved_offsets[position]
-                checks = _failed_checks(policy, judgement, row, self._guards.knew(model, batch, judgement, row, at))
+                knew = self._guards.knew(
+                    model, batch, judgement, row, at, segment_remembered=position not in group.unremembered
+                )
+                checks = _failed_checks(policy, judgement, row, knew)
                 if checks:
                     detail = f"{group.policy_id} blocks it: {', '.join(checks)}"
                     self._report(Kind.WRONGLY_APPROVED, group.offsets[position], model, detail)
-            self._learn(model, policy, batch, group.approved_offsets, group.condemned)
+            off = judgement.off_key
+            condemned = [
+                one or (off is not None and bool(off[row]))
+                for row, one in enumerate(group.condemned[position] for position in batch.positions)
+            ]
+            self._learn(model, policy, batch, group.approved_offsets, condemned)
 
     def _learn(
         self,
@@ -837,7 +862,8 @@ class Ledger:
         approved_offsets: Sequence[int],
         condemned: Sequence[bool],
     ) -> None:
-        teaches = np.array([not condemned[position] for position in batch.positions], dtype=np.bool_)
+        """Take in approved records; `approved_offsets` are by place in the group, `condemned` by row of the batch."""
+        teaches = ~np.array(condemned, dtype=np.bool_)
         remember(self._memory, batch.columns, policy, teaches)
         offsets = [approved_offsets[position] for position in batch.positions]
         self._guards.note(model, policy, batch.columns, offsets, teaches)
@@ -867,7 +893,8 @@ class Ledger:
             for name, batch in decode_by_model(policies, [record.value for record in records])[0]:
                 if name == model:
                     offsets = [record.offset for record in records]
-                    self._learn(model, policy, batch, offsets, [is_condemned(record.headers) for record in records])
+                    condemned = [is_condemned(records[position].headers) for position in batch.positions]
+                    self._learn(model, policy, batch, offsets, condemned)
 
     def _report(self, kind: Kind, offset: int | None, model: str, detail: str) -> None:
         self._found.append(Violation(kind, self.partition, offset, model, detail))
@@ -915,14 +942,21 @@ class _GuardsKnowledge:
         while len(self._last) > max(0, limit) * fields:
             self._last.popitem(last=False)
         for key, of_field in self._recent.items():
-            kept = memory.recent.get(key, {})
+            kept = memory.recent.get(key, Segments())
             # All that is kept has been noted.
             if len(of_field) > len(kept):
                 for segment in of_field.keys() - kept.keys():
                     del of_field[segment]
 
     def knew(
-        self, model: str, batch: Batch, judgement: Judgement, row: int, approved_offset: int
+        self,
+        model: str,
+        batch: Batch,
+        judgement: Judgement,
+        row: int,
+        approved_offset: int,
+        *,
+        segment_remembered: bool,
     ) -> Callable[[MaxChangeCheck | OutlierCheck], bool]:
         """Whether the reference of that row is one that a guard is sure to have had."""
         entities = batch.columns.values("entity_id")
@@ -939,9 +973,13 @@ class _GuardsKnowledge:
                 return False  # The guards have seen values that are gone.
             if isinstance(check, MaxChangeCheck):
                 taught = judgement.approved & ~judgement.condemned
+                if judgement.off_key is not None:
+                    taught &= ~judgement.off_key
                 there = taught & ~np.isnan(batch.columns.numbers(check.field))
                 in_batch = entities[row] in itertools.compress(entities[:row], there)
                 return in_batch or is_sure(self._last.get((model, check.field, entity_key(entities[row]))))
+            if not segment_remembered:
+                return False
             segment = batch.columns.values("segment")[row]
             offsets = self._recent.get((model, check.field), {}).get(segment, ())
             whole = self._complete or len(offsets) >= check.window
@@ -960,6 +998,10 @@ def _failed_checks(
         check = kinds.get(finding.check)
         if isinstance(check, MaxChangeCheck | OutlierCheck):
             unknown = judgement.unknown.get(finding.check)
+            is_off = judgement.off_key is not None and judgement.off_key[row]
+            if is_off and finding.enforced and unknown is not None and unknown[row]:
+                names.append(f"{finding.check}, because its key is not that of its entity")
+                continue
             if not knew(check) or (unknown is not None and unknown[row]):
                 continue
         if finding.enforced:

@@ -46,6 +46,10 @@ class MalformedKind(StrEnum):
     """Neither `value` nor `outputs` is given."""
     BAD_VERSION = "bad_version"
     """The version has no name that a route could carry."""
+    BAD_ENTITY = "bad_entity"
+    """The entity's id begins or ends with a blank or an invisible character."""
+    AMBIGUOUS = "ambiguous"
+    """A program could read another value, or another event, than the one that is checked."""
     OTHER_SHAPE = "other_shape"
     """The event is not of the shape that its model's policy maps."""
     REFUSED = "refused"
@@ -65,6 +69,8 @@ ATTRIBUTABLE = (
     MalformedKind.WRONG_TYPE,
     MalformedKind.NO_OUTPUT,
     MalformedKind.OTHER_SHAPE,
+    MalformedKind.BAD_ENTITY,
+    MalformedKind.AMBIGUOUS,
 )
 """The kinds of which the model and version may be known."""
 

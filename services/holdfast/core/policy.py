@@ -21,9 +21,24 @@ from holdfast.core.checks import (
 from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
 from holdfast.core.errors import HoldfastError
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
+from holdfast.core.record_keys import CHECK as OFF_KEY
+from holdfast.core.record_keys import KeyForm, OffKey, RecordKey
+from holdfast.core.segments import UNLISTED as UNLISTED_SEGMENT
+from holdfast.core.segments import UNREMEMBERED as UNREMEMBERED_SEGMENT
+from holdfast.core.segments import UnlistedSegment, with_listed
 from holdfast_schemas import Name
 
-BUILT_IN_CHECKS = ("non_finite", "negative_zero", "fenced", "held", "no_policy", "malformed")
+BUILT_IN_CHECKS = (
+    "non_finite",
+    "negative_zero",
+    "fenced",
+    "held",
+    "no_policy",
+    "malformed",
+    OFF_KEY,
+    UNLISTED_SEGMENT,
+    UNREMEMBERED_SEGMENT,
+)
 
 
 class PolicyError(HoldfastError):
@@ -54,6 +69,17 @@ class Policy(BaseModel):
     """Field name to where it stands, for events of another shape than the contract's."""
     non_finite: Literal["read", "all"] = "read"
     """Where NaN or infinity blocks: in the outputs and in what a check reads, or anywhere in the event."""
+    ambiguous: Literal["malformed", "pass"] = "malformed"
+    """What an event is that a program may read in another way than this policy: with another value at a second place,
+    for example."""
+    key: RecordKey = RecordKey()
+    """What the key of each record is."""
+    off_key: OffKey = "unknown"
+    """What a record with another key is to the checks with memory."""
+    segments: tuple[str, ...] = ()
+    """All segments that there are, where checks read the segment; empty: any segment may come."""
+    unlisted_segment: UnlistedSegment = "strictest"
+    """How a segment that is not one of `segments` is judged: by the strictest bounds of all, or not at all."""
     checks: tuple[AnyCheck, ...] = ()
     breaker: BreakerPolicy = BreakerPolicy()
     max_table_shrink: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -103,6 +129,46 @@ class Policy(BaseModel):
                 )
         return fields
 
+    @field_validator("key", mode="before")
+    @classmethod
+    def _key_is_a_field(cls, key: Any) -> Any:
+        if isinstance(key, RecordKey):
+            return key
+        table = {"field": key} if isinstance(key, str) else key
+        if not isinstance(table, dict):
+            raise ValueError(f'write a field, as in key = "entity_id", not {key!r}')
+        for name in table:
+            if name not in ("field", "as"):
+                raise ValueError(f"there is no key {name!r} here; the keys here are field, as")
+        field, form = table.get("field", "entity_id"), table.get("as", "text")
+        if field not in ("entity_id", "segment", "currency", "model") and not str(field).startswith("features."):
+            raise ValueError(
+                f"{field!r} cannot be the key: the key must be the same for all outputs of an entity, as entity_id, "
+                "segment, currency, model or features.<name> may be"
+            )
+        if form not in tuple(KeyForm):
+            raise ValueError(f"a key cannot be written as {form!r}; there are: {', '.join(KeyForm)}")
+        return table
+
+    @field_validator("segments")
+    @classmethod
+    def _segments_are_distinct(cls, segments: tuple[str, ...]) -> tuple[str, ...]:
+        for name in segments:
+            if not name or segments.count(name) > 1:
+                raise ValueError(f"the segment {name!r} is empty or stands twice; write each segment once")
+        return segments
+
+    @model_validator(mode="after")
+    def _bounds_are_of_listed_segments(self) -> Self:
+        for check in self.checks if self.segments else ():
+            for name in check.segment if isinstance(check, RangeCheck) else ():
+                if name not in self.segments:
+                    raise ValueError(
+                        f"the check {check.name!r} has bounds for the segment {name!r}, which is not one of segments "
+                        f"({', '.join(self.segments)})"
+                    )
+        return self
+
     @model_validator(mode="after")
     def _check_names_are_distinct(self) -> Self:
         names = [check.name for check in self.checks]
@@ -121,6 +187,16 @@ class Policy(BaseModel):
     def active_checks(self) -> tuple[AnyCheck, ...]:
         """The checks that run."""
         return () if self.mode == "off" else tuple(check for check in self.checks if check.mode != "off")
+
+    def reads_keys(self) -> bool:
+        """Whether the keys of records are looked at: a check with memory depends on them."""
+        return self.off_key != "pass" and any(
+            isinstance(check, MaxChangeCheck | OutlierCheck) for check in self.active_checks()
+        )
+
+    def listed_segments(self) -> frozenset[str] | None:
+        """The segments that there are; None where any may come."""
+        return frozenset(self.segments) if self.segments and self.mode != "off" else None
 
     def enforces(self, check: Check) -> bool:
         """Whether a failure of `check` blocks."""
@@ -208,6 +284,7 @@ def parse_policy(data: Mapping[str, Any], source: str, tables: Mapping[str, tupl
             else check
             for check in policy.checks
         )
+        checks = with_listed(checks, policy.segments)
         policy = policy.model_copy(update={"checks": checks})
         # Refuses a mapping that cannot be read, before it is used.
         shape_of([policy])
@@ -261,11 +338,13 @@ _CHECK_TYPES: dict[str, type[Check]] = {
 def shape_of(policies: list[Policy], texts: Iterable[str] = ()) -> Shape:
     """The shape that reads every field that these policies (of one mapping) need, and `texts` too."""
     checks = [check for policy in policies for check in policy.active_checks()]
+    keys = [policy.key.field for policy in policies if policy.reads_keys()]
+    segment = ["segment"] if any(policy.listed_segments() for policy in policies) else []
     return Shape(
         policies[0].fields if policies else {},
         numbers=[name for check in checks for name in check.numbers()],
-        texts=[*texts, *(name for check in checks for name in check.texts())],
-        anything=[name for check in checks for name in check.anything()],
+        texts=[*texts, *segment, *(name for check in checks for name in check.texts())],
+        anything=[*(name for check in checks for name in check.anything()), *keys],
     )
 
 

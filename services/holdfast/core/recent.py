@@ -9,9 +9,14 @@ that moves little from step to step.
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 MAX_SEGMENTS = 2000
-"""Of one field, whose recent values are remembered; beyond it those approved least recently are forgotten."""
+"""Segments of one field whose recent values are remembered."""
+ESTABLISHED = 3
+"""Values from which on a segment is established: an outlier check may judge by so many."""
+MAX_SEGMENT_NAME = 1000
+"""Characters of a segment's name, beyond which its values are not remembered."""
 
 View = tuple[int, bool]
 """How a check looks at the values: its window, and whether it compares logarithms."""
@@ -119,37 +124,72 @@ class Recent:
         return one.reference()
 
 
-Segments = dict[str | None, Recent]
-"""The recent values of one field by segment; the segment approved last stands last."""
+class Segments(dict[str | None, Recent]):
+    """The recent values of one field by segment, of at most `MAX_SEGMENTS`.
+
+    Where there are more, an established segment keeps its place: the producer chooses the names, and new ones must not
+    make a guard forget what it knows. A new segment takes the place of the one approved least recently among those
+    that are not established. If all are established, the new segment is not remembered.
+    """
+
+    __slots__ = ("young",)
+
+    def __init__(self, known: Mapping[str | None, Recent] = MappingProxyType({})) -> None:
+        super().__init__(known)
+        # Those that are not established; the segment approved last stands last.
+        self.young: dict[str | None, None] = (
+            known.young.copy()
+            if isinstance(known, Segments)
+            else {segment: None for segment, recent in known.items() if len(recent) < ESTABLISHED}
+        )
+
+    def has_room_for(self, segment: str | None) -> bool:
+        """Whether the next value of `segment` is remembered."""
+        if segment in self:
+            return True
+        return (len(self) < MAX_SEGMENTS or bool(self.young)) and len(segment or "") <= MAX_SEGMENT_NAME
+
+    def make_room(self) -> None:
+        """Forget the young segment approved least recently, if no more segments may be remembered."""
+        if len(self) >= MAX_SEGMENTS:
+            oldest = next(iter(self.young))
+            del self.young[oldest], self[oldest]
+
+    def approved(self, segment: str | None) -> None:
+        """Note that the latest approved value is of `segment`, which is remembered."""
+        self.young.pop(segment, None)
+        if len(self[segment]) < ESTABLISHED:
+            self.young[segment] = None
 
 
 def learn_recent(known: Segments, keep: int, segments: Sequence[str | None], values: Sequence[float]) -> None:
-    """Take in approved values, oldest first, and forget segments as if they came one by one."""
+    """Take in approved values, oldest first, as if they came one by one."""
     grouped: dict[str | None, list[float]] = {}
     for segment, value in zip(segments, values, strict=True):
         if segment in grouped:
             grouped[segment].append(value)
         else:
             grouped[segment] = [value]
-    if len(known) + len(grouped.keys() - known.keys()) > MAX_SEGMENTS:
+    newcomers = grouped.keys() - known.keys()
+    if len(known) + len(newcomers) > MAX_SEGMENTS or not all(map(known.has_room_for, newcomers)):
         for segment, value in zip(segments, values, strict=True):
             learn_one(known, keep, segment, value)
         return
     for segment, of_segment in grouped.items():
         known.setdefault(segment, Recent(keep)).extend(keep, of_segment)
     for segment in reversed(dict.fromkeys(reversed(segments))):
-        known[segment] = known.pop(segment)
+        known.approved(segment)
 
 
 def learn_one(known: Segments, keep: int, segment: str | None, value: float) -> None:
-    """Take in one approved value, and forget the segment approved least recently where there are too many."""
-    one = known.pop(segment, None)
-    if one is None:
-        one = Recent(keep)
-    known[segment] = one
-    one.push(value)
-    if len(known) > MAX_SEGMENTS:
-        del known[next(iter(known))]
+    """Take in one approved value, if its segment is remembered."""
+    if segment not in known:
+        if not known.has_room_for(segment):
+            return
+        known.make_room()
+        known[segment] = Recent(keep)
+    known[segment].push(value)
+    known.approved(segment)
 
 
 class Draft:
@@ -157,22 +197,27 @@ class Draft:
 
     def __init__(self, known: Segments, keep: int) -> None:
         self._keep = keep
-        self.segments = dict(known)
+        self.segments = Segments(known)
         # By segment, those that this batch may change.
         self._own: dict[str | None, Recent] = {}
 
-    def push(self, segment: str | None, value: float) -> None:
-        own = self._own.get(segment)
+    def push(self, segment: str | None, value: float) -> bool:
+        """Take in an approved value; returns whether its segment is remembered."""
         segments = self.segments
-        known = segments.pop(segment, None)
+        known = segments.get(segment)
+        if known is None:
+            if not segments.has_room_for(segment):
+                return False
+            segments.make_room()
+        own = self._own.get(segment)
         if own is None or own is not known:
             own = self._own[segment] = Recent(self._keep) if known is None else known.copy(self._keep)
-        segments[segment] = own
+            segments[segment] = own
         own.push(value)
-        if len(segments) > MAX_SEGMENTS:
-            del segments[next(iter(segments))]
+        segments.approved(segment)
+        return True
 
 
 def as_recent(keep: int, values: Mapping[str | None, Iterable[float]]) -> Segments:
     """Recent values of several segments, in the order of their last approval."""
-    return {segment: Recent(keep, of_segment) for segment, of_segment in values.items()}
+    return Segments({segment: Recent(keep, of_segment) for segment, of_segment in values.items()})

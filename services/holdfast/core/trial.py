@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from holdfast.core.checks import Memory
@@ -18,6 +19,7 @@ from holdfast.core.malformed import Malformed, too_long
 from holdfast.core.mapping import Reading, converter, look
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.core.record import Record, time_of
+from holdfast.core.record_keys import Keys
 from holdfast_schemas import Finding
 
 
@@ -29,6 +31,8 @@ class Event:
     partition: int
     record: Record
     at: datetime | None = None
+    has_key: bool = True
+    """Whether the record's key says anything: what comes from a file has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ def try_events(
             event.at or time_of(record.timestamp),
             model=model,
             approve_without_policy=approve_without_policy,
+            keys=partial(Keys, [record.key]) if event.has_key else None,
         )
         findings = tuple(found.finding() for found in judgement.findings.get(0, ()))
         columns = batch.columns
