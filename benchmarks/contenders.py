@@ -70,6 +70,8 @@ def guard_command(delivery: str, policies: str = "policies", *, workers: int = 1
             f'[topics]\npredictions = "{case.source}"\n{names}\n'
             f"[topic_settings]\npartitions = {PARTITIONS}\ncontrol_partitions = 1\n"
             f'[guard]\ngroup = "{case.group}"\ndelivery = "{delivery}"\nstart_from = "earliest"\nhealth_port = 0\n'
+            # The events are written to partitions by their entity's number.
+            'partitioner = "other"\n'
         )
         holdfast = [sys.executable, "-m", "holdfast.cli"]
         # The topics of the verdicts are there already, as every contender gets them.

@@ -216,7 +216,12 @@ async def everything(bootstrap: str, directory: Path) -> AsyncIterator[Run]:
             notify = {"notify": {"alertmanager_urls": [alertmanager.url]}}
         except BackendError as error:
             print(f"Without the alert: {error}.", file=sys.stderr)
-        settings = {"redis": {"reassert_every": "1s"}, "switch": {"tick_every": "500ms"}, **notify}
+        settings = {
+            "guard": {"partitioner": "other"},
+            "redis": {"reassert_every": "1s"},
+            "switch": {"tick_every": "500ms"},
+            **notify,
+        }
         async with Stack(
             GivenKafka(bootstrap),
             redis.url,

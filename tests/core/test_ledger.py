@@ -122,10 +122,12 @@ def history(
     by: Callable[[int], Policy] = lambda _: POLICY,
     restarts: int | None = None,
     restores: int = 10,
+    partitions: int = 0,
 ) -> History:
     """Judge as the guard does, with the same core, and write down what it writes; `at` and `by` are of each batch.
 
-    Before the batch `restarts` the guard starts anew, and reads the last `restores` offsets back.
+    `partitions` is how many there are, if keys tell. Before the batch `restarts` the guard starts again, and reads the
+    last `restores` offsets back.
     """
     made = History(list(predictions))
     memory, policies = Memory(), PolicySet.of([])
@@ -142,7 +144,7 @@ def history(
             memory, tail = Memory(), [r for r in approved if r.offset >= 2 * len(approved) - restores]
             for _, before in decode_by_model(policies, [r.value for r in tail if not is_condemned(r.headers)])[0]:
                 remember(memory, before.columns, by(number))
-        written = write_verdicts(predictions[first : first + batch], policies, memory, now)
+        written = write_verdicts(predictions[first : first + batch], policies, memory, now, partitions=partitions)
         written.learn()
         for stream, records in written.out.items():
             for record in records:
