@@ -295,6 +295,7 @@ class Api:
         self.board = Board(
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
         )
+        self.board.no_policy_approves = settings.guard.no_policy == "approve"
         self.follower = Follower(settings.kafka, self.board.take)
         self.console = Console(self.board)
         self.writer = CommandWriter(settings)

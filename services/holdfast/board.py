@@ -105,6 +105,8 @@ class Board:
         self.rates: dict[str, Rates] = {}
         self.malformed = Found()
         self.policies = PoliciesHere()
+        self.no_policy_approves = False
+        """By the configuration here, which guards share."""
         self._policies_since: dict[str, datetime] = {}
         """By policy id: since when the files say so."""
         self.other_policy: dict[str, tuple[str, datetime]] = {}

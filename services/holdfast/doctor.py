@@ -29,6 +29,7 @@ from holdfast.adapters.topic_settings import FIX, Described, setting_differences
 from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.duration import format_duration
 from holdfast.core.errors import describe
+from holdfast.core.fail_open import unchecked
 from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
 from holdfast.core.keyless import is_told
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
@@ -77,6 +78,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Diagnosis]:
         "versions", Health.OK, f"holdfast {version('holdfast')}, Python {platform.python_version()}, {libraries}"
     )
     yield _policies(settings)
+    for diagnosis in _unchecked(settings):
+        yield diagnosis
     routes: dict[str, Route] = {}
     try:
         async for diagnosis in _kafka(settings, routes):
@@ -116,6 +119,22 @@ def _policies(settings: Settings) -> Diagnosis:
         advice = "Rename the file after its model, or correct `model` in it; a model without a policy is blocked."
         return Diagnosis("policies", Health.WARNING, "; ".join(unlike), advice)
     return Diagnosis("policies", Health.OK, ", ".join(sorted(policy.id for policy in policies.values())))
+
+
+def _unchecked(settings: Settings) -> Iterator[Diagnosis]:
+    """The switches that let outputs pass."""
+    try:
+        policies = list(load_policies(settings.policies).policies.values())
+    except PolicyError:  # Said before.
+        policies = []
+    if found := unchecked(policies, no_policy_approves=settings.guard.no_policy == "approve"):
+        yield Diagnosis(
+            "policies",
+            Health.WARNING,
+            f"some outputs pass unchecked: {'; '.join(found)}",
+            "Close what was opened for a moment: guard.no_policy = 'block' in the configuration, mode = 'enforce' in "
+            "the policy. A model that is not to be blocked yet is better in mode = 'shadow', which counts what fails.",
+        )
 
 
 async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

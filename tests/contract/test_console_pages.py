@@ -286,3 +286,20 @@ def test_the_shadow_report_is_a_page() -> None:
     empty = text(Console(board).shadow_page("other", "15m", Report(BreakerPolicy())))
     assert "The API has no policy of other." in empty
     assert "No output of it was judged in that time." in empty
+
+
+def test_what_passes_unchecked_is_on_the_page() -> None:
+    """Models without a policy, where those are approved, and checks that are off beside others that run."""
+    board = Board(TopicNames(), keep_incidents=100, keep_audit=100)
+    board.routes["pricing"] = a_route()
+    off = here(checks=[floor(), floor(name="ceiling", mode="off")])
+    board.take_policies(off)
+
+    def shown() -> str:
+        return text(Console(board).page(View(), Principal("ann", Role.ADMIN), may_leave=False))
+
+    assert "Checks that are off, and do not run: ceiling." in shown()
+    assert "without a policy" not in shown()
+    board.no_policy_approves = True
+    assert "Every output of a model without a policy is approved unchecked" in shown()
+    assert "All is well" not in shown()

@@ -23,10 +23,12 @@ class PolicyHere:
     in_shadow: tuple[str, ...]
     """The checks that would block, and do not because of shadow."""
     breaker: BreakerPolicy
+    off: tuple[str, ...] = ()
+    """The checks that do not run, where the others do."""
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyHere":
-        return cls(policy.id, policy.mode, policy.checks_in_shadow(), policy.breaker)
+        return cls(policy.id, policy.mode, policy.checks_in_shadow(), policy.breaker, policy.checks_off())
 
 
 @dataclass(frozen=True, slots=True)

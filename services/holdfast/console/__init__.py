@@ -296,6 +296,7 @@ class Console:
             "open": len(still_open),
             "unserved": sorted(self._unserved()),
             "policies_refused": self._board.policies.refused,
+            "no_policy_approves": self._board.no_policy_approves,
             "malformed": self._board.malformed,
             "malformed_lately": format_duration(LATELY),
             # As many as one look reads: there may be more.
@@ -517,9 +518,13 @@ def in_shadow(model: str, policy: PolicyHere | None) -> str:
         return f"{model} is in shadow: no check of it blocks."
     if policy.mode == "off":
         return f"The checks of {model} are off: none of them runs."
-    if len(policy.in_shadow) == 1:
-        return f"The check {policy.in_shadow[0]} is in shadow: it blocks nothing."
-    return f"Checks in shadow, which block nothing: {', '.join(policy.in_shadow)}." if policy.in_shadow else ""
+    shadow = ""
+    if policy.in_shadow:
+        shadow = f"Checks in shadow, which block nothing: {', '.join(policy.in_shadow)}."
+        if len(policy.in_shadow) == 1:
+            shadow = f"The check {policy.in_shadow[0]} is in shadow: it blocks nothing."
+    off = f"Checks that are off, and do not run: {', '.join(policy.off)}." if policy.off else ""
+    return " ".join(filter(None, (shadow, off)))
 
 
 def number(value: float) -> str:

@@ -206,6 +206,10 @@ class Policy(BaseModel):
         """The checks that would block, and do not because of shadow."""
         return tuple(one.name for one in self.active_checks() if one.would_block and not self.enforces(one))
 
+    def checks_off(self) -> tuple[str, ...]:
+        """The checks that do not run although the policy has them, where the others do."""
+        return () if self.mode == "off" else tuple(check.name for check in self.checks if check.mode == "off")
+
     def why_it_cannot_trip(self) -> str | None:
         """Why no check can trip a version, in words; None: one can."""
         if any(map(self.enforces, self.active_checks())):
