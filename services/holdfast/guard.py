@@ -313,7 +313,8 @@ class GuardWork:
 
     def _keys(self, records: Sequence[Record], batch: Batch) -> Keys:
         """The keys of the batch of a model."""
-        keys = [records[position].key for position in batch.positions]
+        some = records if len(batch.positions) == len(records) else [records[at] for at in batch.positions]
+        keys = [record.key for record in some]
         return Keys(keys, self._partition, self._guard.partitions_by_key())
 
     def _deletions(self, records: Sequence[Record], flaws: dict[int, Malformed]) -> list[int]:

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import statistics
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -66,6 +68,16 @@ def whole(text):
     return -0.0 if text == "-0" else int(text)
 
 
+CONTRACT = (
+    *("prediction_id", "model", "model_version", "entity_id"),
+    *("value", "outputs", "currency", "predicted_at", "segment"),
+)
+
+
+def caseless(key):
+    return key.translate({0x17F: "s", 0x212A: "k", 0x131: "i", 0x130: "i"}).lower()
+
+
 def walk(node):
     yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -102,6 +114,17 @@ def decode(raw, policy):
             event[name] = str(event[name])
         if not isinstance(event.get(name), str) or not 1 <= len(event[name]) <= 1000:
             raise Malformed(name)
+    for end in (event["entity_id"][0], event["entity_id"][-1]):
+        if unicodedata.category(end) in ("Zs", "Zl", "Zp", "Cc", "Cf") or end in "\u034f\u115f\u1160\u2800\u3164\uffa0":
+            raise Malformed("entity_id")
+    read = {name for check in policy.active_checks() for name in check.reads()}
+    for where, names in (
+        (event, CONTRACT),
+        (event.get("outputs"), {name.removeprefix("outputs.") for name in read if name.startswith("outputs.")}),
+    ):
+        spelt = Counter(caseless(key) for key in where) if isinstance(where, dict) else {}
+        if any(spelt[caseless(name)] > 1 for name in names if spelt):
+            raise Malformed("two keys differ only in case")
     if event["model"] == policy.model and not re.fullmatch(
         r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}", event["model_version"]
     ):

@@ -1,10 +1,11 @@
 """From the bytes of an event to the columns that checks read.
 
-The fast way is msgspec with a struct that names only the fields that policies use. Four things that it lets
-pass are looked for over the joined bytes of the whole batch: a key that stands twice, an escape that could
-hide one, bytes that are not UTF-8, and a number that no double holds. A record that may have any of them, and each
-record that msgspec refuses, goes the strict way: the standard library's parser, one record at a time, which says
-what is wrong with it. Both ways give the same answer, so a record's verdict does not hang on its neighbours.
+The fast way is msgspec with a struct that names only the fields that policies use, and the second places that an event
+may hold them at. Four things that it lets pass are looked for over the joined bytes of the whole batch: a key that
+stands twice, in one case or in two, an escape that could hide one, bytes that are not UTF-8, and a number that no
+double holds. A record that may have any of them, and each record that msgspec refuses, goes the strict way: the
+standard library's parser, one record at a time, which says what is wrong with it. Both ways give the same answer, so a
+record's verdict does not hang on its neighbours.
 """
 
 import json
@@ -31,6 +32,7 @@ from holdfast.core.malformed import (
     short,
 )
 from holdfast.core.mapping import Mapped, Path, Reading, converter, format_path, look, path_of, reading_of
+from holdfast.core.second_places import ODD_LETTERS, OUTPUTS, Place, apart, second_place
 
 REQUIRED = ("prediction_id", "model", "model_version", "entity_id")
 OPTIONAL = ("value", "outputs", "currency", "predicted_at", "segment")
@@ -77,8 +79,8 @@ class Shape:
     """How one kind of event is read: the path of each field, how it is written, and the decoders made from them.
 
     `fields` maps a field's name to where it stands, where that is not the contract's place; `numbers`, `texts` and
-    `anything` are the fields that policies read, by the type that they need. Raises ValueError when a path is at once
-    a value and the parent of another.
+    `anything` are the fields that policies read, by the type that they need. `second` are places where other programs
+    could read another value. Raises ValueError when a path is at once a value and the parent of another.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Shape:
         numbers: Iterable[str] = (),
         texts: Iterable[str] = (),
         anything: Iterable[str] = (),
+        second: Iterable[Place] = (),
     ) -> None:
         self._mapped = dict(fields or {})
         self._types: dict[str, Any] = dict.fromkeys(REQUIRED, _Text)
@@ -107,6 +110,25 @@ class Shape:
             if leaf in node:
                 raise ValueError(f"path {self.path(name)!r} of field {name!r} is taken by another field")
             node[leaf] = name
+        self._paths = tuple(
+            dict.fromkeys(
+                self.keys(name)
+                for name in (
+                    *FIELD_NAMES,
+                    *(one for one in (*texts, *numbers, *anything) if one.startswith("outputs.")),
+                )
+            )
+        )
+        self._second = apart(second, map(self.keys, self.names))
+        self._watched = self._watch(tree)
+        # The output that no policy reads, beside one that is mapped.
+        mapped = [name for name in OUTPUTS if name in self._mapped]
+        read = {name.partition(".")[0] for name in (*texts, *numbers, *anything)}
+        self._unread = [name for name in OUTPUTS if mapped and name not in mapped and name not in read]
+        self._second += tuple(
+            Place((name,), name, f"beside the {mapped[0]} that the policy maps, and no check reads it")
+            for name in self._unread
+        )
         struct, self._layout = self._struct(tree, self._types)
         # An integer is an identity too. Most producers write texts, and those are not looked at again.
         self._types |= dict.fromkeys(REQUIRED, _Text | int)
@@ -124,6 +146,22 @@ class Shape:
             # Of `features` as a whole, what is read as a number.
             and (name in self._mapped or name in self._numbers)
         }
+
+    def _watch(self, tree: dict[str, Any]) -> dict[str, list[Path]]:
+        """Let the decoder keep what stands at second places: by the name of the column the rests of the paths."""
+        watched: dict[str, list[Path]] = {}
+        for place in self._second:
+            node = tree
+            for depth, key in enumerate(place.path):
+                if key not in node:
+                    # Only down to here: on the way there may be no object.
+                    node[key] = f"#{len(watched)}"
+                    self._types[node[key]] = Any
+                if not isinstance(node[key], dict):
+                    watched.setdefault(node[key], []).append(place.path[depth + 1 :])
+                    break
+                node = node[key]
+        return watched
 
     def keys(self, name: str) -> Path:
         """The path of a field in the event, as its keys."""
@@ -190,9 +228,8 @@ class Shape:
             some = raws[start : start + piece]
             rows, has_integers = self._decode_piece(some, start, decoded, approved)
             columns = _transposed(rows, self._layout)
-            if not approved and (negative := _negative_zeros(some, columns["value"], columns["outputs"])):
-                # msgspec reads the integer -0 as 0.
-                for position in negative:
+            if not approved and (odd := self._odd_rows(some, columns)):
+                for position in odd:
                     self._read_strictly(some[position], position, rows, start, decoded)
                 columns, has_integers = _transposed(rows, self._layout), True
             if has_integers:
@@ -208,6 +245,19 @@ class Shape:
             for name in self._numbers:
                 decoded.numbers[name][start : start + piece] = _numbers(columns[name])
         return decoded
+
+    def _odd_rows(self, raws: Sequence[bytes | None], columns: Mapping[str, Sequence[Any]]) -> list[int]:
+        """The rows to read strictly for what their columns hold."""
+        # msgspec reads the integer -0 as 0.
+        odd = _negative_zeros(raws, columns["value"], columns["outputs"])
+        looked_at: dict[str, list[Path]] = self._watched | {name: [()] for name in self._unread}
+        for name, rests in looked_at.items():
+            column = columns[name]
+            if column.count(None) < len(column):
+                odd += [
+                    row for row, seen in enumerate(column) if any(look(seen, rest)[1] is not None for rest in rests)
+                ]
+        return sorted(set(odd))
 
     def _decode_piece(
         self, raws: Sequence[bytes | None], start: int, decoded: "Decoded", approved: bool
@@ -239,9 +289,11 @@ class Shape:
 
     def _read_strictly(self, raw: bytes | None, position: int, rows: list[Any], start: int, decoded: "Decoded") -> None:
         try:
-            rows[position], non_finite = self._decode_strictly(raw)
+            rows[position], non_finite, ambiguous = self._decode_strictly(raw)
             if non_finite:
                 decoded.non_finite[start + position] = non_finite
+            if ambiguous is not None:
+                decoded.ambiguous[start + position] = ambiguous
         except MalformedError as error:
             rows[position] = self._nothing
             decoded.malformed[start + position] = error.malformed
@@ -306,7 +358,8 @@ class Shape:
                     identity=self.identity(read_leniently(raws[row])),
                 )
 
-    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, tuple[NonFinite, ...]]:
+    def _decode_strictly(self, raw: bytes | None) -> tuple[Any, tuple[NonFinite, ...], Malformed | None]:
+        """The row, its numbers that are not finite, and why it may be read in another way. Raises MalformedError."""
         if raw is None:
             raise MalformedError("the record has no value", MalformedKind.EMPTY)
         try:
@@ -334,7 +387,8 @@ class Shape:
             if b"\\u" in raw:
                 json.dumps(event, ensure_ascii=False).encode()
             non_finite = self._non_finite(event)
-            return msgspec.convert(_without_nulls(event), self._struct_type), non_finite
+            row = msgspec.convert(_without_nulls(event), self._struct_type)
+            return row, non_finite, second_place(event, self._second, self._paths, self.identity(event))
         except UnicodeEncodeError:
             raise MalformedError(
                 "a text holds half of a surrogate pair, which is no character",
@@ -560,6 +614,8 @@ def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]
         positions = [i for i, is_odd in zip(positions, odd, strict=True) if not is_odd]
         values = [value for value, is_odd in zip(values, odd, strict=True) if not is_odd]
         joined = b"\n".join(values)
+    if not joined.isascii() and any(letter in joined for letter in ODD_LETTERS):
+        found += [i for i, value in zip(positions, values, strict=True) if _ODD_KEY.search(value)]
     if values:
         found += [positions[row] for row in _ambiguous(joined, list(map(len, values)))]
     return found
@@ -575,6 +631,7 @@ def _negative_zeros(raws: Sequence[bytes | None], values: Sequence[Any], outputs
     return sorted({i for i in found if (raw := raws[i]) is not None and b"-0" in raw and _NEGATIVE_ZERO.search(raw)})
 
 
+_ODD_KEY = re.compile(rb'"[^"]*(?:%s)[^"]*"\s*:' % b"|".join(ODD_LETTERS))
 _NEGATIVE_ZERO = re.compile(rb"-0[,\]}\s]")
 
 
@@ -601,9 +658,10 @@ def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
 
 
 def _all_have_the_keys_of_the_first(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> bool:
-    """Whether all records plainly have as many keys as the first, in its order, and no two of them alike.
+    """Whether all records plainly have as many keys as the first, in its order, and no two of them alike but for case.
 
-    A key is told by its last eight bytes, which of a shorter one begin with the quote before it.
+    A key is told by its last eight bytes, which of a shorter one begin with the quote before it. Keys with other
+    letters than those of ASCII are not plain.
     """
     quotes, following = letters[:-1] == ord('"'), letters[1:]
     if (quotes & (following <= ord(" "))).any():
@@ -617,7 +675,10 @@ def _all_have_the_keys_of_the_first(text: bytes, letters: NDArray[np.uint8], sta
     sizes = [min(8, close - text.rfind(b'"', 0, close)) for close in closes[:each].tolist()]
     masks = np.array([_LAST_BYTES[size] for size in sizes], dtype=np.uint64)
     keys = _words(text)[closes - 8].reshape(count, each) & masks
-    return bool((keys == keys[0]).all()) and len(set(keys[0].tolist())) == each
+    if not (keys == keys[0]).all() or (keys[0] & _HIGH_BITS).any():
+        return False
+    # Two keys that may differ only in case are looked at, too.
+    return len(set((keys[0] | _SMALL_LETTERS).tolist())) == each
 
 
 def _words(text: bytes) -> NDArray[np.uint64]:
@@ -641,7 +702,10 @@ def _quotes(letters: NDArray[np.uint8]) -> NDArray[np.intp]:
 
 
 def _repeating(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The rows in which a key stands twice; keys are told by their length and their first and last eight bytes."""
+    """The rows in which a key may stand twice, in one case or in two.
+
+    Keys are told by their length and their first and last eight bytes.
+    """
     quotes, words = _quotes(letters), _words(text)
     opens, closes = quotes[0::2] + 1, quotes[1::2]
     after = closes + 1
@@ -650,9 +714,9 @@ def _repeating(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]
     keys = np.flatnonzero(following == ord(":"))
     opens, closes = opens[keys], closes[keys]
     lengths = closes - opens
-    signs = words[opens] & _FIRST_BYTES.take(lengths, mode="clip")
+    signs = (words[opens] | _SMALL_LETTERS) & _FIRST_BYTES.take(lengths, mode="clip")
     signs ^= lengths.view(np.uint64) * _ODDER
-    signs ^= np.where(lengths > 8, words[closes - 8], 0) * _ODD
+    signs ^= np.where(lengths > 8, words[closes - 8] | _SMALL_LETTERS, 0) * _ODD
     rows = np.searchsorted(starts, opens, side="right") - 1
     order = np.lexsort((signs, rows))
     rows, signs = rows[order], signs[order]
@@ -666,6 +730,7 @@ _NOWHERE = np.zeros(0, dtype=np.intp)
 _BLOCK = 128
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
 _LAST_BYTES = [((1 << 8 * size) - 1) << 8 * (8 - size) for size in range(9)]
+_HIGH_BITS, _SMALL_LETTERS = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
@@ -737,13 +802,15 @@ def _without_nulls(node: Any) -> Any:
 class Decoded:
     """A decoded batch of n records, by field; what stands in the rows of `malformed` says nothing.
 
-    `numbers` are the fields that are read as numbers only: (n,) each, NaN where there is none.
+    `numbers` are the fields that are read as numbers only: (n,) each, NaN where there is none. `ambiguous` are the
+    rows that another program may read in another way, and why.
     """
 
     columns: dict[str, list[Any]]
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     malformed: dict[int, Malformed] = field(default_factory=dict)
     non_finite: dict[int, tuple[NonFinite, ...]] = field(default_factory=dict)
+    ambiguous: dict[int, Malformed] = field(default_factory=dict)
 
 
 class Columns:

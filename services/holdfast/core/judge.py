@@ -438,7 +438,8 @@ def decode_by_model(
         decodings.append(decoded)
         places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
         models = decoded.columns["model"]
-        if len(policies.shapes) == 1 and not decoded.malformed and models and models.count(models[0]) == len(models):
+        plain = not decoded.malformed and not decoded.ambiguous
+        if len(policies.shapes) == 1 and plain and models and models.count(models[0]) == len(models):
             columns = Columns(decoded)
             if models[0] not in policies.policies or not _misnamed(columns):
                 return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite, shape))], {}
@@ -450,6 +451,9 @@ def decode_by_model(
                 model = models[row]
                 if policies.shape_of_model.get(model, 0) == number:
                     flaws.pop(position, None)
+                    if row in decoded.ambiguous and policies.refuses_ambiguous(model):
+                        flaws[position] = decoded.ambiguous[row]
+                        continue
                     groups.setdefault((number, model), []).append(position)
                     continue
                 found = _of_another_shape(policies, shape, model, raws[position])

@@ -23,6 +23,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import KeyForm, OffKey, RecordKey
+from holdfast.core.second_places import places_of
 from holdfast.core.segments import UNLISTED as UNLISTED_SEGMENT
 from holdfast.core.segments import UNREMEMBERED as UNREMEMBERED_SEGMENT
 from holdfast.core.segments import UnlistedSegment, with_listed
@@ -339,16 +340,22 @@ _CHECK_TYPES: dict[str, type[Check]] = {
 }
 
 
-def shape_of(policies: list[Policy], texts: Iterable[str] = ()) -> Shape:
-    """The shape that reads every field that these policies (of one mapping) need, and `texts` too."""
+def shape_of(policies: list[Policy], texts: Iterable[str] = (), others: Iterable[list[Policy]] = ()) -> Shape:
+    """The shape that reads every field that these policies (of one mapping) need, and `texts` too.
+
+    `others` are the policies of every other mapping in force.
+    """
     checks = [check for policy in policies for check in policy.active_checks()]
     keys = [policy.key.field for policy in policies if policy.reads_keys()]
     segment = ["segment"] if any(policy.listed_segments() for policy in policies) else []
+    fields = policies[0].fields if policies else {}
+    theirs = [(group[0].fields, [policy.model for policy in group]) for group in others if group]
     return Shape(
-        policies[0].fields if policies else {},
+        fields,
         numbers=[name for check in checks for name in check.numbers()],
         texts=[*texts, *segment, *(name for check in checks for name in check.texts())],
         anything=[*(name for check in checks for name in check.anything()), *keys],
+        second=places_of(fields, theirs),
     )
 
 
@@ -375,9 +382,10 @@ class PolicySet:
             by_model[policy.model] = policy
             by_mapping.setdefault(tuple(sorted(policy.fields.items())), []).append(policy)
         shapes: list[Shape] = []
-        for group in by_mapping.values():
+        groups = [*by_mapping.values()]
+        for group in groups:
             try:
-                shapes.append(shape_of(group, texts))
+                shapes.append(shape_of(group, texts, [other for other in groups if other is not group]))
             except ValueError as error:
                 names = ", ".join(policy.model for policy in group)
                 raise PolicyError(f"the policies for {names} read events of one shape, but {error}") from None
@@ -386,6 +394,10 @@ class PolicySet:
             tuple(shapes),
             {policy.model: i for i, group in enumerate(by_mapping.values()) for policy in group},
         )
+
+    def refuses_ambiguous(self, model: str) -> bool:
+        """Whether an event of the model that may be read in two ways is malformed."""
+        return model not in self.policies or self.policies[model].ambiguous == "malformed"
 
     def remembered_fields(self) -> frozenset[Remembered]:
         return frozenset().union(*(policy.remembered_fields() for policy in self.policies.values()))
