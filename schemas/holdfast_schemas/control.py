@@ -155,7 +155,7 @@ class AuditRecord(Contract):
     """The person or pipeline; `holdfast` for automatic decisions."""
     action: str
     """A command's action, or `trip`, `earned_good`, `expired`, `resolved` (an incident that is no longer so), or a
-    person's `release` or `retry`."""
+    person's `release` or `retry`; of a guard, `policy_taken_up`, `policy_removed` or `policy_refused`."""
     version: str | None = None
     outcome: Outcome
     reason: str
@@ -168,3 +168,13 @@ class AuditRecord(Contract):
     """Of a release: `topic/partition/offset` of the prediction."""
     epoch: Count
     """The model's epoch after the decision."""
+    policy: str | None = None
+    """Of a policy that was taken up: its id."""
+    policy_before: str | None = None
+    """Of a policy that was taken up or removed: the id of the one that it replaces."""
+    mode: str | None = None
+    """Of a policy that was taken up: its mode."""
+    mode_before: str | None = None
+    """The mode of the policy that it replaces."""
+    worker: str | None = None
+    """Of what happened to a policy: the guard that says so."""

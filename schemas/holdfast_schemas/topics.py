@@ -194,10 +194,10 @@ TOPICS: dict[str, Topic] = {
             "holdfast.audit",
             "model",
             (AuditRecord,),
-            # The operator's are of releases, in the same transaction.
-            (Party.SWITCH, Party.OPERATOR),
+            # The operator's are of releases, in the same transaction; the guard's are of policies.
+            (Party.GUARD, Party.SWITCH, Party.OPERATOR),
             (Party.API, Party.OPERATOR, Party.AUDITOR),
-            "The outcome of every command, every automatic decision, and every release.",
+            "The outcome of every command, every automatic decision, every release, and every change of a policy.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,
         ),

@@ -20,6 +20,7 @@ from holdfast.adapters.decisions import RELEASES
 from holdfast.adapters.kafka import KeyOrder, key_of
 from holdfast.adapters.malformed import Found
 from holdfast.adapters.policies_here import PoliciesHere
+from holdfast.core.policy_events import POLICY_ACTIONS, is_same_again
 from holdfast.core.record import time_of
 from holdfast.core.routing import ModelState
 from holdfast.settings import TopicNames
@@ -98,6 +99,8 @@ class Board:
         self.states: dict[str, ModelState] = {}
         self.incidents: dict[str, Incident] = {}
         self.audit: dict[str, AuditRecord] = {}
+        self._of_policies: dict[str, AuditRecord] = {}
+        """By model, the last thing that happened to its policy: guards that say the same again are not shown."""
         self._releases: deque[str] = deque()
         """The audit ids of released predictions: one release has thousands, and they hold half of the room at most."""
         self.outcomes: dict[str, AuditRecord] = {}
@@ -239,6 +242,13 @@ class Board:
         if audit.audit_id in self.audit:
             # A repeated command is answered with the record of the first.
             return
+        if audit.action in POLICY_ACTIONS:
+            before = self._of_policies.pop(audit.model, None)
+            self._of_policies[audit.model] = audit
+            if len(self._of_policies) > self._keep_audit:
+                del self._of_policies[next(iter(self._of_policies))]
+            if before is not None and is_same_again(before, audit):
+                return
         self.audit[audit.audit_id] = audit
         if audit.action in RELEASES:
             self._releases.append(audit.audit_id)

@@ -37,6 +37,7 @@ from holdfast.adapters.kafka import (
 )
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
+from holdfast.adapters.policy_log import PolicyLog
 from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
@@ -66,7 +67,7 @@ _DELETED = (Header.VERDICT.value, Verdict.DELETED.value.encode())
 _FINDINGS, _SOURCE = Header.FINDINGS.value, Header.SOURCE.value
 _REFERENCE = Header.REFERENCE.value
 _TO_LINES = msgspec.json.Encoder().encode_lines
-ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes", "references")
+ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes", "references", "audit")
 NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 PARKED_FOR = 600.0
@@ -183,6 +184,7 @@ class GuardWork:
         # By offset, what a topic does not take as it is.
         self._refused: dict[int, _Refused] = {}
         self._restamped: Counter[str] = Counter()
+        self._told_of_policies: Sequence[str] = ()
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
         self.topic_id: str | None = None
@@ -224,13 +226,30 @@ class GuardWork:
     def process(self, records: Sequence[Record]) -> list[Write]:
         if not records:
             self._progress.set_to_current_time()
-            return []
+            self._oldest_ms = None
+            return self._of_policies(idle=True)
         policies = self._guard.policies.current
         if policies.remembered_fields() != self._known.fields:
             # A new policy looks at what was not remembered so far, or no more: that is not learnt meanwhile.
             raise ReopenLane
         with metrics.BATCH_SECONDS.time():
-            return self._judge(policies, records)
+            return [*self._judge(policies, records), *self._of_policies()]
+
+    def _of_policies(self, *, idle: bool = False) -> list[Write]:
+        """The audit records of policies that must be committed before, or with, what is judged by them."""
+        routes = self._guard.follower.routes
+        audits = self._guard.policy_log.waiting(
+            lambda model: route.epoch if (route := routes.get(model)) is not None else 0, idle=idle
+        )
+        self._told_of_policies = [audit.audit_id for audit in audits]
+        return [
+            Write(
+                self._settings.topics.audit,
+                partition_for(audit.model, self._guard.audit_partitions),
+                [(None, audit.model.encode(), audit.to_json(), [])],
+            )
+            for audit in audits
+        ]
 
     def _judge(self, policies: PolicySet, records: Sequence[Record]) -> list[Write]:
         now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
@@ -454,11 +473,14 @@ class GuardWork:
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
         self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
         self._keyless, self._misplaced = Counter(), Counter()
+        self._told_of_policies = ()
         self._said, self._deleted = _Said([record.offset], [None], [None], [0]), 0
         out = self._put_aside(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:
+        self._guard.policy_log.written(self._told_of_policies)
+        self._told_of_policies = ()
         until, self._known.until = self._known.until, None
         for policy, columns, judgement in self._pending:
             if policy is not None:
@@ -469,6 +491,8 @@ class GuardWork:
             passed = int(judgement.approved.sum())
             metrics.PREDICTIONS.labels(model, Verdict.APPROVED.value).inc(passed)
             metrics.PREDICTIONS.labels(model, Verdict.BLOCKED.value).inc(count - passed)
+            if passed and (unchecked := _why_unchecked(policy)) is not None:
+                metrics.UNCHECKED.labels(model, unchecked).inc(passed)
             for (check, enforced), number in judgement.counts.items():
                 metrics.FINDINGS.labels(model, check, str(enforced).lower()).inc(number)
             for check, mask in judgement.unknown.items():
@@ -541,6 +565,15 @@ def _with(theirs: Sequence[tuple[str, bytes]], ours: Headers) -> Headers:
     return [*(header for header in theirs if header[0] not in _OURS), *ours]
 
 
+def _why_unchecked(policy: Policy | None) -> str | None:
+    """Why what is approved was not checked; None: it was."""
+    if policy is None:
+        return "no_policy"
+    if policy.mode == "off":
+        return "mode_off"
+    return None if policy.active_checks() else "no_checks"
+
+
 def _policies_refused() -> None:
     metrics.POLICIES_REFUSED.inc()
     metrics.POLICIES_IN_FORCE.labels("guard").set(0)
@@ -552,6 +585,10 @@ def _policies_loaded(policies: PolicySet) -> None:
         for verdict in (Verdict.APPROVED, Verdict.BLOCKED):
             metrics.PREDICTIONS.labels(model, verdict.value)
     metrics.FINDINGS.labels(NO_POLICY, "no_policy", "true")
+    metrics.UNCHECKED.labels(NO_POLICY, "no_policy")
+    for policy in policies.policies.values():
+        if (unchecked := _why_unchecked(policy)) is not None:
+            metrics.UNCHECKED.labels(policy.model, unchecked)
     for model in (*policies.policies, NO_POLICY):
         metrics.KEYLESS.labels(model)
         metrics.MISPLACED.labels(model)
@@ -576,9 +613,10 @@ class Guard:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded)
+        self.policy_log = PolicyLog(settings.worker)
+        self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded, self.policy_log.note)
         self.follower = RouteFollower(settings)
-        self._partitions, self.control_partitions = 0, 0
+        self._partitions, self.control_partitions, self.audit_partitions = 0, 0, 0
         self.loop: TransactionalLoop | None = None
         # One partition after the other: it is work for the processor, and each brings its own megabytes.
         self.restoring = asyncio.Lock()
@@ -635,6 +673,7 @@ class Guard:
         await refuse_uncompacted(self.settings, Party.GUARD)
         counts = found.counts
         self._partitions, self.control_partitions = found.judged, counts["control"]
+        self.audit_partitions = counts["audit"]
         await self.retention.refresh()
         guard = self.settings.guard
         self.loop = TransactionalLoop(

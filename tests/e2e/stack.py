@@ -29,6 +29,7 @@ from redis.asyncio import Redis
 from backends import GENEROUS, Kafka, ServerProcess
 from holdfast.adapters.embedded import free_port
 from holdfast.adapters.kafka import close
+from holdfast.core.policy_events import POLICY_ACTIONS
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import TOPICS
 
@@ -317,8 +318,10 @@ class Stack:
                     self._following.result()
                 await asyncio.sleep(0.02)
 
-    def audits(self, model: str) -> list[dict[str, Any]]:
-        return [body(record) for record in self.seen["audit"] if record.key == model.encode()]
+    def audits(self, model: str, *, of_policies: bool = False) -> list[dict[str, Any]]:
+        """Decisions about the model; or what guards say of its policies, which they write as they start."""
+        found = [body(record) for record in self.seen["audit"] if record.key == model.encode()]
+        return [one for one in found if (one["action"] in POLICY_ACTIONS) == of_policies]
 
     def routes(self, model: str) -> list[dict[str, Any]]:
         """Every route of the model, oldest first."""

@@ -21,6 +21,13 @@ FINDINGS = Counter(
     ["model", "check", "enforced"],
     registry=REGISTRY,
 )
+UNCHECKED = Counter(
+    "holdfast_unchecked_total",
+    "Predictions approved although no check of a policy ran: its mode is off, it has no active check, or the model has "
+    "no policy.",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
 UNKNOWN = Counter(
     "holdfast_unknown_total", "Checks that had not enough to tell.", ["model", "check"], registry=REGISTRY
 )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from holdfast.adapters.policy_files import POLICY_BYTES, TABLE_BYTES, PolicyFold
 from holdfast.adapters.tables import load_table
 from holdfast.core.checks import Table
 from holdfast.core.policy import Policy, PolicyError, PolicySet, collapsed_table, parse_policy, tables_of
+from holdfast.core.policy_events import PolicyEvent, PolicyRefusal, changes, model_of
 from holdfast.core.toml_text import parse_toml
 
 log = structlog.get_logger("holdfast.policies")
@@ -27,20 +28,21 @@ def load_policy(path: Path, folder: PolicyFolder | None = None) -> Policy:
     nothing of a table.
     """
     folder = folder or PolicyFolder(path.parent)
+    model = path.stem
     try:
         data = _parse(path, folder)
+        model = str(data.get("model", model))
         try:
             tables = {name: _table(path.parent / name, folder) for name in tables_of(data)}
         except PolicyError as error:
             raise PolicyError(f"{path}: table {error}") from None
         return parse_policy(data, str(path), tables)
-    except PolicyError:
-        raise
+    except PolicyError as error:
+        raise error.of(model) from None
     except Exception as error:
         # Its text may quote the file.
-        raise PolicyError(
-            f"{path}: cannot be used ({type(error).__name__}); compare it with the documentation"
-        ) from None
+        refused = PolicyError(f"{path}: cannot be used ({type(error).__name__}); compare it with the documentation")
+        raise refused.of(model) from None
 
 
 def _table(path: Path, folder: PolicyFolder) -> tuple[Table, str]:
@@ -68,7 +70,7 @@ def load_policies(folder: Path) -> PolicySet:
             raise PolicyError(
                 f"{path} and {other} are both for the model {policy.model!r}; keep one of them, or give the other "
                 "another model"
-            )
+            ).of(policy.model)
     return PolicySet.of(policies)
 
 
@@ -116,6 +118,7 @@ class PolicyStore:
     """The policies in force. A change that does not load is refused: the old ones stay.
 
     `on_loaded` is called with the policies whenever the files were read, `on_refused` whenever they did not load.
+    `on_events` is told of each policy that is another one, before it is in force, and of each refusal once.
     """
 
     def __init__(
@@ -123,14 +126,16 @@ class PolicyStore:
         folder: Path,
         on_refused: Callable[[], None] = lambda: None,
         on_loaded: Callable[[PolicySet], None] = lambda _: None,
+        on_events: Callable[[Sequence[PolicyEvent]], None] = lambda _: None,
     ) -> None:
-        self._folder, self._on_refused, self._on_loaded = folder, on_refused, on_loaded
+        self._folder, self._on_refused, self._on_loaded, self._on_events = folder, on_refused, on_loaded, on_events
         self.refused: str | None = None
         """Why what the files say now is not in force."""
         wait_for_tables(folder)
         self._stamps_in_force = stamps(folder)
         self._held: int | None = None
         self.current = load_policies(folder)
+        on_events(changes({}, self.current.policies, self._author(), at_start=True))
         self._warn()
         on_loaded(self.current)
 
@@ -143,24 +148,24 @@ class PolicyStore:
             fresh = load_policies(self._folder)
             for model, policy in fresh.policies.items():
                 if model in self.current.policies and (lost := collapsed_table(self.current.policies[model], policy)):
-                    raise PolicyError(f"{self._folder}: the policy of {model}: {lost}")
+                    raise PolicyError(f"{self._folder}: the policy of {model}: {lost}").of(model)
         except PolicyError as error:
             if expected not in (None, stamps(self._folder)):
                 raise ChangedMeanwhile from None
-            self._refuse(str(error))
+            self._refuse(error)
             return False
         if expected not in (None, stamps(self._folder)):
             raise ChangedMeanwhile
         self.refused = None
-        changed = [
-            policy.id
-            for model, policy in fresh.policies.items()
-            if model not in self.current.policies or self.current.policies[model].id != policy.id
-        ]
-        removed = sorted(set(self.current.policies) - set(fresh.policies))
-        if changed or removed:
+        if found := changes(self.current.policies, fresh.policies, self._author()):
+            # A partition that judges by the new ones must find what is to be written about them.
+            self._on_events(found)
             self.current = fresh
-            log.info("policies changed", now=changed, removed=removed)
+            log.info(
+                "policies changed",
+                now=[change.after.id for change in found if change.after is not None],
+                removed=[model_of(change) for change in found if change.after is None],
+            )
             self._warn()
         self._on_loaded(self.current)
         return True
@@ -170,10 +175,20 @@ class PolicyStore:
             for sentence in unlike_their_files(self._folder):
                 log.warning(sentence)
 
-    def _refuse(self, why: str) -> None:
-        self.refused = why
+    def _author(self) -> str | None:
+        """Who has made the policies, where the deployment says so in a way that can be used."""
+        try:
+            return PolicyFolder(self._folder).author()
+        except PolicyError as error:
+            log.warning("the author of the policies is not known", error=str(error))
+            return None
+
+    def _refuse(self, error: PolicyError) -> None:
+        if str(error) != self.refused:
+            self._on_events([PolicyRefusal(str(error), error.model, self._author())])
+        self.refused = str(error)
         self._on_refused()
-        log.error("new policy refused, the old one stays", error=why)
+        log.error("new policy refused, the old one stays", error=self.refused)
 
     async def follow(self) -> None:
         """Reload whenever files in the folder have changed and are at rest; runs until cancelled."""
@@ -188,7 +203,9 @@ class PolicyStore:
         """Whether the files are taken up or refused; False: they have changed while they were read."""
         at_rest, restless = await come_to_rest(self._folder, self._stamps_in_force)
         if restless is not None:
-            self._refuse(f"{restless}: it is still being written; write it elsewhere and rename it into place")
+            self._refuse(
+                PolicyError(f"{restless}: it is still being written; write it elsewhere and rename it into place")
+            )
             return True
         try:
             # Tables of a million rows take a second to read.

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from holdfast.core.policy import PolicyError
+from holdfast.core.policy_events import is_reserved
 
 MIB = 1024 * 1024
 POLICY_BYTES = 1 * MIB
@@ -86,6 +87,8 @@ class PolicyFolder:
             first = ""
         if not first or len(first) > 200 or not first.isprintable():
             raise PolicyError(f"{path}: its first line is not a name of 1 to 200 printable characters; correct it")
+        if is_reserved(first):
+            raise PolicyError(f"{path}: its name stands for automatic decisions; write who has made the policies")
         return first
 
     def _open(self, path: Path) -> int:

@@ -45,6 +45,14 @@ BUILT_IN_CHECKS = (
 class PolicyError(HoldfastError):
     """The policy is refused; the message names the file, the key and what is allowed."""
 
+    model: str | None = None
+    """The model whose policy it is, where one model's file is refused."""
+
+    def of(self, model: str) -> Self:
+        """Note the model."""
+        self.model = self.model or model
+        return self
+
 
 class Remembered(NamedTuple):
     """A field of which the memory must hold something; window 0 is the last value of each entity."""
