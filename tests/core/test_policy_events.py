@@ -10,7 +10,7 @@ from core.alike import policy_of
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.policy_log import PolicyLog
 from holdfast.board import Board
-from holdfast.core.policy_events import PolicyChange, PolicyRefusal, audit_of, changes, is_reserved, model_of
+from holdfast.core.policy_events import PolicyChange, PolicyRefusal, audit_of, changes, model_of
 from holdfast.settings import TopicNames
 from holdfast_schemas import AuditRecord, Outcome
 
@@ -76,22 +76,6 @@ def test_only_what_differs_is_a_change() -> None:
         "fraud",
         "pricing",
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "reserved"),
-    [
-        ("holdfast", True),
-        ("Holdfast", True),
-        ("holdfast ", True),
-        ("\uff48oldfast", True),
-        ("hold fast", True),
-        ("ann", False),
-    ],
-)
-def test_the_name_of_automatic_decisions_is_nobodys(name: str, reserved: bool) -> None:
-    """However it is written."""
-    assert is_reserved(name) is reserved
 
 
 def test_a_record_waits_until_it_is_committed() -> None:

@@ -10,8 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from holdfast.core.actors import actor_name
 from holdfast.core.policy import PolicyError
-from holdfast.core.policy_events import is_reserved
 
 MIB = 1024 * 1024
 POLICY_BYTES = 1 * MIB
@@ -85,11 +85,12 @@ class PolicyFolder:
             first = self.read(path, AUTHOR_BYTES).decode("utf-8-sig").partition("\n")[0].strip()
         except UnicodeDecodeError:
             first = ""
-        if not first or len(first) > 200 or not first.isprintable():
-            raise PolicyError(f"{path}: its first line is not a name of 1 to 200 printable characters; correct it")
-        if is_reserved(first):
-            raise PolicyError(f"{path}: its name stands for automatic decisions; write who has made the policies")
-        return first
+        if not first or len(first) > 200:
+            raise PolicyError(f"{path}: its first line is not a name of 1 to 200 characters; correct it")
+        try:
+            return actor_name(first)
+        except ValueError as error:
+            raise PolicyError(f"{path}: {error}") from None
 
     def _open(self, path: Path) -> int:
         """The descriptor of a regular file inside the folder. Raises PolicyError, OSError and ValueError."""

@@ -1,7 +1,6 @@
 """What happened to the policies that a worker reads, and the audit record of it."""
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +14,6 @@ POLICY_ACTIONS = frozenset((TAKEN_UP, REMOVED, REFUSED))
 NO_MODEL = "none"
 """The model of a refusal that is not of one model's file."""
 MAX_DETAIL = 1000
-RESERVED = "holdfast"
-"""Who decides automatically: no author has this name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}")
 
 
@@ -58,11 +55,6 @@ def changes(
 
 def _id(policy: Policy | None) -> str | None:
     return policy.id if policy is not None else None
-
-
-def is_reserved(author: str) -> bool:
-    """Whether the name reads as that of the automatic decisions."""
-    return "".join(unicodedata.normalize("NFKC", author).casefold().split()) == RESERVED
 
 
 def is_same_again(before: AuditRecord, after: AuditRecord) -> bool:
