@@ -58,8 +58,11 @@ def redis_route_key(model: str) -> str:
 
 
 def redis_state_key(model: str) -> str:
-    """The hash with `version, epoch, state, last_good, reason, incident_id, actor, since`."""
+    """The hash with `version, epoch, state, last_good, reason, incident_id, actor, since`, and `signature` where the
+    switch has a key."""
     return f"holdfast:{{{model}}}:state"
 
 
 REDIS_CHANNEL = "holdfast:routes"
+EPOCHS_AHEAD = 1000
+"""An epoch in Redis that is further ahead of the known one was not written by a switch: each change adds one."""

@@ -13,8 +13,14 @@ channel `holdfast:routes` in between, because a message on a channel is delivere
 away the last known answer stays, and `age_seconds` says since when it was not confirmed.
 
 A reader never goes back to a lower epoch: a Redis that came back empty, or with an older copy, does not
-confirm the answer (it grows stale), and the switch overwrites it within a second or two. If epochs start anew
-because the topics of Holdfast were deleted, restart the readers.
+confirm the answer (it grows stale), and the switch overwrites it within a second or two. It does not go to an epoch
+that is more than `EPOCHS_AHEAD` higher either: no switch has written it. In the first `SETTLED_AFTER` seconds a reader
+does not know yet which of two epochs that are far apart is the switch's, and follows what is written last. If epochs
+start again at 1 because the topics of Holdfast were deleted, or a reader slept for more than `EPOCHS_AHEAD` changes,
+restart it.
+
+With a `route_public_key` only routes that a switch with that key has signed are believed, whoever can write Redis; any
+other does not confirm the answer, which grows stale.
 
 Redis may fail over: each new connection looks up where it is now, a server that answers that it is not, or not yet,
 the right one is left at once, and every half minute the name is looked up again.
@@ -31,14 +37,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Self
 
 import redis
 from redis.exceptions import RedisClusterException
 from redis.sentinel import MasterNotFoundError
 
+from holdfast.core.route_signature import RouteVerifier
 from holdfast.redis_url import Client, Place, check_redis_url, connect, is_stale, parse_redis_url, sentinels
-from holdfast_schemas.route import REDIS_CHANNEL, RouteState, redis_state_key
+from holdfast_schemas.route import EPOCHS_AHEAD, REDIS_CHANNEL, RouteState, redis_state_key
 
 __all__ = ["CurrentRoute", "RouteReader", "SyncRouteReader"]
 
@@ -46,6 +54,9 @@ CONNECT_TIMEOUT = 0.5
 SOCKET_TIMEOUT = 0.5
 START_TIMEOUT = 2.0
 """Seconds that entering a reader waits for the first answer; the time-outs above usually end it sooner."""
+SETTLED_AFTER = 10.0
+"""Seconds after the first answer until which an epoch that is far from it is followed: the switch overwrites what it
+has not written within a second or two."""
 STOP_POLL = 0.2
 """Seconds after which the thread notices that it shall stop."""
 FIRST_BACKOFF = 0.1
@@ -87,6 +98,8 @@ class _Known:
     source: Literal["poll", "channel"]
     confirmed_at: float
     """On the monotonic clock."""
+    first_at: float
+    """When the first answer of this model was read, on the same clock."""
 
 
 class _Follower:
@@ -99,6 +112,7 @@ class _Follower:
         poll_seconds: float = 1.0,
         stale_after: float = 5.0,
         allow_password_without_tls: bool = False,
+        route_public_key: str | bytes | Path | None = None,
     ) -> None:
         """Follow the routes of `models`. Nothing is opened before the reader is entered.
 
@@ -106,9 +120,11 @@ class _Follower:
         close. A URL for TLS and a user of the ACL is `rediss://user:password@host:6379/0?ssl_ca_certs=ca.pem`, with
         `&ssl_certfile=…&ssl_keyfile=…` for a client certificate. `redis+sentinel://host:port,host:port/service` asks
         Sentinels for the primary, `redis+cluster://host:port,host:port` is a cluster. `poll_seconds` and
-        `stale_after` are seconds.
+        `stale_after` are seconds. `route_public_key` is the PEM of the key by which the switch signs routes, or of
+        several keys, or the path of its file.
         Raises ValueError for a URL that cannot be used or would send its password without TLS to another machine
-        (unless allowed), and if no model is named.
+        (unless allowed), for a key that cannot be used, and if no model is named. Raises OSError for a key's file that
+        cannot be read.
         """
         if not models:
             raise ValueError("name the models to follow: RouteReader(url, 'pricing')")
@@ -117,6 +133,9 @@ class _Follower:
             self._source: Place | Client = parse_redis_url(source)
         else:
             self._source = source
+        if isinstance(route_public_key, Path):
+            route_public_key = route_public_key.read_bytes()
+        self._verifier = RouteVerifier(route_public_key) if route_public_key is not None else None
         self._models = frozenset(models)
         self._poll_seconds = poll_seconds
         self._stale_after = stale_after
@@ -287,20 +306,32 @@ class _Follower:
     def _take(self, model: str, fields: Mapping[str, object], source: Literal["poll", "channel"]) -> str | None:
         """Remember what Redis says, unless it is unusable or older than what is known: then say so."""
         try:
-            epoch, state = int(str(fields["epoch"])), RouteState(str(fields["state"]))
+            epoch, state = _epoch(fields["epoch"]), RouteState(str(fields["state"]))
         except (KeyError, ValueError):
             return f"{model}: the route in Redis is damaged, the last known one stays"
-        known = self._known.get(model)
-        if known is not None and epoch < known.epoch:
-            return f"{model}: Redis is at epoch {epoch}, the known route of epoch {known.epoch} stays"
+        if self._verifier is not None and (wrong := self._verifier.what_is_wrong(model, _texts(fields))) is not None:
+            return f"{model}: the route in Redis {wrong}, the last known one stays"
+        known, now = self._known.get(model), time.monotonic()
+        if known is not None and (why := self._why_it_stays(known, epoch, now)) is not None:
+            return f"{model}: Redis is at epoch {epoch}{why}, the known route of epoch {known.epoch} stays"
         version = fields.get("version")
         serves = str(version) if version and state is not RouteState.HELD else None
         with self._changed:
-            self._known[model] = _Known(serves, epoch, state, source, time.monotonic())
+            self._known[model] = _Known(serves, epoch, state, source, now, known.first_at if known else now)
             self._changed.notify_all()
-        if known is None or epoch > known.epoch:
+        if known is None or epoch != known.epoch:
             log.info("%s: version %s serves, epoch %d, %s", model, serves, epoch, state)
         return None
+
+    def _why_it_stays(self, known: _Known, epoch: int, now: float) -> str | None:
+        """Why a route of that epoch does not replace the known one, in words that may be empty; None: it does."""
+        # A signature says better than a distance whether a switch has written it.
+        is_far = abs(epoch - known.epoch) > EPOCHS_AHEAD and self._verifier is None
+        if is_far and now - known.first_at < SETTLED_AFTER:
+            return None
+        if epoch < known.epoch:
+            return ""
+        return ", which no switch has written" if is_far else None
 
     def _report(self, trouble: str | None) -> None:
         """Log a trouble when it begins and when it is over, not with every poll."""
@@ -354,3 +385,16 @@ class RouteReader(_Follower):
 
 def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _epoch(value: object) -> int:
+    """Raises ValueError for what no switch writes."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise ValueError(value)
+    return int(text)
+
+
+def _texts(fields: Mapping[str, object]) -> dict[str, str]:
+    """The fields as the hash has them: a message has the epoch as a number."""
+    return {name: str(value) for name, value in fields.items() if value is not None}

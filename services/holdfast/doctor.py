@@ -461,7 +461,7 @@ async def _group(
 
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:
     try:
-        mirror = RouteMirror(settings.redis.connection_url())
+        mirror, verifier = RouteMirror(settings.redis.connection_url()), settings.redis.route_verifier()
     except (SettingsError, ValueError) as error:
         yield Diagnosis(
             "redis", Health.FAILED, str(error), "Serving code that uses the same files has the same trouble."
@@ -477,13 +477,23 @@ async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                 "redis",
                 Health.FAILED,
                 f"holds a newer route than Kafka for {', '.join(newer)}: the topics were made anew, or are not its own",
-                "If Kafka is right, delete the keys holdfast:{MODEL}:route and holdfast:{MODEL}:state; they come back. "
-                "Then restart the serving code: a reader never goes back to a lower epoch.",
+                "A running switch takes it back within seconds; see its log, and find out who else can write to Redis. "
+                "If the topics were made again, restart the serving code: a reader never goes back to a lower epoch.",
             )
         if older:
             advice = "A running switch asserts them again within a second or so; see its log."
             yield Diagnosis("redis", Health.WARNING, f"is behind Kafka for {', '.join(older)}", advice)
-        if routes and not newer and not older:
+        wrongly_signed = await mirror.wrongly_signed(sorted(routes), verifier) if verifier is not None else {}
+        if wrongly_signed:
+            found = "; ".join(f"the route of {model} {wrong}" for model, wrong in wrongly_signed.items())
+            yield Diagnosis(
+                "redis",
+                Health.FAILED,
+                found,
+                "Readers with that key refuse it. Check that the switch has redis.route_key_file and that both files "
+                "belong together; if they do, somebody else writes to Redis.",
+            )
+        if routes and not newer and not older and not wrongly_signed:
             yield Diagnosis("redis", Health.OK, f"agrees with Kafka on {_count(routes, 'route')}")
     except RedisUnavailable as error:
         yield Diagnosis(

@@ -122,8 +122,8 @@ def _parse(url: str) -> Place:
 def check_redis_url(url: str, *, allow_password_without_tls: bool = False) -> None:
     """Raises ValueError for a URL that cannot be used, or would send a password where others can read it.
 
-    TLS that does not verify the server protects no password. Sentinels and clusters say themselves where the
-    servers are, so there only TLS protects it.
+    TLS that does not verify the server protects no password, and lets anybody on the way say what serves: it is refused
+    without a password too. Sentinels and clusters say themselves where the servers are, so there only TLS protects it.
     """
     place = parse_redis_url(url)
     verified = (
@@ -142,6 +142,12 @@ def check_redis_url(url: str, *, allow_password_without_tls: bool = False) -> No
         scheme = "rediss" if place.kind is Kind.SERVER else f"rediss+{place.kind}"
         raise ValueError(
             f"the password for Redis would go to {goal} without verified TLS; use a {scheme}:// URL, or set "
+            "allow_password_without_tls = true where the network is trusted"
+        )
+    if place.tls and not verified and not local and not allow_password_without_tls:
+        raise ValueError(
+            "the URL of Redis turns off that TLS verifies the server (ssl_cert_reqs or ssl_check_hostname), so anybody "
+            "on the way could say what serves; leave that out and give the CA as ssl_ca_certs, or set "
             "allow_password_without_tls = true where the network is trusted"
         )
 

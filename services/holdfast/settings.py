@@ -3,10 +3,11 @@
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import (
@@ -29,10 +30,13 @@ from pydantic_settings import SettingsError as SourceError
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import Addresses, Host, PlainName, TopicName
+from holdfast.core.route_signature import RouteSigner, RouteVerifier
 from holdfast.core.toml_text import parse_toml
 from holdfast.login import is_loopback, renewable, secret, tls_context
 from holdfast.redis_url import check_redis_url
 from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
+
+T = TypeVar("T")
 
 
 class SettingsError(HoldfastError):
@@ -189,6 +193,10 @@ class RedisSettings(_Section):
     ssl_key_password_file: Path | None = None
     allow_password_without_tls: bool = False
     reassert_every: Duration = timedelta(seconds=1)
+    route_key_file: Path | None = None
+    """The switch's: an Ed25519 private key in PEM, by which it signs every route."""
+    route_public_key_file: Path | None = None
+    """Its public key, or several: `holdfast doctor` compares what Redis holds with it."""
 
     @model_validator(mode="after")
     def _login_is_whole(self) -> Self:
@@ -241,6 +249,25 @@ class RedisSettings(_Section):
             return self._whole_url(key_password)
         except ValueError as error:
             raise SettingsError(f"The login to Redis cannot be used: {error}.") from None
+
+    def route_signer(self) -> RouteSigner | None:
+        """What signs routes; None: nothing does. Raises SettingsError for a file that cannot be used."""
+        return _of_key_file("redis.route_key_file", self.route_key_file, RouteSigner)
+
+    def route_verifier(self) -> RouteVerifier | None:
+        """What tells whether a route is signed; None: no key is given. Raises SettingsError."""
+        return _of_key_file("redis.route_public_key_file", self.route_public_key_file, RouteVerifier)
+
+
+def _of_key_file(key: str, file: Path | None, make: Callable[[bytes], T]) -> T | None:
+    if file is None:
+        return None
+    try:
+        return make(file.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{key} {file} cannot be read: {error.strerror}. Let this process read it.") from None
+    except ValueError as error:
+        raise SettingsError(f"{key} {file} cannot be used: {error}.") from None
 
 
 def _not_twice(section: _Section, key: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -38,7 +38,7 @@ from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
-from holdfast.core.routing import Decision, ModelState, Tick, decide
+from holdfast.core.routing import Decision, ModelState, Overtaken, Tick, decide
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
     Action,
@@ -62,6 +62,9 @@ AT_ONCE = 500
 """Control records in one transaction: those of a model with hundreds of versions take milliseconds each, and the
 group's heartbeats wait meanwhile."""
 
+RAISE_EVERY = 5.0
+"""Seconds between two rises of a model's epoch over one that somebody else has written to Redis."""
+
 
 class Mirror:
     """Writes routes to Redis as they change, and all of them again on a timer; an outage only delays it."""
@@ -69,12 +72,15 @@ class Mirror:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.redis
         self._url = settings.redis.connection_url()
-        self._redis = RouteMirror(self._url)
+        self._signer = settings.redis.route_signer()
+        self._redis = RouteMirror(self._url, self._signer)
         self._refused = ""
         self._every = settings.redis.reassert_every.total_seconds()
         self._routes: dict[str, Route] = {}
         self._changed = asyncio.Event()
         self._fresh: set[str] = set()
+        self._overtaken: dict[str, int] = {}
+        self._raised_at: dict[str, float] = {}
         self.up: bool | None = None
 
     def show(self, route: Route) -> None:
@@ -84,10 +90,23 @@ class Mirror:
         self._fresh.add(route.model)
         self._changed.set()
 
+    def overtaken(self, models: Iterable[str]) -> dict[str, int]:
+        """By model, the epoch that Redis holds and this worker has not decided, once for each time it is found."""
+        if not self._overtaken:
+            return {}
+        now, found = time.monotonic(), {}
+        for model in self._overtaken.keys() & set(models):
+            if now - self._raised_at.get(model, float("-inf")) >= RAISE_EVERY:
+                self._raised_at[model] = now
+                found[model] = self._overtaken.pop(model)
+        return found
+
     def forget(self, models: Sequence[str]) -> None:
         """Leave these models to the worker that owns them now."""
         for model in models:
             self._routes.pop(model, None)
+            self._overtaken.pop(model, None)
+            self._raised_at.pop(model, None)
             metrics.ROUTE_MISMATCH.remove(model)
 
     async def run(self) -> None:
@@ -113,13 +132,22 @@ class Mirror:
             if not routes:
                 await self._redis.ping()
             for model, outcome in (await self._redis.publish_all(routes)).items():
-                lost = outcome is PublishOutcome.WRITTEN and model not in fresh
+                taken_back = outcome is PublishOutcome.TAKEN_BACK
+                lost = taken_back or (outcome is PublishOutcome.WRITTEN and model not in fresh)
                 newer = outcome is PublishOutcome.NEWER_EXISTS
+                if taken_back:
+                    log.error("Redis held an epoch that no switch has written; who can write there?", model=model)
                 if lost:
                     metrics.REDIS_REPAIRS.inc()
                     log.warning("route re-asserted in Redis", model=model)
                 if newer:
                     log.warning("Redis has a newer route than this worker", model=model)
+                if newer and model in self._routes:
+                    if self._overtaken.get(model) != self._redis.newer[model]:
+                        metrics.REDIS_REPAIRS.inc()
+                    self._overtaken[model] = self._redis.newer[model]
+                else:
+                    self._overtaken.pop(model, None)
                 if model in self._routes:
                     metrics.ROUTE_MISMATCH.labels(model).set(float(lost or newer))
             up, error = True, None
@@ -145,7 +173,7 @@ class Mirror:
             url = self._settings.connection_url()
             if url == self._url:
                 return
-            fresh = RouteMirror(url)
+            fresh = RouteMirror(url, self._signer)
         except (SettingsError, ValueError) as error:  # It may be half written.
             if str(error) != self._refused:
                 log.error("the changed login for Redis cannot be used, the one before stays", error=str(error))
@@ -204,12 +232,15 @@ class SwitchWork:
             self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
             for model in list(self._states):
                 self._decide(model, Tick())
+        for model, epoch in self._switch.mirror.overtaken(self._states).items():
+            # Only a worker that owns the model can commit this; one that was replaced writes nothing.
+            self._decide(model, Overtaken(epoch))
         writes = self._writes(aside, records[-1].offset if records else self._switch.position(self._partition) - 1)
         if not records and not writes:
             self._progress.set_to_current_time()
         return writes
 
-    def _decide(self, model: str, event: Tally | Command | Tick) -> None:
+    def _decide(self, model: str, event: Tally | Command | Tick | Overtaken) -> None:
         policy = self._switch.policies.current.policies.get(model)
         before = self._pending.get(model) or self._states.get(model)
         decision = decide(

@@ -6,12 +6,14 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from backends import until
+from backends import Kafka, RedisServer, until
+from e2e.stack import Stack
 from holdfast.adapters import at_rest, policy_files, tables
 from holdfast.adapters.policies import PolicyStore, known_models, load_policies
 from holdfast.adapters.policy_files import PolicyFolder
@@ -253,3 +255,60 @@ async def test_reloads_go_on_after_a_refusal(folder: Path, monkeypatch: pytest.M
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+FLOOR = '[[checks]]\nname = "floor"\nkind = "range"\nmin = 10.0\n'
+
+
+@pytest.mark.real_kafka
+async def test_what_happens_to_policies_is_in_the_audit(
+    kafka: Kafka, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A mode that was off for a moment, with both modes and its author; refusals; the rest is judged as ever."""
+    async with Stack(kafka, redis_server.url, {"pricing": FLOOR}, folder=tmp_path) as stack:
+
+        def said() -> list[dict[str, Any]]:
+            return stack.audits("pricing", of_policies=True)
+
+        async def verdict() -> str:
+            sent = stack.prediction("pricing", "v1", "SKU-1", 0.01)
+            await stack.send([sent])
+            (found,) = await stack.until(lambda: stack.verdicts().get(sent["prediction_id"]), "it is judged")
+            return found
+
+        (guard,) = await stack.start("guard")
+        (first,) = await stack.until(lambda: one_of_each(said()), "the guard says what it begins with")
+        assert (first["action"], first["mode"], first["actor"]) == ("policy_taken_up", "enforce", "guard-0")
+        assert first["reason"] == "guard-0 started"
+        assert await verdict() == "blocked"
+
+        (stack.policies / "AUTHOR").write_text("mallory\n")
+        stack.write_policy("pricing", f'mode = "off"\n{FLOOR}')
+        await stack.until(lambda: guard.told("policies changed"), "the guard has it")
+        assert await verdict() == "approved"
+        # The verdict is there, and so is the record.
+        (off,) = [one for one in one_of_each(said()) if one.get("mode") == "off"]
+        assert (off["actor"], off["worker"], off["mode_before"]) == ("mallory", "guard-0", "enforce")
+        assert off["policy_before"] == first["policy"]
+        assert off["detail"].endswith('its mode was "enforce" and is "off", so no check runs')
+        assert guard.metric("holdfast_unchecked_total", model="pricing", reason="mode_off") == 1
+
+        os.mkfifo(stack.policies / "fraud.toml")
+        (stack.policies / "AUTHOR").unlink()
+        refused = await stack.until(lambda: stack.audits("fraud", of_policies=True), "the FIFO is refused")
+        assert (refused[0]["action"], refused[0]["outcome"], refused[0]["actor"]) == (
+            "policy_refused",
+            "refused",
+            "guard-0",
+        )
+        assert "fraud.toml is a FIFO, not a regular file" in refused[0]["detail"]
+        (stack.policies / "fraud.toml").unlink()
+        stack.write_policy("pricing", FLOOR)
+        back = await stack.until(lambda: one_of_each(said())[2:], "the policy is back")
+        assert (back[0]["mode_before"], back[0]["mode"], back[0]["policy"]) == ("off", "enforce", first["policy"])
+        assert await verdict() == "blocked"
+
+
+def one_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Partitions that judge at the same time may write the same record."""
+    return list({record["audit_id"]: record for record in records}.values())

@@ -350,6 +350,29 @@ def test_a_password_goes_nowhere_without_tls(url: str, refused: bool) -> None:
     check_redis_url(url, allow_password_without_tls=True)
 
 
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("rediss://a?ssl_cert_reqs=none", True),
+        ("rediss://a?ssl_cert_reqs=optional", True),
+        ("rediss://a?ssl_check_hostname=false", True),
+        ("rediss+sentinel://127.0.0.1/routes?ssl_cert_reqs=none", True),
+        ("rediss+cluster://a?ssl_cert_reqs=none", True),
+        ("rediss://127.0.0.1?ssl_cert_reqs=none", False),
+        ("rediss://a", False),
+        ("redis://a", False),
+    ],
+)
+def test_tls_that_verifies_nothing_is_refused_without_a_password_too(url: str, refused: bool) -> None:
+    """Whoever answers says what serves. This machine is trusted, and a network of which that is said."""
+    if refused:
+        with pytest.raises(ValueError, match="turns off that TLS verifies the server"):
+            check_redis_url(url)
+    else:
+        check_redis_url(url)
+    check_redis_url(url, allow_password_without_tls=True)
+
+
 def test_the_login_of_sentinels_needs_sentinels() -> None:
     """A setting that would go nowhere is refused."""
     with pytest.raises((SettingsError, ValueError), match=r"write redis\+sentinel://"):

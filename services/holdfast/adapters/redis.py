@@ -2,7 +2,8 @@
 
 Redis is a projection: `holdfast.routes` is the truth, and whatever happens to Redis (FLUSHALL, a failover
 that loses writes, an outage) heals with the next re-assertion. One Lua script compares the epoch and writes:
-a writer that was asleep, or races another, never puts an older route over a newer one.
+a writer that was asleep, or races another, never puts an older route over a newer one. An epoch that no switch can
+have written, more than `EPOCHS_AHEAD` ahead, is overwritten.
 
 The primary may move: behind one name, by Sentinel, or in a cluster. After every refusal, and now and then without
 one, the connections are dropped, and the next call looks the primary up again.
@@ -24,9 +25,10 @@ from redis.asyncio import RedisCluster
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from holdfast.core.errors import HoldfastError
+from holdfast.core.route_signature import SIGNATURE, RouteSigner, RouteVerifier
 from holdfast.redis_url import AsyncClient, Kind, connect_async, parse_redis_url, sentinels
 from holdfast_schemas import Route, redis_route_key, redis_state_key
-from holdfast_schemas.route import REDIS_CHANNEL
+from holdfast_schemas.route import EPOCHS_AHEAD, REDIS_CHANNEL
 
 CONNECT_TIMEOUT = 0.5
 """Seconds to open a connection."""
@@ -43,8 +45,8 @@ PIPELINE_SIZE = 500
 """Routes sent at once: few enough to be written well within `CALL_TIMEOUT`."""
 
 # Runs on Redis 6.2 and later, and in Redis Cluster: both keys are in one slot.
-# KEYS: route, state. ARGV: epoch, version ('' for none), channel, message, then the state's fields.
-# A damaged key (of another type, without a usable epoch) counts as absent and is written anew.
+# KEYS: route, state. ARGV: epoch, version ('' for none), channel, message, how far ahead an epoch may be, then the
+# state's fields. A damaged key (of another type, without a usable epoch) counts as absent and is written again.
 # DEL comes first: it is allowed beyond `maxmemory`, and after it so is the rest of the script. A switch away from
 # a bad version must not fail because other people's data have filled the server.
 _COMPARE_AND_SET = """
@@ -57,20 +59,21 @@ if state_type == 'hash' then
 end
 local epoch = tonumber(ARGV[1])
 local stored_epoch = string.match(stored.epoch or '', '^%d+$')
-if stored_epoch and tonumber(stored_epoch) > epoch then return 2 end
+local ahead = stored_epoch and tonumber(stored_epoch) - epoch or 0
+if ahead > 0 and ahead <= tonumber(ARGV[5]) then return {2, string.format('%.0f', tonumber(stored_epoch))} end
 
 local route_type = redis.call('TYPE', KEYS[1]).ok
 local route = route_type
 if route_type == 'string' then route = 'string:' .. redis.call('GET', KEYS[1]) end
-local same = count == #ARGV - 4 and route == (ARGV[2] == '' and 'none' or 'string:' .. ARGV[2])
-for i = 5, #ARGV, 2 do same = same and stored[ARGV[i]] == ARGV[i + 1] end
+local same = count == #ARGV - 5 and route == (ARGV[2] == '' and 'none' or 'string:' .. ARGV[2])
+for i = 6, #ARGV, 2 do same = same and stored[ARGV[i]] == ARGV[i + 1] end
 if same then return 0 end
 
 redis.call('DEL', KEYS[1], KEYS[2])
 if ARGV[2] ~= '' then redis.call('SET', KEYS[1], ARGV[2]) end
-redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('HSET', KEYS[2], unpack(ARGV, 6))
 redis.call('PUBLISH', ARGV[3], ARGV[4])
-return 1
+return ahead > 0 and 3 or 1
 """
 
 
@@ -83,10 +86,17 @@ class PublishOutcome(StrEnum):
     """Redis held an older route, a damaged one or none."""
     NEWER_EXISTS = "newer_exists"
     """Redis holds a higher epoch, and was left as it is."""
+    TAKEN_BACK = "taken_back"
+    """Redis held an epoch that no switch can have written, and was overwritten."""
 
 
 # In the order of the numbers that the script returns.
-_OUTCOMES = (PublishOutcome.UNCHANGED, PublishOutcome.WRITTEN, PublishOutcome.NEWER_EXISTS)
+_OUTCOMES = (
+    PublishOutcome.UNCHANGED,
+    PublishOutcome.WRITTEN,
+    PublishOutcome.NEWER_EXISTS,
+    PublishOutcome.TAKEN_BACK,
+)
 
 
 class RedisUnavailable(HoldfastError):  # noqa: N818 - reads as the state it reports
@@ -101,11 +111,16 @@ class RouteMirror:
     the caller re-asserts on a timer anyway.
     """
 
-    def __init__(self, redis: AsyncClient | str) -> None:
+    def __init__(self, redis: AsyncClient | str, signer: RouteSigner | None = None) -> None:
         """Take a client, which stays the caller's to close, or a URL, as `holdfast.redis_url` describes it.
 
-        Raises ValueError for a URL that cannot be used.
+        With a `signer` every route is signed. Raises ValueError for a URL that cannot be used.
         """
+        self._signer = signer
+        # The fields of a route do not change, and signing takes longer than all else here.
+        self._inputs: dict[str, tuple[Route, tuple[list[str], list[str]]]] = {}
+        self.newer: dict[str, int] = {}
+        """By model, the epoch that was found where a newer route existed, as of the last time."""
         self._owns_client = isinstance(redis, str)
         self._timeout = CALL_TIMEOUT
         if isinstance(redis, str):
@@ -121,7 +136,7 @@ class RouteMirror:
         self._looked_up = time.monotonic()
 
     async def publish(self, route: Route) -> PublishOutcome:
-        """Write the route, unless Redis holds a higher epoch, and announce it if anything changed.
+        """Write the route, unless Redis holds an epoch that is up to `EPOCHS_AHEAD` higher; announce a change.
 
         The same epoch with other or missing fields is a damaged copy, and is repaired.
         Raises RedisUnavailable.
@@ -147,16 +162,39 @@ class RouteMirror:
                 for route, answer in zip(some, answers, strict=True):
                     if isinstance(answer, Exception):
                         raise answer
+                    self.newer.pop(route.model, None)
+                    if isinstance(answer, list):
+                        self.newer[route.model], answer = int(answer[1]), answer[0]
                     outcomes[route.model] = _OUTCOMES[int(answer)]
         return outcomes
 
     async def _offer(self, routes: Sequence[Route]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for route in routes:
-                keys, args = _script_input(route)
+                keys, args = self._input(route)
                 # The method of this name is barred in a cluster's pipeline; both keys are in one slot.
                 pipe.execute_command("EVALSHA", self._script_sha, len(keys), *keys, *args)
             return list(await pipe.execute(raise_on_error=False))
+
+    def _input(self, route: Route) -> tuple[list[str], list[str]]:
+        known = self._inputs.get(route.model)
+        if known is None or known[0] is not route:
+            known = self._inputs[route.model] = (route, _script_input(route, self._signer))
+        return known[1]
+
+    async def wrongly_signed(self, models: Sequence[str], verifier: RouteVerifier) -> dict[str, str]:
+        """By model, what is wrong with the signature of the route that Redis holds. Raises RedisUnavailable."""
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hgetall(redis_state_key(model))
+            answers = await pipe.execute(raise_on_error=False)
+        found = {}
+        for model, answer in zip(models, answers, strict=True):
+            if isinstance(answer, dict) and answer:
+                fields = {_text(name): _text(value) for name, value in answer.items()}
+                if (wrong := verifier.what_is_wrong(model, fields)) is not None:
+                    found[model] = wrong
+        return found
 
     async def ping(self) -> None:
         """Raises RedisUnavailable unless Redis answers."""
@@ -220,9 +258,16 @@ def state_fields(route: Route) -> dict[str, str]:
     return {name: str(value) for name, value in document.items()}
 
 
-def _script_input(route: Route) -> tuple[list[str], list[str]]:
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _script_input(route: Route, signer: RouteSigner | None = None) -> tuple[list[str], list[str]]:
     message = route.model_dump(mode="json", exclude_none=True, exclude={"fenced"})
-    fields = [part for field in state_fields(route).items() for part in field]
+    values = state_fields(route)
+    if signer is not None:
+        message[SIGNATURE] = values[SIGNATURE] = signer.sign(route.model, values)
+    fields = [part for field in values.items() for part in field]
     return (
         [redis_route_key(route.model), redis_state_key(route.model)],
         [
@@ -230,6 +275,7 @@ def _script_input(route: Route) -> tuple[list[str], list[str]]:
             route.version or "",
             REDIS_CHANNEL,
             json.dumps(message, separators=(",", ":")),
+            str(EPOCHS_AHEAD),
             *fields,
         ],
     )

@@ -56,6 +56,7 @@ from holdfast_schemas import (
     Tally,
     UtcTime,
 )
+from holdfast_schemas.route import EPOCHS_AHEAD
 
 UPDATE_EVERY = timedelta(seconds=1)
 """How often an open incident is published again while its counts rise; more seldom as it grows older."""
@@ -147,6 +148,13 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Overtaken:
+    """Redis holds a higher epoch than the switch has decided, so readers have seen a route that is not its own."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The new state and what to publish, in the order of the fields."""
 
@@ -192,7 +200,7 @@ _MAY_END = {Action.PIN, Action.HOLD, Action.UNFENCE}
 
 def decide(
     state: ModelState | None,
-    event: Tally | Command | Tick,
+    event: Tally | Command | Tick | Overtaken,
     now: datetime,
     policy: BreakerPolicy,
     *,
@@ -207,7 +215,7 @@ def decide(
     ends in a slash is a folder: incidents name the page of their kind in it.
     """
     if state is None:
-        if isinstance(event, Tick):
+        if isinstance(event, Tick | Overtaken):
             return Decision(None)
         state = ModelState(model=event.model)
     turn = _Turn(state, now, policy, new_id, runbook_url)
@@ -218,6 +226,8 @@ def decide(
             turn.obey(event)
         case Tick():
             turn.tick()
+        case Overtaken():
+            turn.overtake(event.epoch)
     return turn.done()
 
 
@@ -718,6 +728,25 @@ class _Turn:
                 return
         if self.state.ends_at is not None and self.now >= self.state.ends_at:
             self._end_pin_or_hold()
+
+    def overtake(self, epoch: int) -> None:
+        """Rise above an epoch that somebody else has written: readers never go back, so only a higher one heals them.
+
+        One that is too far ahead is refused by readers and overwritten, and must not drive the epoch up.
+        """
+        ours = self._epoch
+        if self.state.route is None or not ours < epoch <= ours + EPOCHS_AHEAD:
+            return
+        self._epoch = epoch
+        reason = f"Redis held the epoch {epoch}, which the switch has not written"
+        self._republish(reason=reason, actor=HOLDFAST)
+        self._automatic(
+            "route_reasserted",
+            self.active,
+            reason=reason,
+            detail=f"the epoch rises from {ours} to {epoch + 1}, so that serving code leaves what somebody else wrote "
+            "to Redis: find out who can write there",
+        )
 
     def _end_pin_or_hold(self) -> None:
         if standing(self.state) is Standing.PINNED:
