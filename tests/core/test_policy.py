@@ -29,7 +29,7 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
         (
             'model = "p"\nmood = "x"',
             "mood",
-            "there is no such key; the keys here are breaker, checks, fields, key, max_table_shrink",
+            "checks, fields, key, max_table_shrink",
         ),
         ('model = "p"\nmode = "watch"', "mode", "'enforce', 'shadow' or 'off'"),
         ('model = "p"\nchecks = 5', "checks", "valid tuple"),
