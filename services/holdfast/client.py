@@ -19,8 +19,8 @@ does not know yet which of two epochs that are far apart is the switch's, and fo
 start again at 1 because the topics of Holdfast were deleted, or a reader slept for more than `EPOCHS_AHEAD` changes,
 restart it.
 
-With a `route_public_key` only routes that a switch with that key has signed are believed, whoever can write Redis; any
-other does not confirm the answer, which grows stale.
+With a `route_public_key` a reader believes only routes that a switch with that key has signed. Any other route does not
+confirm the answer, which grows stale.
 
 Redis may fail over: each new connection looks up where it is now, a server that answers that it is not, or not yet,
 the right one is left at once, and every half minute the name is looked up again.
