@@ -8,6 +8,7 @@ and no error quotes a file.
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from holdfast.core.actors import actor_name
@@ -107,6 +108,9 @@ class PolicyFolder:
             raise PolicyError(f"{path} is a link that leads to itself; put a file there") from None
         if not parts:
             raise PolicyError(f"{path} is a directory, not a regular file; put a file there")
+        if sys.platform == "win32":  # Files are not opened below a folder there.
+            _refuse_irregular(path, path.resolve().stat())
+            return os.open(path.resolve(), os.O_RDONLY | getattr(os, "O_BINARY", 0))
         at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for part in parts[:-1]:
