@@ -155,7 +155,8 @@ class AuditRecord(Contract):
     """The person or pipeline; `holdfast` for automatic decisions."""
     action: str
     """A command's action, or `trip`, `earned_good`, `expired`, `resolved` (an incident that is no longer so), or a
-    person's `release` or `retry`; of a guard, `policy_taken_up`, `policy_removed` or `policy_refused`."""
+    person's `release` or `retry`; of a guard, `policy_at_start`, `policy_taken_up`,
+    `policy_removed` or `policy_refused`."""
     version: str | None = None
     outcome: Outcome
     reason: str

@@ -16,7 +16,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
-from holdfast.adapters.decisions import RELEASES
+from holdfast.adapters.decisions import NUMEROUS
 from holdfast.adapters.kafka import KeyOrder, key_of
 from holdfast.adapters.malformed import Found
 from holdfast.adapters.policies_here import PoliciesHere
@@ -102,7 +102,7 @@ class Board:
         self._of_policies: dict[str, AuditRecord] = {}
         """By model, the last thing that happened to its policy: guards that say the same again are not shown."""
         self._releases: deque[str] = deque()
-        """The audit ids of released predictions: one release has thousands, and they hold half of the room at most."""
+        """The audit ids of what is numerous: one release has thousands, and they hold half of the room at most."""
         self.outcomes: dict[str, AuditRecord] = {}
         """Audit records by command id."""
         self.rates: dict[str, Rates] = {}
@@ -250,13 +250,13 @@ class Board:
             if before is not None and is_same_again(before, audit):
                 return
         self.audit[audit.audit_id] = audit
-        if audit.action in RELEASES:
+        if audit.action in NUMEROUS:
             self._releases.append(audit.audit_id)
         self._note(f"audit/{audit.audit_id}")
         if len(self.audit) > self._keep_audit:
             full = len(self._releases) > self._keep_audit // 2
             oldest = self.audit.pop(self._releases[0] if full else next(iter(self.audit)))
-            if oldest.action in RELEASES:
+            if oldest.action in NUMEROUS:
                 self._releases.popleft()
             self.changed.pop(f"audit/{oldest.audit_id}", None)
             self.outcomes.pop(oldest.command_id or "", None)

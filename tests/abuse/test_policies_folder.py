@@ -278,7 +278,7 @@ async def test_what_happens_to_policies_is_in_the_audit(
 
         (guard,) = await stack.start("guard")
         (first,) = await stack.until(lambda: one_of_each(said()), "the guard says what it begins with")
-        assert (first["action"], first["mode"], first["actor"]) == ("policy_taken_up", "enforce", "guard-0")
+        assert (first["action"], first["mode"], first["actor"]) == ("policy_at_start", "enforce", "guard-0")
         assert first["reason"] == "guard-0 started"
         assert await verdict() == "blocked"
 

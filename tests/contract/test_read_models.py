@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backends import Kafka
 from holdfast.adapters import decisions
-from holdfast.adapters.decisions import is_release, read_decisions
+from holdfast.adapters.decisions import is_numerous, read_decisions
 from holdfast.adapters.kafka import KeyOrder, read_latest
 from holdfast.adapters.policies import known_models
 from holdfast.board import Board
@@ -89,8 +89,8 @@ def shown(*values: bytes, keep: int = 100) -> list[str]:
 def test_the_same_decisions_are_held_before_and_after_a_restart(runs: list[tuple[bool, int]]) -> None:
     """After one, the latest decisions and the latest released predictions are read, and no others."""
     values = written(runs)
-    decisions = [value for value in values if not is_release(value)][-100:]
-    releases = [value for value in values if is_release(value)][-100:]
+    decisions = [value for value in values if not is_numerous(value)][-100:]
+    releases = [value for value in values if is_numerous(value)][-100:]
     read_again = [value for value in values if value in {*decisions, *releases}]
     assert shown(*read_again) == shown(*values)
 
@@ -162,7 +162,7 @@ async def test_how_far_back_decisions_are_looked_for_is_bounded_and_said(
     ],
 )
 def test_released_predictions_are_told_apart_from_decisions(value: bytes | None, expected: bool) -> None:
-    assert is_release(value) is expected
+    assert is_numerous(value) is expected
 
 
 def test_the_order_of_keys_is_remembered_for_those_met_last() -> None:

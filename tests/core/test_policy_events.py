@@ -132,7 +132,7 @@ def test_a_store_tells_of_every_change_before_it_is_in_force(tmp_path: Path) -> 
     path.unlink()
     assert store[0].reload()
     assert told == [
-        ("policy_taken_up", None, None),
+        ("policy_at_start", None, None),
         ("policy_taken_up", "ann@example", "enforce"),
         ("policy_taken_up", None, "off"),
         ("policy_refused", None, "enforce"),

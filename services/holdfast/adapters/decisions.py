@@ -13,18 +13,20 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.kafka import bounds, read_to_end
+from holdfast.core.policy_events import AT_START
 from holdfast.core.record import Record
 from holdfast.settings import KafkaSettings
 
 log = structlog.get_logger("holdfast.decisions")
 
-RELEASES = frozenset(("release", "retry"))
-"""The actions of the audit records of released predictions, one for each."""
+NUMEROUS = frozenset(("release", "retry", AT_START))
+"""The actions of which there may be thousands at once: one for each released prediction, and one for each policy of a
+guard that starts."""
 STRETCH = 100_000
 """Offsets that are read at once, the latest ones first; each further stretch is twice as long."""
 FURTHEST = 10_000_000
 """Offsets of a partition that are read at most: about a minute."""
-_NAMED = tuple(f'"{action}"'.encode() for action in RELEASES)
+_NAMED = tuple(f'"{action}"'.encode() for action in NUMEROUS)
 
 
 class _Action(msgspec.Struct):
@@ -34,12 +36,12 @@ class _Action(msgspec.Struct):
 _action_of = msgspec.json.Decoder(_Action).decode
 
 
-def is_release(value: bytes | None) -> bool:
-    """Whether an audit record is that of a released prediction."""
+def is_numerous(value: bytes | None) -> bool:
+    """Whether an audit record is one of thousands, such as that of a released prediction."""
     if value is None or not any(name in value for name in _NAMED):
         return False
     try:
-        return _action_of(value).action in RELEASES
+        return _action_of(value).action in NUMEROUS
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
 
@@ -51,7 +53,7 @@ async def read_decisions(
     *,
     keep: int,
 ) -> dict[TopicPartition, int]:
-    """Give `take` the latest `keep` decisions of each partition, and the latest `keep` released predictions.
+    """Give `take` the latest `keep` decisions of each partition, and the latest `keep` records that are numerous.
 
     They come in the order of the partition. Returns the offset after the last one. Raises KafkaError.
     """
@@ -101,7 +103,7 @@ class _Latest:
         decisions, releases = self._earlier
         for record in records:
             if record.offset < self._stop:
-                (releases if is_release(record.value) else decisions).append(record)
+                (releases if is_numerous(record.value) else decisions).append(record)
 
     def end(self) -> None:
         decisions, releases = self._earlier

@@ -9,8 +9,8 @@ from functools import partial
 from holdfast.core.policy import Policy
 from holdfast_schemas import AuditRecord, Outcome
 
-TAKEN_UP, REMOVED, REFUSED = "policy_taken_up", "policy_removed", "policy_refused"
-POLICY_ACTIONS = frozenset((TAKEN_UP, REMOVED, REFUSED))
+AT_START, TAKEN_UP, REMOVED, REFUSED = "policy_at_start", "policy_taken_up", "policy_removed", "policy_refused"
+POLICY_ACTIONS = frozenset((AT_START, TAKEN_UP, REMOVED, REFUSED))
 NO_MODEL = "none"
 """The model of a refusal that is not of one model's file."""
 MAX_DETAIL = 1000
@@ -59,9 +59,9 @@ def _id(policy: Policy | None) -> str | None:
 
 def is_same_again(before: AuditRecord, after: AuditRecord) -> bool:
     """Whether another worker, or one that has started again, says what was said of the model's policy before."""
-    if before.action != after.action:
-        return False
-    return before.detail == after.detail if after.action == REFUSED else before.policy == after.policy
+    if REFUSED in (before.action, after.action):
+        return before.action == after.action and before.detail == after.detail
+    return before.policy == after.policy
 
 
 def model_of(event: PolicyEvent) -> str:
@@ -92,7 +92,7 @@ def audit_of(event: PolicyEvent, *, worker: str, audit_id: str, at: datetime, ep
         )
     before, after = event.before, event.after
     return record(
-        action=TAKEN_UP if after is not None else REMOVED,
+        action=REMOVED if after is None else AT_START if event.at_start else TAKEN_UP,
         outcome=Outcome.APPLIED,
         reason=f"{worker} started" if event.at_start else "the policy files changed",
         detail=_in_words(event),
