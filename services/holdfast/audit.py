@@ -187,7 +187,6 @@ class Auditor:
             approve_without_policy=settings.guard.no_policy == "approve",
             fence_within_ms=int(settings.audit.fence_within.total_seconds() * 1000),
             restore_records=settings.guard.restore_records,
-            max_entities=settings.guard.max_entities,
             ahead=4 * settings.guard.max_batch_records,
         )
         for kind in Kind:
@@ -392,7 +391,10 @@ class Auditor:
         for tp in shared:
             (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
         share = max(LEAST_HELD_BYTES, HELD_BYTES // counts["predictions"])
-        rules = replace(self._rules, held_bytes=min(share, self._rules.held_bytes))
+        remembered = self._settings.guard.entities_of_partition(found.judged)
+        for ledger in self._ledgers.values():
+            ledger.bound_memory(remembered)
+        rules = replace(self._rules, held_bytes=min(share, self._rules.held_bytes), max_entities=remembered)
         for number in numbers:
             whole = all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)])
             self._ledgers[number] = Ledger(

@@ -208,6 +208,7 @@ class GuardWork:
                 policies,
                 self._partition,
                 (known.memory, until) if until is not None and fields <= known.fields else None,
+                max_entities=self._guard.max_entities,
             )
         known.fields = fields
         metrics.REMEMBERED.labels(str(self._partition)).set(len(known.memory))
@@ -516,8 +517,7 @@ class GuardWork:
         for role, number in self._restamped.items():
             metrics.RESTAMPED.labels(role).inc(number)
         self._restamped.clear()
-        for entities in self._known.memory.entities.values():
-            entities.forget(self._settings.guard.max_entities)
+        self._known.memory.forget(self._guard.max_entities)
         if until is not None and (until := written.get(self._approved, until)) >= 0:
             self._known.until = until
         if self._oldest_ms is not None:
@@ -653,6 +653,11 @@ class Guard:
         if model not in self._told_of_misplaced:
             self._told_of_misplaced.add(model)
             log.warning("keys are not in their partition by murmur2", model=model, advice=MISPLACED_ADVICE)
+
+    @property
+    def max_entities(self) -> int:
+        """How many entities each partition remembers."""
+        return self.settings.guard.entities_of_partition(self._partitions)
 
     async def check_partition(self, number: int) -> None:
         """Whether the topics of verdicts have that partition too: predictions may have grown alone. Raises Held."""

@@ -304,6 +304,10 @@ class TopicSettings(_Section):
     replication_factor: Annotated[int, Field(ge=1)] = 1
 
 
+ENTITY_BYTES = 256
+"""What remembering one entity takes, with its id or the hash that stands for it; benchmarks/memory.py measures it."""
+
+
 class GuardSettings(_Section):
     group: PlainName = "holdfast-guard"
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
@@ -325,7 +329,10 @@ class GuardSettings(_Section):
     """How much of the tail of each approved partition is read back into the memory, in offsets: the marker of each
     transaction takes one too."""
     max_entities: Annotated[int, Field(ge=1)] = 2_000_000
-    """Remembered for each partition and model; beyond it those are forgotten that were approved least recently."""
+    """Remembered of each partition; beyond it the models that have most forget those approved least recently."""
+    max_remembered_bytes: Annotated[int, Field(ge=1024 * 1024)] = 1024 * 1024 * 1024
+    """Of entities that a guard with every partition may remember: each partition has its share of it, at about 256
+    bytes for an entity."""
     partitioner: Literal["murmur2", "other"] = "murmur2"
     """What the producers of predictions choose partitions by. With `other`, the same one for all of them, keys are not
     held against murmur2."""
@@ -333,6 +340,10 @@ class GuardSettings(_Section):
     """How long a partition keeps failing before the worker stops, unless its other partitions go on."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     health_host: Host = "127.0.0.1"
+
+    def entities_of_partition(self, partitions: int) -> int:
+        """How many entities are remembered of one of so many partitions. The verifier reckons with the same number."""
+        return max(1, min(self.max_entities, self.max_remembered_bytes // ENTITY_BYTES // max(1, partitions)))
 
     @field_validator("start_from")
     @classmethod

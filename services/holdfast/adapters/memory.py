@@ -19,9 +19,16 @@ RELEASED = (Header.VERDICT.value, Verdict.RELEASED.value.encode())
 
 
 async def restore_memory(
-    settings: Settings, policies: PolicySet, partition: int, known: tuple[Memory, int] | None = None
+    settings: Settings,
+    policies: PolicySet,
+    partition: int,
+    known: tuple[Memory, int] | None = None,
+    *,
+    max_entities: int | None = None,
 ) -> tuple[Memory, int]:
     """Read back the tail of one partition of the approved topic, as far as `guard.restore_records` reaches.
+
+    Of entities the memory keeps `max_entities`, also while it is read back; without a number, all.
 
     Returns the memory, and the offset before which it knows everything. `known` is such an answer of before, of a
     policy that remembers no less: only what came since is read, and the memory is the same one.
@@ -56,6 +63,8 @@ async def restore_memory(
         for model, batch in decode_by_model(policies, values, approved=True)[0]:
             if (policy := policies.policies.get(model)) is not None:
                 remember(memory, batch.columns, policy)
+        if max_entities is not None:
+            memory.forget(max_entities)
 
     # Behind a release that was cut off and is still open there may be verdicts of the guard before.
     ends = await read_to_end(settings.kafka, [tp], take, start=start, tail=tail, complete=True, plain=True)

@@ -162,12 +162,17 @@ class Entities:
 
     def forget(self, limit: int) -> None:
         """Beyond `limit` entities, forget those approved least recently, and a few more at once."""
+        if len(self._slots) > limit:
+            self.keep(limit - limit // 100)
+
+    def keep(self, limit: int) -> None:
+        """Forget those approved least recently, until no more than `limit` are left."""
         if len(self._slots) <= limit:
             return
         names = self._names
         taken = np.fromiter(self._slots.values(), dtype=np.intp, count=len(self._slots))
         order = np.argsort(self._learned[taken], kind="stable")
-        gone = taken[order[: len(taken) - limit + limit // 100]]
+        gone = taken[order[: len(taken) - limit]]
         for slot in gone.tolist():
             del self._slots[names[slot]]
             self._hashed -= isinstance(names[slot], bytes)
@@ -182,6 +187,20 @@ class Entities:
         if last is None:
             return {}
         return {entity: float(last[slot]) for entity, slot in self._slots.items() if last[slot] == last[slot]}
+
+
+def fair_level(sizes: Sequence[int], room: int) -> int:
+    """How many each may keep, so that all together keep no more than `room`: who has fewer than that loses none.
+
+    A producer that invents entities of one model pushes out only entities of the model that has most.
+    """
+    left = len(sizes)
+    for size in sorted(sizes):
+        if size * left > room:
+            return max(0, room) // left
+        room -= size
+        left -= 1
+    return max(sizes, default=0)
 
 
 @dataclass(slots=True)
@@ -199,6 +218,14 @@ class Memory:
     def __len__(self) -> int:
         """How many entities are remembered."""
         return sum(map(len, self.entities.values()))
+
+    def forget(self, limit: int) -> None:
+        """Beyond `limit` entities of all models, forget some of the models that have most, and a few more at once."""
+        sizes = [len(of_model) for of_model in self.entities.values()]
+        if sum(sizes) > limit:
+            level = fair_level(sizes, limit - limit // 100)
+            for of_model in self.entities.values():
+                of_model.keep(level)
 
     def of(self, model: str) -> Entities:
         """What is known of the model's entities, be it nothing."""

@@ -28,7 +28,7 @@ import itertools
 import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ import msgspec
 import numpy as np
 
 from holdfast.core.accepted import Given, parse_header
-from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck
+from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck, fair_level
 from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
 from holdfast.core.entity_key import EntityKey, entity_key
@@ -143,6 +143,7 @@ class Rules:
     """How long after a fence was written a guard may still judge without it."""
     restore_records: int = 2_000_000
     max_entities: int = 2_000_000
+    """Of one partition and all models."""
     compacted: frozenset[Stream] = frozenset()
     """The topics from which records may be gone that are superseded."""
     held_bytes: int = HELD_BYTES
@@ -327,6 +328,10 @@ class Ledger:
         # By model, what was approved before the start and is not in the memory yet: policy and records.
         self._to_learn: dict[str, tuple[str, list[_VerdictRecord]]] = {}
         self._found: list[Violation] = []
+
+    def bound_memory(self, max_entities: int) -> None:
+        """Guards remember so many entities of a partition from now on."""
+        self._rules = replace(self._rules, max_entities=max_entities)
 
     # What it is given.
 
@@ -867,9 +872,8 @@ class Ledger:
         remember(self._memory, batch.columns, policy, teaches)
         offsets = [approved_offsets[position] for position in batch.positions]
         self._guards.note(model, policy, batch.columns, offsets, teaches)
-        for entities in self._memory.entities.values():
-            entities.forget(self._rules.max_entities)
-        self._guards.forget(self._memory, max(1, len(set().union(*self._fields.values()))))
+        self._memory.forget(self._rules.max_entities)
+        self._guards.forget(self._memory, self._rules)
 
     def _remember_older(self, early: _VerdictRecord) -> None:
         """Approved before the start: what the memory then held. It is learnt with the next `_learn_older`."""
@@ -913,21 +917,22 @@ class _GuardsKnowledge:
 
     def __init__(self, rules: Rules, *, complete: bool) -> None:
         self._rules, self._complete = rules, complete
-        self._last: OrderedDict[tuple[str, str, EntityKey], int] = OrderedDict()
+        # By model, then by field and entity, those approved least recently first.
+        self._last: dict[str, OrderedDict[tuple[str, EntityKey], int]] = {}
         self._recent: dict[tuple[str, str], dict[str | None, deque[int]]] = {}
         self.unread: dict[str, int] = {}
         """By model, the offset of what could not be read last: what the memory holds from before it is doubtful."""
 
     def note(self, model: str, policy: Policy, columns: Columns, offsets: Sequence[int], teaches: Mask) -> None:
         """What the memory has learnt of these rows."""
-        windows = policy.windows()
+        windows, last = policy.windows(), self._last.setdefault(model, OrderedDict())
         for field_name in {check.field for check in policy.active_checks() if isinstance(check, MaxChangeCheck)}:
             entities = columns.values("entity_id")
             for row in np.flatnonzero(teaches & ~np.isnan(columns.numbers(field_name))).tolist():
                 # The key that is there stays: new ones at every record would hold a burst's memory in pieces.
-                key = (model, field_name, entity_key(entities[row]))
-                self._last[key] = offsets[row]
-                self._last.move_to_end(key)
+                key = (field_name, entity_key(entities[row]))
+                last[key] = offsets[row]
+                last.move_to_end(key)
         for field_name, window in windows.items():
             of_field, segments = self._recent.setdefault((model, field_name), {}), columns.values("segment")
             for row in np.flatnonzero(teaches & ~np.isnan(columns.numbers(field_name))).tolist():
@@ -936,11 +941,19 @@ class _GuardsKnowledge:
                     known = of_field[segments[row]] = deque(known or (), maxlen=window)
                 known.append(offsets[row])
 
-    def forget(self, memory: Memory, fields: int) -> None:
-        """What a guard may have forgotten: it does so a few at a time, and began at another one."""
-        limit = self._rules.max_entities - self._rules.max_entities // 100 - self._rules.ahead // 4
-        while len(self._last) > max(0, limit) * fields:
-            self._last.popitem(last=False)
+    def forget(self, memory: Memory, rules: Rules) -> None:
+        """What a guard may have forgotten: it does so a few at a time, and began at another one.
+
+        A guard counts an entity once, and here it counts once for each field: so no more is taken for known than is.
+        """
+        a_batch_each = len(self._last) * (rules.ahead // 4)
+        limit = max(0, rules.max_entities - rules.max_entities // 100 - a_batch_each)
+        sizes = [len(last) for last in self._last.values()]
+        if sum(sizes) > limit:
+            level = fair_level(sizes, limit)
+            for last in self._last.values():
+                while len(last) > level:
+                    last.popitem(last=False)
         for key, of_field in self._recent.items():
             kept = memory.recent.get(key, Segments())
             # All that is kept has been noted.
@@ -977,7 +990,8 @@ class _GuardsKnowledge:
                     taught &= ~judgement.off_key
                 there = taught & ~np.isnan(batch.columns.numbers(check.field))
                 in_batch = entities[row] in itertools.compress(entities[:row], there)
-                return in_batch or is_sure(self._last.get((model, check.field, entity_key(entities[row]))))
+                last = self._last.get(model)
+                return in_batch or is_sure(last.get((check.field, entity_key(entities[row]))) if last else None)
             if not segment_remembered:
                 return False
             segment = batch.columns.values("segment")[row]

@@ -1,4 +1,4 @@
-"""Entities with long ids are remembered as others are, and cost as little."""
+"""What is remembered of entities is bounded: the bytes of one, and how many there are of a partition and its models."""
 
 import tracemalloc
 from hashlib import blake2b
@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.alike import Real, policy_of, raw
-from holdfast.core.checks import Entities, Table
+from holdfast.core.checks import Entities, Memory, Table, fair_level
 from holdfast.core.decode import Columns, Decoded
 from holdfast.core.entity_key import LONG, entity_key
+from holdfast.core.judge import remember
+from holdfast.core.ledger import Rules, _GuardsKnowledge
 
 ANY = st.sampled_from("abcdef")
 LENGTHS = st.sampled_from([1, LONG - 1, LONG, LONG + 1, 1000])
@@ -105,3 +107,61 @@ def test_a_long_id_is_held_against_its_own_last_value():
     assert not judged(one, 10_000.0)
     assert not judged(other, 100.0)
     assert judged(one, 150.0)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 60))
+def test_who_has_few_entities_loses_none_to_who_has_many(sizes, room):
+    """All together keep no more than there is room for, and none is forgotten that there is room for."""
+    level = fair_level(sizes, room)
+    kept = [min(size, level) for size in sizes]
+    assert sum(kept) <= room
+    if sum(sizes) <= room:
+        assert kept == sizes
+    elif sizes:
+        assert sum(min(size, level + 1) for size in sizes) > room
+
+
+def test_a_flood_of_entities_of_one_model_leaves_the_memory_of_the_others():
+    """A partition remembers a hundred; a producer invents thousands of one model."""
+    memory = Memory()
+    for model, count in (("quiet", 20), ("busy", 40)):
+        names = [f"{model}-{number}" for number in range(count)]
+        memory.entities.setdefault(model, Entities()).learn("value", columns(names, 7.0), everything(names))
+    for first in range(0, 5000, 50):
+        names = [f"invented-{number}" for number in range(first, first + 50)]
+        memory.entities.setdefault("flooded", Entities()).learn("value", columns(names), everything(names))
+        memory.forget(100)
+        assert len(memory) <= 100
+    assert {model: len(known) for model, known in memory.entities.items()} == {"quiet": 20, "busy": 39, "flooded": 40}
+    newest = columns([f"invented-{number}" for number in range(4970, 5000)])
+    assert (memory.of("flooded").last("value", newest) == 1.0).all(), "those approved last"
+    assert (memory.of("quiet").last("value", columns(["quiet-0", "quiet-19"])) == 7.0).all()
+
+
+JUMP = 'model = "{}"\n[[checks]]\nname = "jump"\nkind = "max_change"\nup = 2.0\n'
+POLICIES = {model: policy_of(JUMP.format(model)) for model in "abc"}
+STEPS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 40), min_size=1, max_size=8)), min_size=1, max_size=25
+)
+
+
+@settings(max_examples=40)
+@given(STEPS, st.integers(20, 110), st.booleans())
+def test_the_verifier_takes_nothing_for_known_that_a_guard_has_forgotten(steps, limit, one_by_one):
+    """Of several models in one partition, in the guard's batches or in others."""
+    rules = Rules("predictions", max_entities=limit, ahead=4 * 8)
+    guard, known, offset = Memory(), _GuardsKnowledge(rules, complete=True), 0
+    for model, numbers in steps:
+        batch = columns([f"e{number}" for number in numbers])
+        remember(guard, batch, POLICIES[model])
+        guard.forget(limit)
+        for some in [[number] for number in numbers] if one_by_one else [numbers]:
+            part = columns([f"e{number}" for number in some])
+            known.note(model, POLICIES[model], part, range(offset, offset + len(some)), everything(some))
+            known.forget(guard, rules)
+            offset += len(some)
+        for name, last in known._last.items():
+            kept = guard.of(name).items("value")
+            assert {entity for _, entity in last} <= set(kept)
+        assert len(guard) <= limit
