@@ -24,6 +24,7 @@ from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
+from holdfast.core.open_ends import open_ends
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
 from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_interrupt
@@ -254,6 +255,8 @@ def check(
 ) -> None:
     """Validate configuration and policies, and print them with every default filled in.
 
+    The warnings say what a policy leaves open: a limit that the producer chooses, a segment that escapes its bounds.
+
     With --try or --event, decode and judge real events, and print what each check would say of them. This works
     without any topic of Holdfast, and writes nothing. The exit code is 1 when no event could be decoded.
     """
@@ -283,6 +286,7 @@ def check(
             "policies": {p.id: p.model_dump(mode="json", exclude_none=True) for p in policies.values()},
             "warnings": [
                 *(f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())),
+                *(f"{p.model}: {what}" for p in policies.values() for what in open_ends(p)),
                 *unlike_their_files(settings.policies),
             ],
         }

@@ -5,6 +5,8 @@ import pytest
 from core.alike import policy_of
 from holdfast.core.fail_open import unchecked
 
+JUMP = '[[checks]]\nname = "jump"\nkind = "max_change"\nup = 2\n'
+
 
 def policy(model="pricing", mode="enforce", **modes):
     checks = "".join(
@@ -24,6 +26,14 @@ def policy(model="pricing", mode="enforce", **modes):
         ([policy(mode="off", a="off")], False, ["none of the checks of pricing runs (mode)"]),
         ([policy(a="off", b="enforce")], False, ["the check a of pricing is off"]),
         ([policy(a="off", b="off")], False, ["the checks a, b of pricing are off"]),
+        (
+            [policy_of('model = "m"\noff_key = "pass"\nambiguous = "pass"\n' + JUMP)],
+            False,
+            [
+                "the keys of the records of m are not looked at (off_key)",
+                "events of m that can be read in two ways pass (ambiguous)",
+            ],
+        ),
         (
             [policy("b", a="off"), policy("a", mode="off", a="enforce")],
             True,

@@ -2,7 +2,7 @@
 
 Kafka keeps the order of the records of one key, and every output of an entity comes to one partition by it. Without
 a key both are lost: outputs of one entity are judged in any order, and its last values are remembered per partition.
-They are judged all the same, counted, and people are told.
+They are counted, and people are told. What a check with memory makes of them, `record_keys` says.
 """
 
 from collections import Counter

@@ -197,11 +197,17 @@ class Policy(BaseModel):
         """The checks that run."""
         return () if self.mode == "off" else tuple(check for check in self.checks if check.mode != "off")
 
+    def checks_with_memory(self) -> tuple[str, ...]:
+        """Those that hold an output against what was approved before it in its partition."""
+        return tuple(one.name for one in self.active_checks() if isinstance(one, MaxChangeCheck | OutlierCheck))
+
     def reads_keys(self) -> bool:
         """Whether the keys of records are looked at: a check with memory depends on them."""
-        return self.off_key != "pass" and any(
-            isinstance(check, MaxChangeCheck | OutlierCheck) for check in self.active_checks()
-        )
+        return self.off_key != "pass" and bool(self.checks_with_memory())
+
+    def ignores_keys(self) -> bool:
+        """Whether the keys of records are not looked at, although a check with memory depends on them."""
+        return self.off_key == "pass" and bool(self.checks_with_memory())
 
     def listed_segments(self) -> frozenset[str] | None:
         """The segments that there are; None where any may come."""

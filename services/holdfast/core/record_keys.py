@@ -50,8 +50,8 @@ class RecordKey(BaseModel):
     field: str = "entity_id"
     form: KeyForm = Field(default=KeyForm.TEXT, alias="as")
 
-    def is_default(self) -> bool:
-        return self.field == "entity_id" and self.form is KeyForm.TEXT
+    def __str__(self) -> str:
+        return self.field if self.form is KeyForm.TEXT else f"{self.field} as {self.form}"
 
     def written(self, value: Any) -> bytes | None:
         """The key of a record with this value; None where the value cannot be written so."""
