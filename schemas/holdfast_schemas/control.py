@@ -10,6 +10,8 @@ from holdfast_schemas.incident import Sample
 from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue
 
 MAX_TALLY_ENTITIES = 32
+OTHERS = "holdfast:others"
+"""The version of a tally that counts several versions together. Predictions that name it are malformed."""
 
 
 def _require_type(schema: dict[str, Any]) -> None:
@@ -40,7 +42,7 @@ class Tally(Contract):
     type: Literal["tally"] = "tally"
     model: Name
     model_version: Name
-    policy: str
+    policy: Annotated[str, Field(max_length=300)]
     """`pricing@<12 hex digits of the policy's content>`"""
     at: UtcTime
     """The guard's clock when it judged the batch."""
@@ -70,6 +72,9 @@ class Tally(Contract):
     """Distinct entities among `failed`, at most 32."""
     approved_entities: Annotated[tuple[str, ...], Field(max_length=MAX_TALLY_ENTITIES)] = ()
     """Distinct entities among `approved`, at most 32: how many a small model has."""
+    versions: Annotated[BatchCount, Field(ge=1)] = 1
+    """How many versions it counts: more than one where `model_version` is `holdfast:others`, the versions of a batch
+    beyond those that are counted one by one. Neither entities nor samples are given of them."""
     keyless: BatchCount = 0
     """Of `seen`, those whose record had no key: their order and their entities' memory are not kept."""
     misplaced: BatchCount = 0

@@ -46,6 +46,7 @@ from holdfast.core.accepted import References, header_value
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
+from holdfast.core.fit import fit_tally
 from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally, with_malformed
 from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
@@ -59,6 +60,7 @@ from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
+from holdfast_schemas.control import OTHERS
 
 log = structlog.get_logger("holdfast.guard")
 
@@ -178,6 +180,7 @@ class GuardWork:
         self._malformed: Counter[tuple[str, MalformedKind]] = Counter()
         self._keyless: Counter[str] = Counter()
         self._misplaced: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
         self._oldest_ms: int | None = None
         self._deleted = 0
         self._said = _Said()
@@ -291,7 +294,8 @@ class GuardWork:
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
-                told[model] = with_keyless(tally(batch, judgement, policy, source, now), batch, keyless)
+                route = self._guard.follower.routes.get(model)
+                told[model] = with_keyless(tally(batch, judgement, policy, source, now, route), batch, keyless)
             if keyless:
                 label = policy.model if policy is not None else NO_POLICY
                 self._keyless[label] += len(keyless.intersection(batch.positions))
@@ -308,6 +312,9 @@ class GuardWork:
             told[model] = with_malformed(told.get(model, []), versions, flaws, policy, route, source, now)
             for version, positions in versions.items():
                 to_blame |= dict.fromkeys(positions, self._headers(None, policy, model, version))
+        self._others = Counter(
+            {model: one.seen for model, tallies in told.items() for one in tallies if one.model_version == OTHERS}
+        )
         self._said = _Said(_offsets(records), approved, blocked, sorted(flaws))
         self._malformed = Counter(
             (whose[0] if (whose := flaw.blames(policies.policies)) else NO_POLICY, flaw.kind) for flaw in flaws.values()
@@ -324,7 +331,7 @@ class GuardWork:
                 Write(
                     topics.control,
                     partition_for(model, self._guard.control_partitions),
-                    [(None, model.encode(), one.to_json(), [])],
+                    [(None, model.encode(), fit_tally(one), [])],
                 )
                 for model, tallies in told.items()
                 for one in tallies
@@ -473,7 +480,7 @@ class GuardWork:
         metrics.POISON.inc()
         flaw = malformed(f"could not be processed in three attempts: {describe(error)}", MalformedKind.NOT_PROCESSED)
         self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
-        self._keyless, self._misplaced = Counter(), Counter()
+        self._keyless, self._misplaced, self._others = Counter(), Counter(), Counter()
         self._told_of_policies = ()
         self._said, self._deleted = _Said([record.offset], [None], [None], [0]), 0
         out = self._put_aside(record, flaw, [], utc_now())
@@ -506,11 +513,13 @@ class GuardWork:
         for model, number in self._misplaced.items():
             metrics.MISPLACED.labels(model).inc(number)
             self._guard.warn_of_misplaced(model)
+        for model, number in self._others.items():
+            metrics.COUNTED_TOGETHER.labels(model).inc(number)
         if self._refused and self._said.offsets:
             done = self._said.offsets[-1]
             self._refused = {offset: refused for offset, refused in self._refused.items() if offset > done}
         self._pending, self._malformed, self._keyless, self._misplaced = [], Counter(), Counter(), Counter()
-        self._said = _Said()
+        self._others, self._said = Counter(), _Said()
         if self._deleted:
             metrics.PREDICTIONS.labels(NO_POLICY, Verdict.DELETED.value).inc(self._deleted)
             self._deleted = 0
@@ -592,6 +601,7 @@ def _policies_loaded(policies: PolicySet) -> None:
     for model in (*policies.policies, NO_POLICY):
         metrics.KEYLESS.labels(model)
         metrics.MISPLACED.labels(model)
+        metrics.COUNTED_TOGETHER.labels(model)
     for kind in MalformedKind:
         metrics.MALFORMED.labels(NO_POLICY, kind.value)
     for policy in policies.policies.values():

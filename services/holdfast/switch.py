@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -36,9 +37,11 @@ from holdfast.adapters.topic_ids import SOURCE_TOPIC_ID
 from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.errors import describe, first_flaw
+from holdfast.core.fit import STATE_BYTES, STATE_BYTES_OF_COMMANDS, encode, fit_incident, fit_state
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
-from holdfast.core.routing import Decision, ModelState, Overtaken, Tick, decide
+from holdfast.core.routing import Decision, Full, ModelState, Overtaken, Tick, decide
+from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
     Action,
@@ -55,12 +58,14 @@ from holdfast_schemas import (
     parse_control,
     utc_now,
 )
+from holdfast_schemas.control import OTHERS
 
 log = structlog.get_logger("holdfast.switch")
 
-AT_ONCE = 500
-"""Control records in one transaction: those of a model with hundreds of versions take milliseconds each, and the
-group's heartbeats wait meanwhile."""
+AT_ONCE = 2000
+"""Control records in one transaction: the group's heartbeats, and commands behind them, wait meanwhile."""
+LEAST_STATE_BYTES = 16 * 1024
+"""A topic that does not even take that is not taken for one of states."""
 
 RAISE_EVERY = 5.0
 """Seconds between two rises of a model's epoch over one that somebody else has written to Redis."""
@@ -192,7 +197,10 @@ class SwitchWork:
         self._topics = switch.settings.topics
         self._states: dict[str, ModelState] = {}
         self._pending: dict[str, ModelState] = {}
+        self._encoded: dict[str, bytes] = {}
         self._decisions: list[Decision] = []
+        # The topic may take less than its settings should say.
+        self._limit = STATE_BYTES
         self._next_tick = 0.0
         self._progress = metrics.PROGRESS.labels("switch", str(partition))
         self._progress.set_to_current_time()
@@ -213,6 +221,7 @@ class SwitchWork:
     def process(self, records: Sequence[Record]) -> list[Write]:
         self._pending, self._decisions = {}, []
         aside: list[Out] = []
+        events: list[Tally | Command] = []
         for record in records:
             try:
                 event = parse_control(record.value or b"")
@@ -227,6 +236,8 @@ class SwitchWork:
                     self._put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept")
                 )
                 continue
+            events.append(event)
+        for event in self._within_budget(events):
             self._decide(event.model, event)
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + self._switch.settings.switch.tick_every.total_seconds()
@@ -235,14 +246,65 @@ class SwitchWork:
         for model, epoch in self._switch.mirror.overtaken(self._states).items():
             # Only a worker that owns the model can commit this; one that was replaced writes nothing.
             self._decide(model, Overtaken(epoch))
+        self._fit(events)
         writes = self._writes(aside, records[-1].offset if records else self._switch.position(self._partition) - 1)
         if not records and not writes:
             self._progress.set_to_current_time()
         return writes
 
-    def _decide(self, model: str, event: Tally | Command | Tick | Overtaken) -> None:
+    def _within_budget(self, events: Sequence[Tally | Command]) -> list[Tally | Command]:
+        """The events, with tallies of versions beyond the budget as such of several versions together."""
+        counts: dict[str, Counter[str]] = {}
+        for event in events:
+            if isinstance(event, Tally):
+                counts.setdefault(event.model, Counter())[event.model_version] += event.seen
+        own = {
+            model: counted_one_by_one(
+                count, state.route if (state := self._states.get(model)) is not None else None, SWITCH_BUDGET
+            )
+            for model, count in counts.items()
+        }
+        return [
+            event.model_copy(update={"model_version": OTHERS})
+            if isinstance(event, Tally) and event.model_version not in own[event.model]
+            else event
+            for event in events
+        ]
+
+    def _fit(self, events: Sequence[Tally | Command]) -> None:
+        """Encode the new states, each within the size of its record; hold a model whose state has no room left."""
+        self._encoded = {}
+        asked: dict[str, list[Command]] = {}
+        for event in events:
+            if isinstance(event, Command):
+                asked.setdefault(event.model, []).append(event)
+        for model, state in list(self._pending.items()):
+            factor = STATE_BYTES_OF_COMMANDS // STATE_BYTES if model in asked else 1
+            fitting = fit_state(state, factor * self._limit)
+            if fitting is None:
+                fitting = self._isolate(model, asked.get(model, ()), events)
+            if fitting is not None:
+                self._pending[model], self._encoded[model] = fitting
+
+    def _isolate(
+        self, model: str, commands: Sequence[Command], events: Sequence[Tally | Command]
+    ) -> tuple[ModelState, bytes] | None:
+        """Take back what was decided for this model, and hold it; None: it was held already."""
+        log.error("a model's state has no room left, so the model is held", model=model, limit=self._limit)
+        metrics.STATE_FULL.labels(model).inc()
+        del self._pending[model]
+        self._decisions = [decision for decision in self._decisions if _model_of(decision) != model]
+        before = self._states.get(model) or ModelState(model=model)
+        named = next((e.model_version for e in events if isinstance(e, Tally) and e.model == model), OTHERS)
+        serves = before.route.version if before.route is not None else None
+        self._decide(model, Full(serves or named, tuple(commands)), before)
+        if (state := self._pending.get(model)) is None:
+            return None
+        return state, encode(state)
+
+    def _decide(self, model: str, event: Tally | Command | Tick | Overtaken | Full, before: ModelState | None = None) -> None:
         policy = self._switch.policies.current.policies.get(model)
-        before = self._pending.get(model) or self._states.get(model)
+        before = before or self._pending.get(model) or self._states.get(model)
         decision = decide(
             before,
             event,
@@ -273,10 +335,7 @@ class SwitchWork:
             Write(
                 self._topics.state,
                 self._partition,
-                [
-                    (None, m.encode(), s.model_dump_json(exclude_defaults=True).encode(), source)
-                    for m, s in self._pending.items()
-                ],
+                [(None, model.encode(), encoded, source) for model, encoded in self._encoded.items()],
             ),
             Write(self._topics.malformed, 0, aside),
         ]
@@ -287,7 +346,7 @@ class SwitchWork:
             for incident in decision.incidents:
                 to = partition_for(incident.incident_id, counts["incidents"])
                 key = incident.incident_id.encode()
-                writes.append(Write(self._topics.incidents, to, [(None, key, incident.to_json(), [])]))
+                writes.append(Write(self._topics.incidents, to, [(None, key, fit_incident(incident), [])]))
             for reference in decision.references:
                 to = partition_for(reference.model, counts["references"])
                 writes.append(Write(self._topics.references, to, [(None, reference.key, reference.to_json(), [])]))
@@ -308,12 +367,17 @@ class SwitchWork:
         """Nobody else changes what it knows."""
 
     def refused(self, refusals: Sequence[Refusal]) -> bool:
-        """Nothing else can be written for what the switch decides."""
-        return False
+        """Try again with smaller states; nothing else that the switch writes can be written in another way."""
+        smaller = self._limit // 2
+        if {one.topic for one in refusals} != {self._topics.state} or smaller < LEAST_STATE_BYTES:
+            return False
+        log.warning("the topic takes smaller states only", reason=refusals[0].reason, limit=smaller)
+        self._limit = smaller
+        return True
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
-        self._pending, self._decisions = {}, []
+        self._pending, self._encoded, self._decisions = {}, {}, []
         reason = f"could not be processed in three attempts: {describe(error)}"
         return [Write(self._topics.malformed, 0, [self._put_aside(record, reason)])]
 
@@ -351,6 +415,10 @@ class SwitchWork:
             metrics.ROUTE_HELD.labels(state.model).set(float(state.route.state is RouteState.HELD))
             metrics.ROUTE_PINNED.labels(state.model).set(float(state.route.state is RouteState.PINNED))
             metrics.ROUTE_EPOCH.labels("switch", state.model).set(state.route.epoch)
+
+
+def _model_of(decision: Decision) -> str | None:
+    return decision.state.model if decision.state is not None else None
 
 
 _OPEN = (IncidentStatus.TRIGGERED, IncidentStatus.ACKNOWLEDGED)

@@ -66,7 +66,7 @@ class Real:
                     approved.append((position, raws[position]))
                 answers[position] = bool(judgement.approved[row]), found
             if policy is not None:
-                written = tally(batch, judgement, policy, source, now)
+                written = tally(batch, judgement, policy, source, now, self.route)
                 told[model] = written
                 learn(self.memory, policy, batch.columns, judgement)
         for model, versions in blamed(malformed, self.policies.policies).items():

@@ -177,16 +177,6 @@ def test_tallies_add_up_to_the_verdicts():
         assert tally.first_blocked_at == datetime.fromtimestamp(1_795_514_400, UTC)
 
 
-def test_as_many_versions_as_predictions_have_a_tally_each():
-    """Each counts its own."""
-    real = Real(floor())
-    answers = real.judge([raw(value=i % 20, model_version=f"v{i}", entity_id=f"e{i}") for i in range(3000)])
-    assert len(real.tallies) == 3000
-    for tally, (approved, found) in zip(real.tallies, answers, strict=True):
-        assert (tally.seen, tally.approved, tally.blocked) == (1, int(approved), int(not approved))
-        assert tally.blocked_by_check == {name: 1 for name, enforced in found if enforced}
-
-
 def test_new_segments_do_not_make_a_guard_forget_established_ones():
     """A producer may invent as many as it likes: the memory is bounded, and invented ones replace one another."""
     outlier = '[[checks]]\nname = "odd"\nkind = "outlier"\nmin_values = 5\n'

@@ -14,6 +14,7 @@ from holdfast.core.routing import (
     HOLDFAST,
     MAX_FENCED,
     MAX_VERSIONS,
+    OWN_INCIDENTS,
     ModelState,
     Standing,
     Tick,
@@ -377,7 +378,7 @@ def test_versions_without_end_hold_the_route():
     assert len(model.routes[-1].fenced) == MAX_FENCED
     assert model.incidents[-1].action is IncidentAction.HELD
     assert "unfence those that nobody sends any more" in model.audits[-1].detail
-    assert len(model.latest_incidents()) == MAX_FENCED + 1
+    assert len(model.latest_incidents()) == OWN_INCIDENTS + 1
     assert len(model.state.versions) <= MAX_FENCED + MAX_VERSIONS + 3
     # Each hold has an incident of its own, which ends with it, or by a person.
     again = model.incidents[-1]

@@ -63,6 +63,18 @@ MISPLACED = Counter(
     ["model"],
     registry=REGISTRY,
 )
+COUNTED_TOGETHER = Counter(
+    "holdfast_predictions_counted_together_total",
+    "Predictions of versions beyond those that are counted one by one: judged, but no version can trip by them.",
+    ["model"],
+    registry=REGISTRY,
+)
+STATE_FULL = Counter(
+    "holdfast_state_full_total",
+    "Batches of control records that would have made a model's state larger than its record may be.",
+    ["model"],
+    registry=REGISTRY,
+)
 POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY

@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.core.duration import Duration, format_duration
+from holdfast.core.short_names import short
 from holdfast_schemas import Contract, Count, Sample, Tally, UtcTime
 from holdfast_schemas.control import MAX_TALLY_ENTITIES
 
@@ -77,7 +78,7 @@ class Bucket(Contract):
                 "critical": self.critical + tally.critical,
                 "shadow_failed": self.shadow_failed + (tally.shadow.failed if tally.shadow is not None else 0),
                 "blocked_by_check": dict(Counter(self.blocked_by_check) + Counter(tally.blocked_by_check)),
-                "entities": frozenset(sorted(self.entities | frozenset(tally.entities))[:min_entities]),
+                "entities": frozenset(sorted(self.entities.union(map(short, tally.entities)))[:min_entities]),
                 "partitions": self.partitions | {tally.partition},
                 "failed_partitions": self.failed_partitions | failed,
                 "first_blocked_at": earliest((self.first_blocked_at, tally.first_blocked_at)),

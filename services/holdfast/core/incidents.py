@@ -10,6 +10,8 @@ from holdfast_schemas import Incident, IncidentAction, IncidentStatus, RouteStat
 def headline(incident: Incident) -> str:
     """One line: `pricing v42 was bad and is fenced, v41 serves instead`."""
     bad, serves = f"{incident.model} {incident.bad_version}", serving(incident)
+    if incident.more_versions:
+        bad += f" (and {incident.more_versions} more)"
     if incident.action is IncidentAction.HELD:
         if is_held(incident):
             return f"{incident.model} is held: {incident.bad_version} was bad, and no version may serve"
@@ -34,6 +36,8 @@ def what_was_done(incident: Incident) -> str:
         case IncidentAction.SWITCHED:
             return f"The route moved from {incident.bad_version} to {incident.routed_to or 'another version'}"
         case IncidentAction.FENCED:
+            if more := incident.more_versions:
+                return f"{incident.bad_version} and {more} more were fenced; none was active, so the route stayed"
             return f"{incident.bad_version} was fenced; it was not active, so the route stayed"
         case IncidentAction.HELD:
             return f"{incident.bad_version} was bad, and the route was held: no version served from then on"

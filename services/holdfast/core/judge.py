@@ -43,9 +43,11 @@ from holdfast.core.record import Record, time_of
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNLISTED, UNREMEMBERED, unlisted
+from holdfast.core.short_names import short
+from holdfast.core.version_budget import GUARD_BUDGET, counted_one_by_one, with_others
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, ShadowTally, Tally
 from holdfast_schemas._base import NAME_PATTERN
-from holdfast_schemas.control import MAX_TALLY_ENTITIES
+from holdfast_schemas.control import MAX_TALLY_ENTITIES, OTHERS
 
 MAX_SAMPLES = 5
 MAX_SAMPLE_BYTES = 4096
@@ -512,16 +514,19 @@ def _of_another_shape(policies: PolicySet, shape: Shape, model: str, raw: bytes 
 def _misnamed(columns: Columns) -> dict[int, Malformed]:
     """The rows whose version has no name that a route could carry, and the reason."""
     versions = columns.values("model_version")
-    if all(map(_is_name, set(versions))):
+    names = set(versions)
+    if OTHERS not in names and all(map(_is_name, names)):
         return {}
     return {
         row: malformed(
-            f"model_version {version!r} cannot name a version: letters, digits and . _ : @ + / -, at most 200",
+            f"model_version {version!r} is a name that Holdfast uses itself"
+            if version == OTHERS
+            else f"model_version {version!r} cannot name a version: letters, digits and . _ : @ + / -, at most 200",
             MalformedKind.BAD_VERSION,
             field="model_version",
         )
         for row, version in enumerate(versions)
-        if not _is_name(version)
+        if version == OTHERS or not _is_name(version)
     }
 
 
@@ -546,16 +551,28 @@ class Source:
         return f"{self.topic}/{self.partition}/{self.records[position].offset}"
 
 
-def tally(batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime) -> list[Tally]:
-    """One tally for each model version in the batch."""
+def tally(
+    batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime, route: Route | None = None
+) -> list[Tally]:
+    """One tally for each model version in the batch, and one for all that are beyond the budget of versions."""
     versions = batch.columns.values("model_version")
     rows_of: dict[str, Any] = {versions[0]: slice(None)}
+    others = 0
     if versions.count(versions[0]) != len(versions):
         grouped: dict[str, list[int]] = {}
         for row, version in enumerate(versions):
             grouped.setdefault(version, []).append(row)
-        rows_of = dict(grouped)
-    return [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
+        own = counted_one_by_one({version: len(rows) for version, rows in grouped.items()}, route, GUARD_BUDGET)
+        rows_of, others = with_others(grouped, own)
+    found = [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
+    return [*found[:-1], _of_others(found[-1], others)] if others else found
+
+
+def _of_others(one: Tally, versions: int) -> Tally:
+    """The tally of several versions together: what is known of single ones is left out."""
+    return one.model_copy(
+        update={"versions": versions, "entities": (), "approved_entities": (), "samples": (), "shadow": None}
+    )
 
 
 def _some_distinct(ids: Sequence[str], rows: NDArray[np.intp]) -> tuple[str, ...]:
@@ -565,7 +582,7 @@ def _some_distinct(ids: Sequence[str], rows: NDArray[np.intp]) -> tuple[str, ...
     for some in (rows[: 2 * MAX_TALLY_ENTITIES], rows[2 * MAX_TALLY_ENTITIES :]):
         if len(found) < MAX_TALLY_ENTITIES and len(some):
             found |= dict.fromkeys([ids[row] for row in some.tolist()])
-    return tuple(islice(found, MAX_TALLY_ENTITIES))
+    return tuple(map(short, islice(found, MAX_TALLY_ENTITIES)))
 
 
 def _tally(
@@ -659,7 +676,13 @@ def with_malformed(
     the version was fenced before or the policy's mode does not block.
     """
     result = {tally.model_version: tally for tally in tallies}
-    for version, positions in versions.items():
+    before = OTHERS in result
+    # There is always room for the versions that the route names.
+    left = max(2, GUARD_BUDGET - len(result.keys() - {OTHERS}))
+    new = {version: len(positions) for version, positions in versions.items() if version not in result}
+    own = counted_one_by_one(new, route, left) | result.keys()
+    grouped, others = with_others(versions, own - {OTHERS})
+    for version, positions in grouped.items():
         counts = policy.mode == "enforce" and not (route is not None and version in route.fenced)
         told = result.get(version)
         entities = dict.fromkeys(told.entities if told is not None else ())
@@ -668,7 +691,7 @@ def with_malformed(
                 if len(entities) == MAX_TALLY_ENTITIES:
                     break
                 if (entity := _entity(found[position], source.records[position])) is not None:
-                    entities[entity] = None
+                    entities[short(entity)] = None
         offsets = [source.records[position].offset for position in (positions[0], positions[-1])]
         first_blocked = time_of(min(source.records[position].timestamp for position in positions))
         samples = told.samples if told is not None else ()
@@ -701,6 +724,8 @@ def with_malformed(
                 "samples": (*samples, *(_malformed_sample(found[at], source, at) for at in room)),
             }
         )
+    if others:
+        result[OTHERS] = _of_others(result[OTHERS], others + (result[OTHERS].versions if before else 0))
     return [*result.values()]
 
 

@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from holdfast.core.judge import Batch
 from holdfast.core.record import Record
+from holdfast.core.version_budget import shared
 from holdfast_schemas import Tally
 
 TOLD_FOR = timedelta(days=1)
@@ -34,7 +35,8 @@ def with_keyless(tallies: Sequence[Tally], batch: Batch, keyless: Set[int]) -> l
         return list(tallies)
     versions = batch.columns.values("model_version")
     count = Counter(version for version, at in zip(versions, batch.positions, strict=True) if at in keyless)
-    return [one.model_copy(update={"keyless": count[one.model_version]}) for one in tallies]
+    share = shared(count, tallies)
+    return [one.model_copy(update={"keyless": share[one.model_version]}) for one in tallies]
 
 
 def is_told(last: datetime | None, now: datetime) -> bool:

@@ -50,6 +50,7 @@ from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
+from holdfast_schemas.control import OTHERS
 
 LIMIT = 1000
 """Records of one stream held while the others catch up; what the checker needs at its peak follows from it."""
@@ -693,7 +694,8 @@ class Ledger:
             if approved and not self._rules.approve_without_policy:
                 self._report(Kind.WRONGLY_APPROVED, offset, model, "no policy, and the configuration says block")
             return True
-        found = self._tally_of(model, version, offset)
+        # Beyond the budget of versions several are counted together.
+        found = self._tally_of(model, version, offset) or self._tally_of(model, OTHERS, offset)
         if found is None:
             if tallies_read:
                 self.unjudged += approved

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from holdfast.core.judge import Batch
 from holdfast.core.record import Record
+from holdfast.core.version_budget import shared
 from holdfast_schemas import Tally
 
 LOOKED_AT = 16
@@ -52,7 +53,8 @@ def by_version(batch: Batch, positions: Set[int]) -> Counter[str]:
 
 def with_misplaced(tallies: Sequence[Tally], count: Counter[str]) -> list[Tally]:
     """The tallies of a model's batch, each with how many of its predictions were found in a partition not theirs."""
-    return [one.model_copy(update={"misplaced": count[one.model_version]}) for one in tallies]
+    share = shared(count, tallies)
+    return [one.model_copy(update={"misplaced": share[one.model_version]}) for one in tallies]
 
 
 def is_told(last: datetime | None, now: datetime) -> bool:

@@ -10,6 +10,7 @@ from typing import Self
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.duration import format_duration
+from holdfast.core.short_names import short
 from holdfast_schemas import Contract, Count, Tally, UtcTime
 
 DAY = timedelta(days=1)
@@ -33,7 +34,7 @@ class Population(Contract):
             known = type(self)(since=now, before=self._counted(policy) or self.before)
         entities = known.entities
         if len(entities) < policy.min_entities:
-            entities = frozenset(sorted(entities | frozenset(tally.approved_entities))[: policy.min_entities])
+            entities = frozenset(sorted(entities.union(map(short, tally.approved_entities)))[: policy.min_entities])
         return known.model_copy(update={"entities": entities, "approved": known.approved + tally.approved})
 
     def _counted(self, policy: BreakerPolicy) -> int:

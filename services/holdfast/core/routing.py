@@ -56,6 +56,7 @@ from holdfast_schemas import (
     Tally,
     UtcTime,
 )
+from holdfast_schemas.control import OTHERS
 from holdfast_schemas.route import EPOCHS_AHEAD
 
 UPDATE_EVERY = timedelta(seconds=1)
@@ -68,6 +69,9 @@ MAX_VERSIONS = 200
 """Candidates of one model; beyond it those that were silent longest are forgotten."""
 MAX_FENCED = 400
 """Versions of one model that are fenced by themselves without having served: the list is part of every route."""
+OWN_INCIDENTS = 10
+"""Open incidents of versions of one model that never served, within `MANY_WITHIN`; the latest one tells of more."""
+MANY_WITHIN = timedelta(minutes=10)
 MAX_EVIDENCE = 10
 """Open incidents of one model, and candidates, that keep all of their samples: a state must fit into its record."""
 MAX_EXAMPLES = 100
@@ -138,6 +142,10 @@ class ModelState(Contract):
     """Predictions whose key was looked at and belongs in another partition."""
     misplaced_at: UtcTime | None = None
     """When the last of them was counted."""
+    others: int = 0
+    """Predictions of versions that were counted together."""
+    others_at: UtcTime | None = None
+    """When the last of them were counted."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -152,6 +160,15 @@ class Overtaken:
     """Redis holds a higher epoch than the switch has decided, so readers have seen a route that is not its own."""
 
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """What came would make the state larger than its record may be; `commands` are those among it."""
+
+    version: str
+    """The version that a tally among it names, else the one that serves."""
+    commands: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +217,7 @@ _MAY_END = {Action.PIN, Action.HOLD, Action.UNFENCE}
 
 def decide(
     state: ModelState | None,
-    event: Tally | Command | Tick | Overtaken,
+    event: Tally | Command | Tick | Overtaken | Full,
     now: datetime,
     policy: BreakerPolicy,
     *,
@@ -215,7 +232,7 @@ def decide(
     ends in a slash is a folder: incidents name the page of their kind in it.
     """
     if state is None:
-        if isinstance(event, Tick | Overtaken):
+        if isinstance(event, Tick | Overtaken | Full):
             return Decision(None)
         state = ModelState(model=event.model)
     turn = _Turn(state, now, policy, new_id, runbook_url)
@@ -228,6 +245,8 @@ def decide(
             turn.tick()
         case Overtaken():
             turn.overtake(event.epoch)
+        case Full():
+            turn.isolate(event)
     return turn.done()
 
 
@@ -285,6 +304,8 @@ class _Turn:
         self._incidents: dict[str, Incident] = {}
         self._touched: str | None = None
         """The incident that was opened, acknowledged or resolved last; one that only follows the route is not meant."""
+        self._told_in: str | None = None
+        """The incident of other versions that tells of this trip."""
         self._ended: list[str] = []
         """Bad versions whose incidents ended with their hold; the next audit record tells it."""
         self._audits: list[AuditRecord] = []
@@ -401,7 +422,7 @@ class _Turn:
             actor=HOLDFAST,
             reason=reason,
             detail=detail,
-            incident_id=incident.incident.incident_id if incident is not None else None,
+            incident_id=incident.incident.incident_id if incident is not None else self._told_in,
         )
 
     # Tallies
@@ -412,6 +433,9 @@ class _Turn:
             self._set(keyless=self.state.keyless + tally.keyless, keyless_at=self.now)
         if tally.misplaced:
             self._set(misplaced=self.state.misplaced + tally.misplaced, misplaced_at=self.now)
+        if name == OTHERS:
+            self._set(others=self.state.others + tally.seen, others_at=self.now)
+            return
         version = self.version(name)
         self._set(policies=note_policy(self.state.policies, tally.policy, self.now))
         if version.state is VersionState.FENCED:
@@ -501,7 +525,8 @@ class _Turn:
         """
         was_active = name == self.active
         self._set_version(name, state=VersionState.FENCED, window=Window(), fence_at=None, approved=0, trip=None)
-        incident_id = self._new_id
+        shared = self._shared_incident(name) if actor == HOLDFAST and not was_active else None
+        incident_id = shared.incident.incident_id if shared is not None else self._new_id
         if not was_active:
             self._republish(reason=reason, actor=actor, incident_id=incident_id)
             action, detail = IncidentAction.FENCED, f"{name} is fenced; it was not active, so the route stays"
@@ -520,6 +545,9 @@ class _Turn:
             action, detail = IncidentAction.SWITCHED, f"{name} is fenced; the route moved to {target}"
         # One may be open of a version that was not fenced: it had held the route.
         self._resolve_incident(name, actor, because=reason)
+        if shared is not None:
+            self._tell_in(shared, window or Window())
+            return detail
         self._open_incident(name, action, incident_id, severity=severity, policy=policy, window=window)
         return detail
 
@@ -536,6 +564,35 @@ class _Turn:
             name, IncidentAction.HELD, self._new_id, severity=IncidentSeverity.CRITICAL, policy=policy, window=window
         )
         self._automatic("trip", name, reason=cause, detail=f"the route is held: {why}")
+
+    def isolate(self, full: Full) -> None:
+        """Hold the model, whose state has no room for what came; of that nothing is counted, and nothing obeyed."""
+        why = "its state is as large as its record may be, without any evidence"
+        if standing(self.state) not in (Standing.HELD, Standing.HELD_BY_PERSON):
+            reason = f"{self.state.model} cannot be followed any more: {why}"
+            self._move(None, RouteState.HELD, reason=reason, actor=HOLDFAST, incident_id=self._new_id)
+            self._resolve_incident(full.version, HOLDFAST, because=reason)
+            self._open_incident(
+                full.version,
+                IncidentAction.HELD,
+                self._new_id,
+                severity=IncidentSeverity.CRITICAL,
+                policy="",
+                window=None,
+            )
+            self._automatic(
+                "trip", full.version, reason=reason, detail="the route is held; unfence versions that nobody sends"
+            )
+        for command in full.commands:
+            self._audit(
+                command.action.value,
+                command.version,
+                Outcome.REFUSED,
+                actor=command.actor,
+                reason=command.reason,
+                detail=f"{why}; unfence versions that nobody sends any more, and try again",
+                command_id=command.command_id,
+            )
 
     def _fenced_unserved(self) -> int:
         return sum(v.state is VersionState.FENCED and v.activated is None for v in self.state.versions.values())
@@ -612,6 +669,40 @@ class _Turn:
             )
         )
         self._touched = incident_id
+
+    def _shared_incident(self, name: str) -> OpenIncident | None:
+        """The open incident that tells of a version which never served, where there are many of these; else None."""
+        if self.version(name).activated is not None or name in self.state.incidents:
+            return None
+        open_ones = [
+            known
+            for other, known in self.state.incidents.items()
+            if known.incident.action is IncidentAction.FENCED
+            and self.version(other).activated is None
+            and abs(self.now - known.incident.opened_at) < MANY_WITHIN
+        ]
+        if len(open_ones) < OWN_INCIDENTS:
+            return None
+        return max(open_ones, key=lambda known: (known.incident.more_versions, known.incident.opened_at))
+
+    def _tell_in(self, shared: OpenIncident, window: Window) -> None:
+        """Count a further version in an open incident."""
+        # The route has moved since, and the incident has followed it.
+        known = self.state.incidents[shared.incident.bad_version]
+        incident = known.incident.model_copy(
+            update={
+                "more_versions": known.incident.more_versions + 1,
+                "seen": known.incident.seen + window.seen,
+                "blocked": known.incident.blocked + window.blocked,
+                "blocked_by_check": dict(Counter(known.incident.blocked_by_check) + Counter(window.blocked_by_check)),
+            }
+        )
+        self._told_in = incident.incident_id
+        if self._update_is_due(known):
+            self._publish_incident(incident)
+        else:
+            update = known.model_copy(update={"incident": incident, "stale": True})
+            self._set(incidents={**self.state.incidents, incident.bad_version: update})
 
     def _route_as_told(self) -> dict[str, Any]:
         """What an incident says about the route."""
