@@ -37,6 +37,7 @@ from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED, ModelState
 from holdfast.core.topic_rules import partition_differences
+from holdfast.core.version_budget import ADVICE as VERSIONS_ADVICE
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import Route, utc_now
 
@@ -286,6 +287,15 @@ async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]
         )
     if not keyless:
         yield Diagnosis("keys", Health.OK, "no prediction came without a key within a day")
+    for model, state in states:
+        if is_told(state.others_at, now):
+            yield Diagnosis(
+                "versions",
+                Health.WARNING,
+                f"{state.others:,} predictions of {model} were of more versions than are counted one by one, the last "
+                f"one at {state.others_at:%Y-%m-%d %H:%M:%S} UTC: these versions cannot trip",
+                f"{VERSIONS_ADVICE}.",
+            )
     misplaced = [(model, state) for model, state in states if is_told(state.misplaced_at, now)]
     for model, state in misplaced:
         yield Diagnosis(

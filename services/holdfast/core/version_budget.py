@@ -8,7 +8,6 @@ together as `OTHERS`. Their outputs are judged and blocked as before, but none o
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from datetime import datetime, timedelta
 from typing import TypeVar
 
 from holdfast_schemas import Route, Tally
@@ -18,8 +17,6 @@ GUARD_BUDGET = 32
 """Versions of a model with tallies of their own in one batch of predictions."""
 SWITCH_BUDGET = 64
 """Versions of a model that one batch of control records steps one by one."""
-TOLD_FOR = timedelta(days=1)
-"""How long after the last of them people are told of versions that were counted together."""
 ADVICE = (
     "Find the producer that puts another version into each prediction, and have it send the version's name; with one "
     "topic and login for each producer Kafka's access control says who may write"
@@ -51,8 +48,3 @@ def shared(count: Counter[str], tallies: Iterable[Tally]) -> Counter[str]:
     own = Counter({one.model_version: count[one.model_version] for one in tallies if one.model_version != OTHERS})
     own[OTHERS] = count.total() - own.total()
     return own
-
-
-def is_told(last: datetime | None, now: datetime) -> bool:
-    """Whether versions were counted together within a day before `now`."""
-    return last is not None and now - last < TOLD_FOR
