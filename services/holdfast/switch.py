@@ -302,7 +302,9 @@ class SwitchWork:
             return None
         return state, encode(state)
 
-    def _decide(self, model: str, event: Tally | Command | Tick | Overtaken | Full, before: ModelState | None = None) -> None:
+    def _decide(
+        self, model: str, event: Tally | Command | Tick | Overtaken | Full, before: ModelState | None = None
+    ) -> None:
         policy = self._switch.policies.current.policies.get(model)
         before = before or self._pending.get(model) or self._states.get(model)
         decision = decide(
