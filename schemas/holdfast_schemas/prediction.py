@@ -30,7 +30,8 @@ class Prediction(Contract):
     model: Identity
     model_version: Identity
     entity_id: Identity
-    """What the output is about (a product, a customer, …): `max_change` and tables go by it."""
+    """What the output is about (a product, a customer, …): `max_change` and tables go by it. It begins and ends with a
+    visible character."""
     value: float | None = None
     """The output, in the unit of the model (a price in `currency`, a score, …)."""
     outputs: dict[str, float | list[float]] | None = None
