@@ -63,6 +63,18 @@ def _bounds(check: Check) -> tuple[str, ...]:
 
 
 def _keys(policy: Policy) -> list[str]:
+    lenient = [
+        check.name
+        for check in policy.active_checks()
+        if isinstance(check, MaxChangeCheck | OutlierCheck) and check.unknown == "pass"
+    ]
+    if lenient and policy.off_key == "unknown":
+        return [
+            (
+                f"an output whose record has another key than its entity's passes {', '.join(lenient)}, because unknown "
+                "passes there: set off_key = 'block'"
+            )
+        ]
     if not policy.ignores_keys():
         return []
     escaped = ", ".join(policy.checks_with_memory())
