@@ -71,8 +71,8 @@ def _keys(policy: Policy) -> list[str]:
     if lenient and policy.off_key == "unknown":
         return [
             (
-                f"an output whose record has another key than its entity's passes {', '.join(lenient)}, because unknown "
-                "passes there: set off_key = 'block'"
+                f"an output whose record has another key than its entity's passes {', '.join(lenient)}, because "
+                "unknown passes there: set off_key = 'block'"
             )
         ]
     if not policy.ignores_keys():
