@@ -29,7 +29,7 @@ async def test_versions_with_ids_of_the_worst_characters_do_not_stop_the_switch(
     await stack.send([stack.prediction("pricing", f"bad-{n}" + "x" * 190, f"E-{n}", 0.01) for n in range(110)])
     await stack.send(
         [
-            stack.prediction("pricing", f"new-{n % 250}" + "x" * 190, f"{n}" + WORST * 990 * (n % 2), 0.01)
+            stack.prediction("pricing", f"new-{n % 250}" + "x" * 190, f"{n}" + (WORST * 990 + "x") * (n % 2), 0.01)
             for n in range(2500)
         ]
     )
