@@ -131,7 +131,7 @@ def test_the_secrets_of_compose_are_made_once_and_stay(tmp_path: Path) -> None:
 
 
 def test_kafka_of_compose_lets_nobody_in_without_a_login() -> None:
-    """At no listener, and whoever may do everything is named."""
+    """At no listener; two logins may do everything, and no more."""
     environment = SERVICES["kafka"]["environment"]
     protocols = dict(one.split(":") for one in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
     assert set(protocols.values()) == {"SASL_PLAINTEXT"}
