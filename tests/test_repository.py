@@ -242,3 +242,15 @@ def test_ci_says_when_it_could_not_audit() -> None:
     environment["HOLDFAST_AUDIT_REQUIRED"] = "1"
     asked = subprocess.run([ROOT / ".ci" / "audit"], env=environment, capture_output=True, text=True, check=False)
     assert (asked.returncode, asked.stdout.partition(":")[0]) == (3, "not audited")
+
+
+@pytest.mark.parametrize("name", ["docs/threat-model.md", "tests/abuse/README.md", "SECURITY.md"])
+def test_what_is_said_to_be_shown_by_a_test_names_one_that_is_there(name: str) -> None:
+    """And every link of the page leads to a file."""
+    path = ROOT / name
+    text = path.read_text(encoding="utf-8")
+    folder = path.parent if path.parent.name == "abuse" else ROOT
+    named = set(re.findall(r"`((?:tests/)?[\w/-]+\.py)`", text))
+    assert [found for found in named if not (folder / found).exists()] == []
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!http)([^)]+)\)", text)}
+    assert [link for link in links if link and not (path.parent / link).exists()] == []
