@@ -28,6 +28,7 @@ REFUSE_SKIPS = bool(os.environ.get("HOLDFAST_REFUSE_SKIPS", "").strip("0"))
 EVERYTHING = REFUSE_SKIPS or bool(os.environ.get("HOLDFAST_TEST_ALL", "").strip("0"))
 
 SLOW = (
+    "abuse/",
     "alerts/test_dashboard.py",
     "alerts/test_metrics.py",
     "alerts/test_paging.py",
