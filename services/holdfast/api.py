@@ -2,14 +2,12 @@
 
 What is read comes from the board, which follows the topics. A command is written to `holdfast.control` and answered
 with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is whose token
-came with it. Every answer that is no success is a problem document.
+came with it (`adapters/entry.py`). Every answer that is no success is a problem document.
 """
 
 import asyncio
 import contextlib
-import getpass
 import hashlib
-import ipaddress
 import json
 import math
 import re
@@ -35,11 +33,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Route as Endpoint
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from holdfast.adapters.access import Principal, Role, StartToken, Tokens, login_link
+from holdfast.adapters.access import Principal
 from holdfast.adapters.commands import CommandWriter
 from holdfast.adapters.decisions import read_decisions
+from holdfast.adapters.entry import MODEL, ROLE, Entry
 from holdfast.adapters.follow import Follower
 from holdfast.adapters.http import (
     LOOPBACK_NAMES,
@@ -49,20 +48,23 @@ from holdfast.adapters.http import (
     ProblemError,
     handle_problems,
     json_of,
+    peer_of,
     problem_responses,
 )
+from holdfast.adapters.http_limits import HttpLimits, Share
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import watch_malformed
+from holdfast.adapters.metrics import HTTP_REFUSED
 from holdfast.adapters.policies import known_models
 from holdfast.adapters.policies_here import watch_policies
-from holdfast.adapters.service import OWN_PATHS, ServiceError, run_service
+from holdfast.adapters.service import OWN_PATHS, run_service
 from holdfast.adapters.shadow import read_report
 from holdfast.board import HISTORY, Board
 from holdfast.console import STATIC, Console, View
 from holdfast.console.reference import operations
 from holdfast.console.runbook import INDEX, runbook, runbooks
-from holdfast.core.actors import actor_name
+from holdfast.core.actors import actor_key
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import Mode
 from holdfast.core.duration import Duration
@@ -93,7 +95,7 @@ T = TypeVar("T")
 SILENT_TOO_LONG = 10.0
 """Seconds without a word from Kafka, after which what is shown may be old."""
 REMEMBERED_KEYS = 10_000
-COOKIE = "holdfast_token"
+COOKIE = "holdfast_session"
 SHADOW_TALLIES = 100_000
 """Offsets of the control topic that one shadow report reads at most, the latest."""
 SHADOW_WITHIN = 20.0
@@ -287,11 +289,10 @@ class Api:
     """What the endpoints work with."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError for tokens that cannot be read, ServiceError where anybody could come in."""
+        """Raises SettingsError for tokens that cannot be read, ServiceError where nobody could come in."""
         self.settings = settings
-        self.tokens = Tokens(settings.api)
-        self.local = None if self.tokens.configured else _who_started_it(settings.api.host)
-        self._start_token = StartToken(settings.api)
+        self.entry = Entry(settings.api)
+        self.streams = Share(settings.api.streams, settings.api.streams_per_person)
         self.board = Board(
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
         )
@@ -311,15 +312,8 @@ class Api:
         roles = ("routes", "state", "incidents", "audit", "control")
         counts = await check_topics(self.settings, roles)
         self._partitions = {getattr(self.settings.topics, role): counts[role] for role in roles}
-        if self.local is not None:
-            api = self.settings.api
-            log.warning(
-                "no tokens are configured: this machine only is served, to who has the token of this start",
-                actor=self.local.name,
-                # Who set it knows it.
-                login=login_link(api.host, api.port, self._start_token.text) if api.start_token is None else "as set",
-                to_change="holdfast api token create",
-            )
+        if (path := self.settings.api.unix_socket) is not None:
+            log.info("served on a unix socket, to the user of this process", path=str(path))
 
     async def run(self) -> None:
         """Raises KafkaUnavailable."""
@@ -352,17 +346,14 @@ class Api:
             return f"Kafka has not answered for {self.follower.silent_for:.0f} s"
         return None
 
-    def who(self, token: str | None) -> Principal | None:
-        """Whose token this is; where none are configured, that of this start is the login name's."""
-        if not token:
-            return None
-        if self.local is not None:
-            return self.local if self._start_token.fits(token) else None
-        return self.tokens.find(token)
+    def who(self, request: Request, bearer: str | None = None) -> Principal | None:
+        """Who sent the request: by its token, by the session of its browser, or over the unix socket."""
+        return self.entry.who(bearer, request.cookies.get(COOKIE), peer_of(request.scope))
 
     async def command(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> AuditRecord:
         """Send a command and return its audit record. Raises ProblemError when it is not applied."""
         if not who.may(action):
+            self.entry.refuse(ROLE, "", actor=who.name, action=action.value)
             raise ProblemError(
                 403,
                 "forbidden",
@@ -370,6 +361,8 @@ class Api:
                 f"{who.name} has the role {who.role.value}, which may not {action.value}. Ask somebody whose role "
                 "may, or an administrator for another token.",
             )
+        incident_id = wanted.get("incident_id")
+        self.must_see(who, wanted["model"] if incident_id is None else self.incident(incident_id).model)
         command_id = self._command_id(who, action, wanted, key)
         audit = self.board.outcomes.get(command_id)
         if audit is None:
@@ -383,6 +376,18 @@ class Api:
             outcome = audit.model_dump(mode="json", exclude_none=True)
             raise ProblemError(409, "refused", "The command was refused", f"Refused: {audit.detail}.", outcome=outcome)
         return audit
+
+    def must_see(self, who: Principal, model: str) -> None:
+        """Raises ProblemError (403) where the token is for other models."""
+        if who.sees(model):
+            return
+        self.entry.refuse(MODEL, "", actor=who.name, model=model)
+        raise ProblemError(
+            403,
+            "forbidden",
+            "Not allowed",
+            f"The token of {who.name} is limited to other models than {model}. Ask an administrator for another token.",
+        )
 
     def _command_id(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> str:
         """Made of the token's name, the key and the request: the same after a restart, and on another instance."""
@@ -440,9 +445,9 @@ class Api:
             ) from None
 
     def _count_against_limit(self, who: Principal) -> None:
-        if self._limiter.hit(self._limit, who.name):
+        if self._limiter.hit(self._limit, who.key):
             return
-        free_at = self._limiter.get_window_stats(self._limit, who.name).reset_time
+        free_at = self._limiter.get_window_stats(self._limit, who.key).reset_time
         seconds = max(1, math.ceil(free_at - time.time()))
         raise ProblemError(
             429,
@@ -508,26 +513,6 @@ class Api:
         return found
 
 
-def _who_started_it(host: str) -> Principal:
-    """Return the login name, for an API without tokens, on loopback only. Raises ServiceError."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ServiceError(
-            f"Without tokens the API would let anybody who reaches {host} command it, so it does not start. Make a "
-            "token with `holdfast api token create` and name its file in api.tokens_file, or set api.host to 127.0.0.1."
-        )
-    try:
-        name = actor_name(getpass.getuser())
-    except (OSError, KeyError, ValueError):
-        raise ServiceError(
-            "There is no login name that commands could be sent in. Make a token with: holdfast api token create"
-        ) from None
-    return Principal(name, Role.ADMIN)
-
-
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -558,13 +543,21 @@ async def _api(request: Request) -> Api:
     return api
 
 
-async def _who(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def _who(request: Request, bearer: Bearer) -> Principal:
     """Raises ProblemError (401)."""
     api: Api = request.app.state.api
-    who = api.who(bearer.credentials if bearer is not None else request.cookies.get(COOKIE))
+    token = bearer.credentials if bearer is not None else None
+    who = api.entry.require(token, request.cookies.get(COOKIE), peer_of(request.scope), _client(request))
     if who is None:
         raise _unauthorized()
     return who
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client is not None else "unix socket"
 
 
 def _unauthorized() -> ProblemError:
@@ -588,7 +581,7 @@ IdempotencyKey = Annotated[
         description="The same key with the same request is carried out once, and answered the same.",
     ),
 ]
-_READ = problem_responses(401, 421, 422, 503)
+_READ = problem_responses(401, 408, 421, 422, 503)
 
 
 def _page(everything: Mapping[str, T], order: Callable[[T], Any], fits: Callable[[T], bool], asked: _Paged) -> Page[T]:
@@ -613,19 +606,19 @@ def _page(everything: Mapping[str, T], order: Callable[[T], Any], fits: Callable
 
 
 @router.get("/routes", response_model=Page[RouteNow], responses=_READ, tags=["read"])
-async def routes(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def routes(api: TheApi, who: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """Which version of each model serves, and since when and why."""
     found = [
         RouteNow.model_validate({**route.model_dump(), "ends_at": state.ends_at if state is not None else None})
         for name, route in sorted(api.board.routes.items())
-        if of.fits(name)
+        if of.fits(name) and who.sees(name)
         for state in [api.board.states.get(name)]
     ]
     return json_of(Page(items=found, total=len(found)))
 
 
 @router.get("/versions", response_model=Page[VersionNow], responses=_READ, tags=["read"])
-async def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def versions(api: TheApi, who: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """The versions that are known of each model: candidate, good or fenced."""
     found = [
         VersionNow(
@@ -640,20 +633,20 @@ async def versions(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> R
             fence_at=known.fence_at,
         )
         for name, state in sorted(api.board.states.items())
-        if of.fits(name)
+        if of.fits(name) and who.sees(name)
         for version, known in sorted(state.versions.items())
     ]
     return json_of(Page(items=found, total=len(found)))
 
 
 @router.get("/rates", response_model=Page[RatesNow], responses=_READ, tags=["read"])
-async def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Response:
+async def rates(api: TheApi, who: Caller, of: Annotated[OfModel, Query()]) -> Response:
     """How many predictions of each model are approved and blocked per second."""
     now = int(time.time())
     found = [
         RatesNow(model=name, approved_per_second=approved, blocked_per_second=blocked, history=known.history(now))
         for name, known in sorted(api.board.rates.items())
-        if of.fits(name)
+        if of.fits(name) and who.sees(name)
         for approved, blocked in [known.per_second(now)]
     ]
     return json_of(Page(items=found, total=len(found)))
@@ -662,14 +655,14 @@ async def rates(api: TheApi, _: Caller, of: Annotated[OfModel, Query()]) -> Resp
 @router.get("/incidents", response_model=Page[Incident], responses=_READ | problem_responses(404), tags=["read"])
 async def incidents(
     api: TheApi,
-    _: Caller,
+    who: Caller,
     of: Annotated[OfIncidents, Query()],
 ) -> Response:
     """Incidents with their evidence, the latest first."""
 
     def fits(incident: Incident) -> bool:
         is_open = incident.status is not IncidentStatus.RESOLVED
-        return of.fits(incident.model) and (
+        return (of.fits(incident.model) and who.sees(incident.model)) and (
             of.status in ("all", incident.status.value) or (of.status == "open" and is_open)
         )
 
@@ -677,17 +670,19 @@ async def incidents(
 
 
 @router.get(
-    "/incidents/{incident_id}", response_model=Incident, responses=_READ | problem_responses(404), tags=["read"]
+    "/incidents/{incident_id}", response_model=Incident, responses=_READ | problem_responses(403, 404), tags=["read"]
 )
-async def incident(api: TheApi, _: Caller, incident_id: str) -> Response:
+async def incident(api: TheApi, who: Caller, incident_id: str) -> Response:
     """One incident with its evidence."""
-    return json_of(api.incident(incident_id))
+    found = api.incident(incident_id)
+    api.must_see(who, found.model)
+    return json_of(found)
 
 
 @router.get("/audit", response_model=Page[AuditRecord], responses=_READ | problem_responses(404), tags=["read"])
 async def audit(
     api: TheApi,
-    _: Caller,
+    who: Caller,
     of: Annotated[OfAudit, Query()],
 ) -> Response:
     """Every decision, by people and by Holdfast itself, the latest first."""
@@ -695,7 +690,8 @@ async def audit(
     def fits(record: AuditRecord) -> bool:
         return (
             of.fits(record.model)
-            and of.actor in (None, record.actor)
+            and who.sees(record.model)
+            and (of.actor is None or actor_key(of.actor) == actor_key(record.actor))
             and of.action in (None, record.action)
             and of.outcome in (None, record.outcome)
         )
@@ -703,9 +699,10 @@ async def audit(
     return json_of(_page(api.board.audit, lambda one: (one.at, one.audit_id), fits, of))
 
 
-@router.get("/shadow", response_model=ShadowNow, responses=_READ | problem_responses(404), tags=["read"])
-async def shadow(api: TheApi, _: Caller, of: Annotated[OfShadow, Query()]) -> Response:
+@router.get("/shadow", response_model=ShadowNow, responses=_READ | problem_responses(403, 404), tags=["read"])
+async def shadow(api: TheApi, who: Caller, of: Annotated[OfShadow, Query()]) -> Response:
     """What checks in shadow would have blocked, by check, version and segment; and whether it would have tripped."""
+    api.must_see(who, of.model)
     found, here = await api.shadow(of), api.board.policies.policies.get(of.model)
     return json_of(
         ShadowNow(
@@ -733,7 +730,7 @@ def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
         operation_id=action.value,
         summary=summary,
         response_model=AuditRecord,
-        responses=problem_responses(400, 401, 403, 404, 409, 413, 421, 422, 429, 503, 504),
+        responses=problem_responses(400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 503, 504),
         tags=["command"],
     )(command)
 
@@ -746,16 +743,14 @@ for _action, (_body, _summary) in _COMMANDS.items():
 
 UPDATE_EVERY = 0.2
 """Seconds between two updates of a page at least."""
-SIGNED_IN_FOR = timedelta(hours=12)
 SeenBy = Annotated[View, Query()]
 
 
 def _cookie(api: Api, request: Request) -> dict[str, Any]:
     """How the cookie is kept.
 
-    It holds the token itself: nothing is kept here, so every instance knows it, and a token whose line is taken out is
-    out everywhere. Scripts cannot read it. Lax, not Strict: who follows the link of a page at night shall not find the
-    door closed. What is posted from another site is refused at the edge.
+    It holds a session, not the token: `adapters/sessions.py`. Scripts cannot read it. It is Lax, not Strict, so that a
+    link in a page at night opens the console. What is posted from another site is refused at the edge.
     """
     secure = request.url.scheme == "https" or api.settings.notify.console_url.startswith("https://")
     return {"key": COOKIE, "httponly": True, "samesite": "lax", "secure": secure}
@@ -764,44 +759,71 @@ def _cookie(api: Api, request: Request) -> dict[str, Any]:
 @pages.get("/")
 async def console_page(request: Request, view: SeenBy) -> Response:
     api = await _api(request)
-    who = api.who(request.cookies.get(COOKIE))
+    who = api.who(request)
     if who is None:
         return RedirectResponse(f"/login?{urlencode({'next': view.address()})}", 303)
-    return HTMLResponse(api.console.page(view, who, may_leave=True))
+    return HTMLResponse(api.console.page(view, who, may_leave=COOKIE in request.cookies))
 
 
 @pages.get("/shadow")
 async def shadow_page(request: Request, of: Annotated[OfShadow, Query()]) -> Response:
     """The shadow report of a model, for people."""
     api = await _api(request)
-    if api.who(request.cookies.get(COOKIE)) is None:
+    who = api.who(request)
+    if who is None:
         return RedirectResponse("/login", 303)
+    api.must_see(who, of.model)
     return HTMLResponse(api.console.shadow_page(of.model, of.since, await api.shadow(of)))
 
 
 @pages.get("/events")
 async def events(request: Request, view: SeenBy) -> Response:
     """What changes on a page; once a second also the rates, so that silence means trouble."""
-    api, token = await _api(request), request.cookies.get(COOKIE)
-    if api.who(token) is None:
+    api = await _api(request)
+    who = api.entry.require(None, request.cookies.get(COOKIE), peer_of(request.scope), _client(request))
+    if who is None:
         raise _unauthorized()
-    return EventSourceResponse(
-        _updates(api, view, token), ping=3600, send_timeout=30, headers={"X-Accel-Buffering": "no"}
-    )
+    give_back = api.streams.take(who.key)
+    if give_back is None:
+        HTTP_REFUSED.labels("streams").inc()
+        raise ProblemError(
+            429,
+            "too-many-streams",
+            "Too many open pages",
+            f"{who.name} has {api.settings.api.streams_per_person} pages of the console open, or all people together "
+            "have too many. Close one, then load this page again.",
+            headers={"Retry-After": "10"},
+        )
+    updates = _updates(api, view, lambda: api.who(request))
+    return _Stream(give_back, updates, ping=3600, send_timeout=30, headers={"X-Accel-Buffering": "no"})
 
 
-async def _updates(api: Api, view: View, token: str | None) -> AsyncIterator[ServerSentEvent]:
+class _Stream(EventSourceResponse):
+    """A stream of events that gives its place back when it ends, however it ends."""
+
+    def __init__(self, give_back: Callable[[], None], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._give_back = give_back
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._give_back()
+
+
+async def _updates(api: Api, view: View, who_asks: Callable[[], Principal | None]) -> AsyncIterator[ServerSentEvent]:
     sent: dict[str, int] = {}
     revision, beat_at = -1, 0.0
-    # A token whose line is taken out sees nothing more.
-    while not api.stopping and (who := api.who(token)) is not None:
+    # A session that is over, or whose token was taken out, sees nothing more.
+    while not api.stopping and (who := who_asks()) is not None:
         update: dict[str, Any] = {}
         if api.board.revision != revision:
             revision = api.board.revision
             update = api.console.update(view, who, sent)
         if (now := time.monotonic()) >= beat_at:
             beat_at = now + 1
-            update["rates"] = api.console.rates()
+            update["rates"] = api.console.rates(who)
             if (silent := api.follower.silent_for) > SILENT_TOO_LONG / 2:
                 update["silent_since"] = utc_now() - timedelta(seconds=silent)
         if update:
@@ -814,44 +836,53 @@ async def _updates(api: Api, view: View, token: str | None) -> AsyncIterator[Ser
 
 @pages.get("/login")
 async def login_page(request: Request, next: str = "/") -> Response:  # noqa: A002  the name in the address
-    """Ask for a token; the link of an API without configured tokens has it."""
-    api: Api = request.app.state.api
-    token = request.query_params.get("token")
-    if token and api.local is not None and api.who(token) is not None:
-        return _let_in(request, token, "/")
-    problem = "This link is of an earlier start. Use the one that was printed last." if token else None
-    return HTMLResponse(_door(api, next, problem), 401 if problem else 200)
+    """Ask for a token. A link may have it behind its `#`, which the page's script fills in and sends."""
+    return HTMLResponse(_door(request.app.state.api, next, None))
 
 
 @pages.post("/login")
 async def login(request: Request) -> Response:
-    """Takes the form's token into the cookie."""
+    """Open a session for the form's token."""
     api: Api = request.app.state.api
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     token, wanted = form.get("token", [""])[0].strip(), form.get("next", ["/"])[0]
-    if api.who(token) is None:
-        problem = "The API does not know this token. Check that it is whole, or ask an administrator for another."
+    session = api.entry.sign_in(token, _client(request)) if token else None
+    if session is None:
+        problem = (
+            "The API does not know this token. Check that it is whole, or ask an administrator for another. A link "
+            "that signs in works once, and for a minute."
+        )
         return HTMLResponse(_door(api, wanted, problem), 401)
     # Only to a place of our own: neither another site's address nor `//` nor a backslash that browsers take for one.
     here = re.fullmatch(r"/(\?[!-~]*)?", wanted) is not None and "\\" not in wanted
-    return _let_in(request, token, wanted if here else "/")
+    answer = RedirectResponse(wanted if here else "/", 303)
+    lasts = int(api.settings.api.session_lasts.total_seconds())
+    answer.set_cookie(value=session, max_age=lasts, **_cookie(api, request))
+    return answer
+
+
+@pages.post("/login/code")
+async def login_code(
+    request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Response:
+    """Answer a code with which a browser is signed in as who has the token, once."""
+    api: Api = request.app.state.api
+    code = api.entry.code(bearer.credentials) if bearer is not None else None
+    if code is None:
+        raise _unauthorized()
+    return json_of({"code": code})
 
 
 def _door(api: Api, wanted: str, problem: str | None) -> str:
-    return api.console.other_page("login.html", next=wanted, problem=problem, at_start=api.local is not None)
-
-
-def _let_in(request: Request, token: str, to: str) -> Response:
-    answer = RedirectResponse(to, 303)
-    lasts = int(SIGNED_IN_FOR.total_seconds())
-    answer.set_cookie(value=token, max_age=lasts, **_cookie(request.app.state.api, request))
-    return answer
+    return api.console.other_page("login.html", next=wanted, problem=problem, at_start=not api.entry.tokens.configured)
 
 
 @pages.post("/logout")
 async def logout(request: Request) -> Response:
+    api: Api = request.app.state.api
+    api.entry.sign_out(request.cookies.get(COOKIE, ""), _client(request))
     answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(**_cookie(request.app.state.api, request))
+    answer.delete_cookie(**_cookie(api, request))
     return answer
 
 
@@ -913,7 +944,13 @@ def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
         app.router.routes += [Endpoint(path, service) for path in OWN_PATHS]
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     app.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
-    return Edge(app, None if api.local is None else LOOPBACK_NAMES | {api.settings.api.host})
+    configured = api.entry.tokens.configured
+    return Edge(
+        app,
+        None if configured else LOOPBACK_NAMES | {api.settings.api.host},
+        at_once=api.settings.api.requests_at_once,
+        beyond=("/health", "/ready", "/metrics", "/events"),
+    )
 
 
 async def serve(settings: Settings) -> None:
@@ -929,4 +966,6 @@ async def serve(settings: Settings) -> None:
         stop=api.stop,
         ready=api.not_ready,
         site=lambda service: make_app(api, service),
+        unix_socket=settings.api.unix_socket,
+        limits=HttpLimits(),
     )

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast import offsets, operate
-from holdfast.adapters.access import Role, create_token
+from holdfast.adapters.access import Role, create_token, revoke
 from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants, monitor_grants
 from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies, unlike_their_files
@@ -34,7 +34,7 @@ from holdfast.reference_commands import reference_app
 from holdfast.settings import Settings, load_settings
 from holdfast.shadow import shadow_app
 from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line, tell
-from holdfast_schemas import TOPICS, Party
+from holdfast_schemas import TOPICS, Party, utc_now
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,13 +118,21 @@ def api(context: typer.Context, config: ConfigOption = None) -> None:
 def token_create(
     name: Annotated[str, typer.Option(help="Whose it is: the actor of every command sent with it.")],
     role: Annotated[Role, typer.Option(help="What it may do.")],
+    expires: Annotated[
+        timedelta | None,
+        typer.Option("--for", help="End by itself after, say, 12h or 90d.", metavar="TIME", parser=duration),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="See and command this model only; repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a bearer token; only its hash is kept, so note it now."""
 
     def action() -> tuple[str, str]:
         try:
-            return create_token(name, role)
+            ends = utc_now() + expires if expires is not None else None
+            return create_token(name, role, expires=ends, models=model or ())
         except ValueError as error:
             raise Refused(f"{error}. No token was made.") from None
 
@@ -135,6 +143,27 @@ def token_create(
             console.print(text, soft_wrap=True, markup=False)
 
     show(as_json, {"token": token, "line": line}, display)
+
+
+@token_app.command("revoke")
+def token_revoke(
+    name: Annotated[str, typer.Option(help="Whose tokens end.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take all tokens of a name out of api.tokens_file; a running API ends them, and their sessions, at once."""
+
+    def action() -> int:
+        file = load_settings(config).api.tokens_file
+        if file is None:
+            raise Refused("No api.tokens_file is configured. Take the line out of api.tokens, and restart the API.")
+        if not (count := revoke(file, name)):
+            raise Refused(f"No line of {file} is of {name}. Nothing was changed.")
+        return count
+
+    count = perform(action)
+    text = f"{count} {'token' if count == 1 else 'tokens'} of {name} taken out."
+    show(as_json, {"name": name, "revoked": count}, lambda console: console.print(text, markup=False))
 
 
 @app.command()
@@ -197,17 +226,23 @@ def up(
         bool,
         typer.Option("--embedded", help="On a Kafka and a Redis of its own, which forget everything in the end."),
     ] = False,
+    browser: Annotated[
+        bool | None,
+        typer.Option("--browser/--no-browser", help="Open the console in a browser; at a terminal without it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run guard, switch, notify and api together on this machine; one ending ends the others."""
     from holdfast.up import run_all
+
+    opened = browser if browser is not None else sys.stdout.isatty() and not as_json
 
     def announce(facts: dict[str, Any]) -> None:
         lines = [f"Everything runs. Console: {facts['login'] or facts['console']}"]
         lines += [f"export {name}={value}" for name, value in facts["environment"].items()]
         show_line(as_json, facts, "\n".join(lines))
 
-    perform(lambda: run_all(config, embedded=embedded, announce=announce))
+    perform(lambda: run_all(config, embedded=embedded, announce=announce, browser=opened))
 
 
 @app.command()

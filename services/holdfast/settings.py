@@ -448,8 +448,19 @@ class ApiSettings(_Section):
     tokens: list[str] = []
     """The same lines, for those who have no file."""
     start_token: Annotated[SecretStr, Field(min_length=16)] | None = None
-    """Without any token the API serves on loopback only, and lets in who has this one, as the login name; where it is
-    not set the API makes one at each start and prints the link."""
+    """Without any token: lets in who has this one, as the login name, on loopback only. `holdfast up` makes one."""
+    unix_socket: Path | None = None
+    """Also serve on this socket, which only the user of this process can open: who connects is let in as that user."""
+    session_lasts: Duration = timedelta(hours=12)
+    """When a browser must sign in again."""
+    session_key_file: Path | None = None
+    """32 bytes or more with which sessions are signed, the same for all instances of the API. Without it each process
+    makes its own: a restart signs all browsers out, and one instance does not know the sessions of another."""
+    streams: Annotated[int, Field(ge=1)] = 200
+    """Open pages of the console that are kept live at once."""
+    streams_per_person: Annotated[int, Field(ge=1)] = 10
+    requests_at_once: Annotated[int, Field(ge=1)] = 100
+    """Requests that are worked on at once; /health, /ready and /metrics are answered beyond it."""
     commands_per_minute: Annotated[int, Field(ge=1)] = 30
     """For each token."""
     outcome_within: Duration = timedelta(seconds=15)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.adapters.access import login_link, make_start_token
+from holdfast.adapters.browser import show_in_browser
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
@@ -18,14 +19,17 @@ from holdfast.settings import Settings, load_settings
 from holdfast.terminal import Refused, run
 
 SERVICES = ("guard", "switch", "notify", "api")
+_START_TOKEN = "HOLDFAST_API__START_TOKEN"  # noqa: S105  its name
 
 
-def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str, Any]], None]) -> None:
+def run_all(
+    config: Path | None, *, embedded: bool, announce: Callable[[dict[str, Any]], None], browser: bool = False
+) -> None:
     """Run every service until SIGTERM, SIGINT, after which KeyboardInterrupt is raised, or the end of one of them,
     which is raised as Refused.
 
     `embedded`: on a Kafka and a Redis within, which forget everything in the end. `announce` gets the addresses once
-    all services are ready.
+    all services are ready. `browser`: open the console in one, signed in where no tokens are configured.
     """
     asked: int | None = None
     serving = False
@@ -47,14 +51,13 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
             servers = _servers(stack, config, embedded=embedded)
             settings = load_settings(config)
             api = settings.api
-            console, login = f"http://{api.host}:{api.port}", None
+            console, login, token = login_link(api.host, api.port).removesuffix("/login"), None, None
             if not api.tokens and api.tokens_file is None:
                 token = api.start_token.get_secret_value() if api.start_token is not None else make_start_token()
-                os.environ["HOLDFAST_API__START_TOKEN"] = token
                 login = login_link(api.host, api.port, token)
             services: list[GuardedService] = []
             stack.callback(stop_all, services)
-            for service in _start(settings, config):
+            for service in _start(settings, config, token):
                 services.append(service)  # noqa: PERF402  also when the next one is interrupted
             serving, told = True, False
             while asked is None and ended is None:
@@ -62,6 +65,8 @@ def run_all(config: Path | None, *, embedded: bool, announce: Callable[[dict[str
                 if not told and all(service.ready() for service in services if service.name != "notify"):
                     told = True
                     announce({"console": console, "login": login, "environment": servers})
+                    if browser:
+                        show_in_browser(api.host, api.port, token)
                 time.sleep(0.1)
     except KeyboardInterrupt:
         asked = asked or signal.SIGINT
@@ -104,8 +109,12 @@ def _health(settings: Settings) -> dict[str, tuple[str, int]]:
     return health
 
 
-def _start(settings: Settings, config: Path | None) -> Iterator[GuardedService]:
+def _start(settings: Settings, config: Path | None, token: str | None) -> Iterator[GuardedService]:
+    """Start each service. The token is for the API alone: the others get no secret that they do not need."""
     health = _health(settings)
     arguments = ["--config", str(config)] if config else []
     for name in SERVICES:
-        yield GuardedService(name, health[name], arguments, dict(os.environ))
+        environment = {key: value for key, value in os.environ.items() if key != _START_TOKEN}
+        if name == "api" and token is not None:
+            environment[_START_TOKEN] = token
+        yield GuardedService(name, health[name], arguments, environment)

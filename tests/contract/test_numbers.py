@@ -205,7 +205,7 @@ def test_the_console_goes_on_after_a_forged_number(role: str, forged: dict[str, 
     html = console.page(View(), who, may_leave=False)
     assert "v1" in html
     assert "pricing" in console.update(View(), who, {})["html"]["model:pricing"]
-    assert console.rates()["models"]["pricing"]
+    assert console.rates(who)["models"]["pricing"]
 
 
 def take(board: Board, role: str, document: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in (ROOT / "alerts" / "runbooks").glob("*.md")
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     """Nobody in particular, at an API that has not read a topic yet."""
-    transport = httpx.ASGITransport(make_app(Api(load_settings())))
+    transport = httpx.ASGITransport(make_app(Api(load_settings(api={"start_token": "the-one-of-my-laptop"}))))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
         yield client
 

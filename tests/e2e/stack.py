@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 from redis.asyncio import Redis
@@ -52,6 +53,8 @@ good_after = "100ms"
 max_switches = 3
 """
 """Without its `model`, which Stack writes in front: prices from 10 to 25,000; 20 sane ones earn `good`."""
+START_TOKEN = "the-one-of-this-stack"
+"""Lets tests into an API for which they have configured no tokens."""
 JUMP = """
 [[checks]]
 name = "jump"
@@ -145,6 +148,7 @@ class Stack:
             "topic_settings": {"partitions": partitions, "control_partitions": 1},
             "guard": {"group": f"{self.run}-guard", "start_from": "earliest"},
             "switch": {"group": f"{self.run}-switch", "tick_every": "200ms"},
+            "api": {"start_token": START_TOKEN},
         }
         for section, values in (settings or {}).items():
             self.document[section] = {**self.document.get(section, {}), **values}
@@ -403,6 +407,13 @@ def load_settings_from(config: Path) -> Settings:
         del os.environ["HOLDFAST_CONFIG"]
         if before is not None:
             os.environ["HOLDFAST_CONFIG"] = before
+
+
+def sign_in(url: str, token: str) -> dict[str, str]:
+    """The cookies of a browser that has signed in at the API's console with this token."""
+    answer = httpx.post(f"{url}/login", data={"token": token}, timeout=GENEROUS)
+    assert answer.status_code == 303, answer.text
+    return dict(answer.cookies)
 
 
 def body(record: ConsumerRecord) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import stat
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
-from stack import POLICY, Stack, Worker
+from stack import POLICY, START_TOKEN, Stack, Worker, sign_in
 
 from backends import Kafka, RedisServer
 from holdfast.adapters.access import MAY_SEND, Role, create_token
@@ -99,8 +100,7 @@ async def test_a_restart_forgets_no_decision_for_a_big_release(
     kafka: Kafka, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Nobody's command is pushed out by the records of released predictions, before a restart or after it."""
-    start_token = "a-token-for-this-test"
-    changes = {"api": {"start_token": start_token, "keep_audit": 100}}
+    changes = {"api": {"keep_audit": 100}}
     async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=changes) as stack:
         api, _ = await stack.start("api", "switch")
         decided = [await stack.command("pricing", "promote", f"v{number}") for number in range(3)]
@@ -109,7 +109,7 @@ async def test_a_restart_forgets_no_decision_for_a_big_release(
             for number in range(5000)
         ]
         await stack.send(released, role="audit", key=b"pricing")
-        served = Served(stack, api, {"viewer": start_token})
+        served = Served(stack, api, {"viewer": START_TOKEN})
         for restarted in (False, True):
             if restarted:
                 await asyncio.to_thread(api.restart)
@@ -446,54 +446,66 @@ def _try_everything(served: Served) -> None:
     assert tried == 2 * 20
 
 
-async def test_without_tokens_only_this_machine_is_served(
+async def test_without_tokens_this_machine_alone_is_served(
     kafka: Kafka, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """To who has the link that it prints: the actor is the login name. Others, other hosts' names and other sites'
-    pages are refused: a proxy that does not announce itself (nginx's plain `proxy_pass` connects from here, and names
-    this address) shows nothing but the door.
+    """To who has the start token, or opens the unix socket: the actor is the login name. Others, other hosts' names and
+    other sites' pages are refused: a proxy that does not announce itself (nginx's plain `proxy_pass` connects from
+    here, and names this address) shows nothing but the door.
     """
-    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path) as stack:
+    path = tmp_path / "private" / "api.sock"
+    settings = {"api": {"unix_socket": str(path)}}
+    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=settings) as stack:
         api, _ = await stack.start("api", "switch")
-        (told,) = api.told("no tokens are configured: this machine only is served, to who has the token of this start")
         served = Served(stack, api, {})
         url, body = f"{served.url}/api/v1", {"model": served.model, "reason": "r"}
         async with httpx.AsyncClient() as nobody:
             problem(await nobody.get(f"{url}/routes"), 401, "unauthorized")
             problem(await nobody.post(f"{url}/commands/hold", json=body), 401, "unauthorized")
             problem(await nobody.get(f"{served.url}/events"), 401, "unauthorized")
+            problem(await nobody.post(f"{served.url}/login/code"), 401, "unauthorized")
             assert (await nobody.get(served.url)).headers["location"].startswith("/login")
-            assert (await nobody.get(f"{served.url}/login?token=guessed")).status_code == 401
+            # What stands in an address is logged, so nothing there lets anybody in.
+            assert (await nobody.get(f"{served.url}/login?token={START_TOKEN}")).status_code == 200
             assert not nobody.cookies
-        token = told["login"].partition("?token=")[2]
-        assert told["login"] == f"{served.url}/login?token={token}"
-        async with httpx.AsyncClient() as browser:
-            assert (await browser.get(told["login"])).headers["location"] == "/"
+        async with httpx.AsyncClient(cookies=await asyncio.to_thread(sign_in, served.url, START_TOKEN)) as browser:
             assert (await browser.get(served.url)).status_code == 200
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as client:
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {START_TOKEN}"}) as client:
             for site in ({}, {"Origin": served.url}, {"Sec-Fetch-Site": "same-origin", "Origin": served.url}):
                 answer = await client.post(f"{url}/commands/hold", json=body, headers=site)
-                assert answer.json()["actor"] == getpass.getuser() == told["actor"]
-            for site in (
-                {"Origin": "https://evil.example"},
-                {"Origin": "null"},
-                {"Origin": f"http://127.0.0.1:{api.port + 1}"},
-                {"Sec-Fetch-Site": "cross-site", "Origin": served.url},
-            ):
-                problem(await client.post(f"{url}/commands/hold", json=body, headers=site), 403, "other-site")
-            for host in ("evil.example", f"evil.example:{api.port}", "localhost.evil.example", "", "["):
-                problem(await client.get(f"{url}/routes", headers={"Host": host}), 421, "other-host")
-            for host in ("localhost", f"localhost:{api.port}", "[::1]:80"):
-                assert (await client.get(f"{url}/routes", headers={"Host": host})).status_code == 200
-            # A proxy on this machine may name it whatever the client asked for.
-            for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
-                problem(await client.get(f"{url}/routes", headers={header: "192.0.2.1"}), 403, "came-by-a-proxy")
+                assert answer.json()["actor"] == getpass.getuser()
+            await refuses_others(client, f"http://127.0.0.1:{api.port}", body)
             # The form takes the same token, and no other.
             headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": served.url}
-            for form, status in (("token=%C3%A9&next=%2F", 401), (f"token={token}&next=%2F", 303)):
+            for form, status in (("token=%C3%A9&next=%2F", 401), (f"token={START_TOKEN}&next=%2F", 303)):
                 answer = await client.post(f"{served.url}/login", content=form, headers=headers)
                 assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 303)
-        assert len(stack.audits(served.model)) == 3
+        modes = {stat.S_IMODE(one.stat().st_mode) for one in (path.parent, path)}
+        assert modes == {0o700, 0o600}
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as owner:
+            answer = await owner.post("http://localhost/api/v1/commands/hold", json=body)
+            assert answer.json()["actor"] == getpass.getuser()
+            assert (await owner.get("http://localhost/")).status_code == 200
+            await refuses_others(owner, "http://localhost", body)
+        assert len(stack.audits(served.model)) == 4
+
+
+async def refuses_others(client: httpx.AsyncClient, url: str, body: dict[str, str]) -> None:
+    """Pages of other sites, names of other hosts, and proxies, although the client has the credential."""
+    for site in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": url},
+    ):
+        problem(await client.post(f"{url}/api/v1/commands/hold", json=body, headers=site), 403, "other-site")
+    for host in ("evil.example", "evil.example:80", "localhost.evil.example", "", "["):
+        problem(await client.get(f"{url}/api/v1/routes", headers={"Host": host}), 421, "other-host")
+    for host in ("localhost", "localhost:80", "[::1]:80"):
+        assert (await client.get(f"{url}/api/v1/routes", headers={"Host": host})).status_code == 200
+    # A proxy on this machine may name it whatever the client asked for.
+    for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
+        problem(await client.get(f"{url}/api/v1/routes", headers={header: "192.0.2.1"}), 403, "came-by-a-proxy")
 
 
 @pytest.mark.parametrize(("name", "status"), [("127.0.0.2:80", 503), ("localhost", 503), ("127.0.0.3", 421)])

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
-from stack import Stack, Worker
+from stack import Stack, Worker, sign_in
 
 from backends import GENEROUS, DockerKafka, Kafka, RealKafka, RedisServer
 from holdfast.adapters.access import Role, create_token
@@ -73,8 +73,10 @@ class Site:
         context = await self.browser.new_context(**{"viewport": DESKTOP, **options})
         self.contexts.append(context)
         if name is not None:
-            cookie = {"name": "holdfast_token", "value": self.tokens[name], "url": self.url}
-            await context.add_cookies([cookie])  # type: ignore[list-item]  # playwright's own dictionary type
+            cookies = await asyncio.to_thread(sign_in, self.url, self.tokens[name])
+            await context.add_cookies(
+                [{"name": key, "value": value, "url": self.url} for key, value in cookies.items()]
+            )
         page = await context.new_page()
         page.on("pageerror", _fail)
         page.on(
@@ -598,8 +600,9 @@ async def test_the_apis_page_loads_nothing_from_outside(site: Site) -> None:
         for path, ways in document["paths"].items()
         if tag in next(iter(ways.values()))["tags"]
     ]
-    for path in ("/", "/login", "/docs", "/static/console.css", "/static/console.js", "/static/icon.svg"):
-        cookies = {"holdfast_token": site.tokens["viewer"]}
+    cookies = await asyncio.to_thread(sign_in, site.url, site.tokens["viewer"])
+    scripts = ("/static/console.js", "/static/login.js")
+    for path in ("/", "/login", "/docs", "/static/console.css", *scripts, "/static/icon.svg"):
         text = httpx.get(site.url + path, cookies=cookies).text  # noqa: ASYNC210
         named = set(re.findall(r"(?:https?:)?//[a-z0-9.:-]+", text)) - {"http://www.w3.org", site.url}
         # A link to a runbook is followed by a person, not by the page.

@@ -1,15 +1,15 @@
 """What cannot be decoded: who is to blame for it, and what becomes of it, on real servers."""
 
+import asyncio
 import json
 import re
-import secrets
 
 import httpx
 import pytest
 import pytest_asyncio
 
 from e2e.commands import holdfast
-from e2e.stack import POLICY, Stack, headers
+from e2e.stack import POLICY, START_TOKEN, Stack, headers, sign_in
 from e2e.test_switching import fenced, serve_well
 from holdfast.audit import audit_once
 
@@ -106,8 +106,8 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     """Once the mapping is right: what passes is approved once, what fails or is still malformed stays and says so."""
     stack = mapped
     assert "No record that fits was malformed" in (await command(stack, "list")).out
-    token = secrets.token_urlsafe(32)
-    (api,) = await stack.start("api", settings={"api": {"start_token": token}})
+    (api,) = await stack.start("api")
+    cookies = await asyncio.to_thread(sign_in, f"http://127.0.0.1:{api.port}", START_TOKEN)
     events = [priced(stack, f"SKU-{n}", amount) for n, amount in enumerate((100.0, 5.0, "x", 120.0))]
     places = await stack.send(events, headers=[("trace", b"t-1")])
     await stack.send([b"{", json.dumps(priced(stack, "other", 1.0, "unheard-of")).encode()], key=b"k")
@@ -122,7 +122,7 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     assert "6 malformed (5 no_output, 1 not_json); the latest 2 are shown." in people
 
     def console():
-        answer = httpx.get(f"http://127.0.0.1:{api.port}/", cookies={"holdfast_token": token}, timeout=5)
+        answer = httpx.get(f"http://127.0.0.1:{api.port}/", cookies=cookies, timeout=5)
         return answer.text
 
     await stack.until(lambda: 'id="malformed"' in console(), "the console says it")

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from e2e.commands import holdfast
-from e2e.stack import POLICY, Stack
+from e2e.stack import POLICY, Stack, sign_in
 from holdfast.adapters.access import Role, create_token
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="function")]
@@ -56,7 +56,7 @@ async def test_shadow_is_reported_and_earns_no_good(kafka, redis_server, tmp_pat
             assert "failed within 30s, over the limit of 5.00%" in version["would_trip"]
             assert answer.json()["checks_in_shadow"] == ["price_floor"]
             assert (await client.get("/api/v1/shadow", params={"model": "nobody"})).status_code == 404
-            client.cookies.set("holdfast_token", token)
+            client.cookies.update(await asyncio.to_thread(sign_in, str(client.base_url), token))
             assert "pricing is in shadow: no check of it blocks." in (await client.get("/")).text
             shown = (await client.get("/shadow", params={"model": "pricing"})).text
             assert "<b>120</b> of 120 approved outputs would have been blocked" in shown

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from backends import GENEROUS
 from e2e.stack import POLICY, Stack
+from holdfast.adapters.browser import one_use_code
 from holdfast.adapters.embedded import free_port
 
 SERVICES = ("guard", "switch", "notify", "api")
@@ -100,10 +101,20 @@ def test_the_stack_of_a_laptop(up):
     """It says where the console is and how to reach its servers; commands work; SIGTERM ends all of it."""
     assert all(up.service(name).is_running() for name in SERVICES)
     assert up.facts["console"] == f"http://127.0.0.1:{up.console_port}"
-    assert up.facts["login"].startswith(f"{up.facts['console']}/login?token=")
+    assert up.facts["login"].startswith(f"{up.facts['console']}/login#hf_")
     assert httpx.get(f"{up.facts['console']}/api/v1/routes", timeout=GENEROUS).status_code == 401
-    let_in = httpx.get(up.facts["login"], timeout=GENEROUS, follow_redirects=True)
-    assert (let_in.status_code, let_in.url.path) == (200, "/")
+    token = up.facts["login"].partition("#")[2]
+    for name in ("guard", "switch", "notify"):
+        assert token not in up.service(name).environ().values(), name
+    # What a browser is started with signs in once.
+    with httpx.Client(base_url=up.facts["console"], timeout=GENEROUS, follow_redirects=True) as browser:
+        form = {"token": one_use_code("127.0.0.1", up.console_port, token)}
+        assert (browser.post("/login", data=form).url.path, browser.get("/").status_code) == ("/", 200)
+        browser.post("/logout")
+        assert browser.get("/").url.path == "/login"
+        assert browser.post("/login", data=form).status_code == 401
+        assert browser.post("/login", data={"token": token}).url.path == "/"
+    assert token not in up.log()
     promoted = up.run("route", "promote", "pricing", "v1", "-r", "first", "--json")
     assert json.loads(promoted.stdout)["detail"].startswith("v1 is active"), promoted.stderr
     up.process.send_signal(signal.SIGTERM)
@@ -171,7 +182,7 @@ def test_on_servers_that_are_there(kafka, redis_server, tmp_path, unique):
         **{f"HOLDFAST_TOPICS__{role.upper()}": f"{unique}.{role}" for role in topics},
     )
     try:
-        link = f"Everything runs. Console: http://127.0.0.1:{up.console_port}/login?token="
+        link = f"Everything runs. Console: http://127.0.0.1:{up.console_port}/login#hf_"
         assert up.process.stdout.readline().startswith(link)
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(GENEROUS) == 0

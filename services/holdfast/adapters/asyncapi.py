@@ -153,13 +153,18 @@ def files(settings: Settings) -> dict[str, str]:
     }
 
 
-def page(settings: Settings) -> str:
+def without_servers(document: dict[str, Any]) -> dict[str, Any]:
+    """The document for those who are not logged in: it does not say where the brokers are."""
+    return {name: value for name, value in document.items() if name != "servers"}
+
+
+def page(document: dict[str, Any]) -> str:
     """The AsyncAPI document as one HTML page that loads nothing."""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["resolve"] = lambda reference: reference.rpartition("/")[2]
     environment.filters["kind"] = _kind
-    return environment.from_string(template).render(api=document(settings))
+    return environment.from_string(template).render(api=document)
 
 
 def _kind(schema: dict[str, Any]) -> str:

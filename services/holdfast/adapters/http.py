@@ -1,6 +1,7 @@
 """What every HTTP answer has in common: problem documents (RFC 9457), and what browsers are told."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Container, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,10 +14,14 @@ from starlette.datastructures import URL, Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from holdfast.adapters.metrics import HTTP_REFUSED
+
 log = structlog.get_logger("holdfast.http")
 
 PROBLEM_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 65_536
+BODY_WITHIN = 8.0
+"""Seconds; a little less than the connection has."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -85,6 +90,20 @@ class ProblemError(Exception):
         return Response(to_json(self.document), self.status, self.headers, PROBLEM_TYPE)
 
 
+_TOO_SLOW = ProblemError(
+    408,
+    "request-timeout",
+    "The request came too slowly",
+    "Its body did not come within the time for it, so nothing was done. Send it again, in one piece.",
+    headers={"Connection": "close"},
+)
+_BUSY = ProblemError(
+    503,
+    "busy",
+    "Too many requests at once",
+    "The API works on as many requests as api.requests_at_once allows. Try again in a moment.",
+    headers={"Retry-After": "1"},
+)
 _TOO_LONG = ProblemError(
     413, "content-too-large", "Content too large", f"The body is longer than {MAX_BODY_BYTES} bytes. Send less."
 )
@@ -145,11 +164,26 @@ class Edge:
     """Around the application: tells browsers what to keep from, and refuses what comes from other sites.
 
     With `hosts` given, requests that name another host are refused: without tokens, a foreign name that was
-    made to resolve to this machine must not read or command anything.
+    made to resolve to this machine must not read or command anything. So it is on a unix socket, where no token is
+    asked for.
+
+    A body is read here, within `body_within` seconds, before the application sees the request: who sends slowly holds
+    nothing else. The application works on `at_once` requests at most; those for `beyond`, paths that are answered at
+    once or are counted otherwise, are not counted.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: frozenset[str] | None = None,
+        *,
+        at_once: int = 100,
+        beyond: Container[str] = (),
+        body_within: float = BODY_WITHIN,
+    ) -> None:
         self._app, self._hosts = app, hosts
+        self._at_once, self._beyond, self._body_within = at_once, beyond, body_within
+        self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -164,14 +198,39 @@ class Edge:
             await send(message)
 
         refusal = self._refusal(scope)
-        if refusal is _TOO_LONG:
-            await _discard_body(receive)
-        await (self._app if refusal is None else refusal.response())(scope, receive, send_with_headers)
+        try:
+            async with asyncio.timeout(self._body_within):
+                if refusal is _TOO_LONG:
+                    await _discard_body(receive)
+                elif refusal is None and _has_body(scope):
+                    receive = await _whole_body(receive)
+        except TimeoutError:
+            HTTP_REFUSED.labels("slow_request").inc()
+            refusal = _TOO_SLOW
+        except _TooLongError:
+            refusal = _TOO_LONG
+        except _GoneError:
+            return
+        if refusal is None and scope["path"] not in self._beyond and self._working >= self._at_once:
+            HTTP_REFUSED.labels("busy").inc()
+            refusal = _BUSY
+        if refusal is not None:
+            await refusal.response()(scope, receive, send_with_headers)
+            return
+        counts = scope["path"] not in self._beyond
+        self._working += counts
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._working -= counts
 
     def _refusal(self, scope: Scope) -> ProblemError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self._hosts is not None and _name_of(host) not in self._hosts:
+        hosts = self._hosts
+        if hosts is None and peer_of(scope) is not None:
+            hosts = LOOPBACK_NAMES
+        if hosts is not None and _name_of(host) not in hosts:
             return ProblemError(
                 421,
                 "other-host",
@@ -179,7 +238,7 @@ class Edge:
                 "Without tokens the API answers on this machine only, as localhost or 127.0.0.1. Use one of these "
                 "names, or configure tokens with `holdfast api token create`.",
             )
-        if self._hosts is not None and any(name in headers for name in _OF_PROXIES):
+        if hosts is not None and any(name in headers for name in _OF_PROXIES):
             return ProblemError(
                 403,
                 "came-by-a-proxy",
@@ -197,6 +256,49 @@ class Edge:
                 "A page of another site sent this, so nothing was done. Use the console itself.",
             )
         return None
+
+
+def peer_of(scope: Scope) -> int | None:
+    """The id of the user who came over the unix socket."""
+    found: int | None = scope.get("state", {}).get("peer")
+    return found
+
+
+class _TooLongError(Exception):
+    pass
+
+
+class _GoneError(Exception):
+    """The client is gone before its request was whole."""
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+async def _whole_body(receive: Receive) -> Receive:
+    """Read the body, and return what gives it to the application. Raises _TooLongError, _GoneError."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _GoneError
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise _TooLongError
+        more = message.get("more_body", False)
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return replay
 
 
 async def _discard_body(receive: Receive) -> None:

@@ -200,3 +200,28 @@ BAD_INCIDENTS = Counter(
     "Incident records that could not be decoded, and of which nobody is told.",
     registry=REGISTRY,
 )
+SIGN_INS = Counter(
+    "holdfast_sign_ins_total",
+    "Sign-ins at the console, by outcome: accepted or refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+ACCESS_REFUSED = Counter(
+    "holdfast_access_refused_total",
+    "Requests to the API that were refused, by reason: no_credential, unknown_credential, expired_token, role, model.",
+    ["reason"],
+    registry=REGISTRY,
+)
+TOKEN_CHANGES = Counter(
+    "holdfast_token_changes_total",
+    "Changes of the tokens file while the API runs: added, removed or changed tokens, and refused files.",
+    ["change"],
+    registry=REGISTRY,
+)
+HTTP_REFUSED = Counter(
+    "holdfast_http_refused_total",
+    "Connections and requests that were ended or refused to keep room for others, by reason: slow_request, "
+    "slow_reader, crowded, foreign_peer, busy, streams.",
+    ["reason"],
+    registry=REGISTRY,
+)

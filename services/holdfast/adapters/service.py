@@ -6,10 +6,12 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,7 +21,9 @@ from prometheus_client import make_asgi_app
 from starlette.types import ASGIApp
 
 from holdfast.adapters import asyncapi
+from holdfast.adapters.http_limits import HttpLimits, bounded
 from holdfast.adapters.metrics import READY, REGISTRY
+from holdfast.adapters.unix_socket import bind_private
 from holdfast.core.errors import HoldfastError
 from holdfast.settings import Settings
 
@@ -29,6 +33,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
 TRIM_EVERY = 60.0
 """Seconds."""
+OF_HEALTH = HttpLimits(connections=100)
+"""Of a port that only probes and Prometheus ask."""
 OWN_PATHS = ("/health", "/ready", "/metrics", "/asyncapi", "/asyncapi.json")
 """What every service answers at."""
 
@@ -57,6 +63,23 @@ def configure_logging(log_format: str) -> None:
 
 
 class _Server(uvicorn.Server):
+    """Serves on one port, and on a unix socket too if there is one."""
+
+    def __init__(self, config: uvicorn.Config, unix: socket.socket | None) -> None:
+        super().__init__(config)
+        self._unix = unix
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._unix is not None:
+            server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=self._unix)
+            self.servers.append(server)
+
+    def _connection(self) -> asyncio.Protocol:
+        protocol: type[Any] = self.config.http_protocol_class
+        made: asyncio.Protocol = protocol(config=self.config, server_state=self.server_state, app_state={})
+        return made
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # run_service handles them, to finish the batch first
@@ -108,14 +131,18 @@ async def run_service(
     stop: Callable[[], Awaitable[None]],
     ready: Callable[[], str | None],
     site: Callable[[ASGIApp], ASGIApp] | None = None,
+    unix_socket: Path | None = None,
+    limits: HttpLimits = OF_HEALTH,
     keep_memory: bool = False,
 ) -> None:
     """Run until SIGTERM, SIGINT or an error of `run`, which is raised; after SIGINT so is KeyboardInterrupt.
 
     `ready()` says why the service is not ready, or None when it is. `site` is given the application that answers at
-    `OWN_PATHS`, and returns the one that answers everything. `keep_memory`: what one batch frees is kept for the next.
+    `OWN_PATHS`, and returns the one that answers everything. The same is served on `unix_socket`, where the state of a
+    request has its `peer`: the id of the user who sent it. `keep_memory`: what one batch frees is kept for the next.
     """
     listener = _bind(host, port)
+    unix = bind_private(unix_socket) if unix_socket is not None else None
     READY.labels(name).set_function(lambda: float(ready() is None))
 
     @get
@@ -127,7 +154,9 @@ async def run_service(
         reason = ready()
         return AsgiResponse((reason or "ready").encode() + b"\n", status_code=503 if reason else 200)
 
-    described, page = json.dumps(asyncapi.document(settings)).encode(), asyncapi.page(settings).encode()
+    # Whoever reaches the port sees it: it does not say where the brokers are.
+    document = asyncapi.without_servers(asyncapi.document(settings))
+    described, page = json.dumps(document).encode(), asyncapi.page(document).encode()
 
     @get
     async def asyncapi_json(scope: object) -> AsgiResponse:
@@ -152,7 +181,10 @@ async def run_service(
         logger=None,
     )
     front = app if site is None else site(app)
-    server = _Server(uvicorn.Config(front, lifespan="off", log_config=None, access_log=False))
+    config = uvicorn.Config(
+        front, http=bounded(limits), ws="none", lifespan="off", log_config=None, access_log=False, server_header=False
+    )
+    server = _Server(config, unix)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
@@ -196,6 +228,9 @@ async def run_service(
         for task in beside:
             task.cancel()
         await asyncio.wait([serving], timeout=2)
+        if unix_socket is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unix_socket)  # noqa: PTH108  at the end, where nothing else runs
         log.info("stopped", service=name)
         if interrupted.is_set() and sys.exc_info()[0] is None:
             raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from holdfast.adapters.access import Principal
-from holdfast.adapters.malformed import LATELY, LATEST
+from holdfast.adapters.malformed import LATELY, LATEST, Found
 from holdfast.adapters.policies_here import PolicyHere
 from holdfast.board import Board
 from holdfast.core import findings, incidents
@@ -41,6 +41,7 @@ STATIC = {
     for name, kind in (
         ("console.css", "text/css"),
         ("console.js", "text/javascript"),
+        ("login.js", "text/javascript"),
         ("icon.svg", "image/svg+xml"),
     )
 }
@@ -153,13 +154,13 @@ class Console:
 
     def page(self, view: View, who: Principal, *, may_leave: bool) -> str:
         """The whole page; the state of things reads without any script."""
-        lists = {name: self._lists(view)[name] for name in ("incidents", "models", "decisions")}
+        lists = self._lists(view, who)
         return self._environment.get_template("page.html").render(
             view=view,
             who=who,
             may_leave=may_leave,
             now=utc_now(),
-            headline=self._parts.headline(self._headline()),
+            headline=self._parts.headline(self._headline(who)),
             rendered={
                 name: [self._render(name, key, thing, who) for key, thing in one.shown.items()]
                 for name, one in lists.items()
@@ -183,8 +184,8 @@ class Console:
 
     def update(self, view: View, who: Principal, sent: dict[str, int]) -> dict[str, Any]:
         """What to change on a page that shows everything in `sent`; notes there what it shows then."""
-        lists = self._lists(view)
-        html = {"headline": str(self._parts.headline(self._headline()))}
+        lists = self._lists(view, who)
+        html = {"headline": str(self._parts.headline(self._headline(who)))}
         for name, one in lists.items():
             html[f"{name}-more"] = str(self._parts.more(name, len(one.shown), one.total, view))
             for key, thing in one.shown.items():
@@ -195,38 +196,43 @@ class Console:
             del sent[gone]
         return {"lists": {name: list(one.shown) for name, one in lists.items()}, "html": html}
 
-    def rates(self) -> dict[str, Any]:
+    def rates(self, who: Principal) -> dict[str, Any]:
         """Of the last whole second, by model: approved and blocked, and the same on average of the last few."""
         now = int(time.time())
         return {
             "second": now - 1,
             "models": {
-                name: [*rates.history(now)[-1], *rates.per_second(now)] for name, rates in self._board.rates.items()
+                name: [*rates.history(now)[-1], *rates.per_second(now)]
+                for name, rates in self._board.rates.items()
+                if who.sees(name)
             },
         }
 
     # What is shown
 
-    def _lists(self, view: View) -> dict[str, _List]:
+    def _lists(self, view: View, who: Principal) -> dict[str, _List]:
         board = self._board
         open_of = self._open_by_model()
         shown = [
             one
             for one in board.incidents.values()
-            if (view.resolved or one.status is not IncidentStatus.RESOLVED or one.incident_id == view.q)
+            if who.sees(one.model)
+            and (view.resolved or one.status is not IncidentStatus.RESOLVED or one.incident_id == view.q)
             and _matches(view.q, one.model, one.bad_version, one.incident_id, one.routed_to)
         ]
         shown.sort(key=_incident_rank)
         models = [
             name
             for name in board.models
-            if _matches(view.q, name, *_versions_of(board, name), *(one.incident_id for one in open_of.get(name, ())))
+            if who.sees(name)
+            and _matches(view.q, name, *_versions_of(board, name), *(one.incident_id for one in open_of.get(name, ())))
         ]
         models.sort(key=lambda name: (_model_rank(board.routes.get(name), open_of.get(name, ())), name))
         decisions = [
             one
             for one in reversed(board.audit.values())
-            if _matches(view.q, one.model, one.version, one.actor, one.action, one.reason, one.incident_id)
+            if who.sees(one.model)
+            and _matches(view.q, one.model, one.version, one.actor, one.action, one.reason, one.incident_id)
         ]
         return {
             "incidents": self._cut(
@@ -284,23 +290,27 @@ class Console:
             version_offers={v: offered(_version_offers(name, v, known, route)) for v, known in versions},
         )
 
-    def _headline(self) -> dict[str, Any]:
-        routes, still_open, now = self._board.routes.values(), self._board.open_incidents(), int(time.time())
-        rates = [one.per_second(now) for one in self._board.rates.values()]
+    def _headline(self, who: Principal) -> dict[str, Any]:
+        board, now = self._board, int(time.time())
+        routes = [one for one in board.routes.values() if who.sees(one.model)]
+        still_open = [one for one in board.open_incidents() if who.sees(one.model)]
+        rates = [one.per_second(now) for name, one in board.rates.items() if who.sees(name)]
+        # Neither says of which models it is.
+        malformed = board.malformed if who.models is None else Found()
         return {
-            "models": len(self._board.models),
+            "models": sum(map(who.sees, board.models)),
             "held": sorted(one.model for one in routes if one.state is RouteState.HELD),
             "pinned": sum(one.state is RouteState.PINNED for one in routes),
             "triggered": sum(one.status is IncidentStatus.TRIGGERED for one in still_open),
             "critical": sum(one.severity is IncidentSeverity.CRITICAL for one in still_open),
             "open": len(still_open),
-            "unserved": sorted(self._unserved()),
-            "policies_refused": self._board.policies.refused,
-            "no_policy_approves": self._board.no_policy_approves,
-            "malformed": self._board.malformed,
+            "unserved": sorted(name for name in self._unserved() if who.sees(name)),
+            "policies_refused": board.policies.refused if who.models is None else None,
+            "no_policy_approves": board.no_policy_approves,
+            "malformed": malformed,
             "malformed_lately": format_duration(LATELY),
             # As many as one look reads: there may be more.
-            "malformed_cut": self._board.malformed.count >= LATEST,
+            "malformed_cut": malformed.count >= LATEST,
             "approved": sum(a for a, _ in rates),
             "blocked": sum(b for _, b in rates),
         }

@@ -1,0 +1,325 @@
+"""What somebody with a token, a stolen cookie or a guess tries at the API: read and command others' models, go on after
+sign-out or the end of the token, act in the name of automatic decisions, and hold all the room.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from holdfast.adapters.access import Role, create_token
+from holdfast.adapters.http_limits import Share
+from holdfast.adapters.metrics import REGISTRY
+from holdfast.api import COOKIE, Api, make_app
+from holdfast.console import View
+from holdfast.settings import Settings
+from holdfast_schemas import TOPICS, Action
+
+NOW = datetime.now(UTC)
+AT = NOW.isoformat()
+URL = "http://holdfast.example"
+VISIBLE, SECRET = "pricing", "salaries"
+
+
+class Site:
+    """The whole site in this process, with a board of two models, and no servers."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.tokens: dict[str, str] = {}
+        lines = []
+        for name, role, limits in (
+            ("admin", Role.ADMIN, {}),
+            ("viewer", Role.VIEWER, {}),
+            ("limited", Role.ADMIN, {"models": [VISIBLE]}),
+            ("over", Role.ADMIN, {"expires": NOW - timedelta(seconds=1)}),
+        ):
+            self.tokens[name], line = create_token(name, role, **limits)  # type: ignore[arg-type]
+            lines.append(line)
+        self.file = folder / "tokens"
+        self.file.write_text("\n".join(lines))
+        document = {"api": {"tokens_file": str(self.file), **settings}, "policies": str(folder)}
+        self.api = Api(Settings.model_validate(document))
+        self.api.follower.caught_up.set()
+        self.app = make_app(self.api)
+        for model in (VISIBLE, SECRET):
+            self._fill(model)
+
+    def _fill(self, model: str) -> None:
+        common = {"model": model, "version": "v1", "actor": "ci", "reason": f"release of {model}"}
+        incident = {
+            "incident_id": f"i-{model}",
+            "dedup_key": f"holdfast/{model}/v0",
+            "status": "triggered",
+            "severity": "critical",
+            "model": model,
+            "bad_version": "v0",
+            "action": "fenced",
+            "opened_at": AT,
+            "seen": 9,
+            "blocked": 9,
+            "blocked_by_check": {},
+            "policy": "p",
+            "runbook_url": "https://r.example/",
+        }
+        audit = {
+            "audit_id": f"a-{model}",
+            "at": AT,
+            "action": "promote",
+            "outcome": "applied",
+            "detail": "d",
+            "epoch": 1,
+        }
+        tally = {"type": "tally", "model": model, "policy": f"{model}@0123456789ab", "approved": 9, "blocked": 1}
+        self.take("routes", {**common, "epoch": 1, "state": "auto", "since": AT})
+        self.take("state", {"model": model, "versions": {"v1": {}}})
+        self.take("incidents", incident)
+        self.take("audit", {**audit, **common})
+        self.take("control", tally)
+
+    def take(self, role: str, document: dict[str, Any]) -> None:
+        key = str(document.get(TOPICS[role].key, document["model"])).encode()
+        value, topic = json.dumps(document).encode(), getattr(self.api.settings.topics, role)
+        self.api.board.take([ConsumerRecord(topic, 0, 0, 0, 0, key, value, None, len(key), len(value), ())])
+
+    def client(self, name: str | None = None) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=URL, headers=headers)
+
+    async def browser(self, name: str) -> httpx.AsyncClient:
+        async with self.client() as client:
+            assert (await client.post("/login", data={"token": self.tokens[name]})).status_code == 303
+        signed_in = self.client()
+        signed_in.cookies.update(client.cookies)
+        return signed_in
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def refused(reason: str) -> float:
+    return REGISTRY.get_sample_value("holdfast_access_refused_total", {"reason": reason}) or 0.0
+
+
+async def test_a_token_for_one_model_sees_nothing_of_another(site: Site) -> None:
+    """In every list, on every page, in every update, and by every name."""
+    async with site.client("limited") as client:
+        for name in ("routes", "versions", "rates", "incidents", "audit"):
+            text = (await client.get(f"/api/v1/{name}")).text
+            assert VISIBLE in text, name
+            assert SECRET not in text, name
+            assert (await client.get(f"/api/v1/{name}", params={"model": SECRET})).json()["total"] == 0
+        for path in (f"/api/v1/incidents/i-{SECRET}", f"/api/v1/shadow?model={SECRET}"):
+            assert (await client.get(path)).status_code == 403, path
+        assert (await client.get(f"/api/v1/incidents/i-{VISIBLE}")).status_code == 200
+    async with await site.browser("limited") as browser:
+        for path in ("/", f"/?q={SECRET[:4]}", "/?resolved=true"):
+            page = (await browser.get(path)).text
+            assert SECRET not in page.replace(f'value="{SECRET[:4]}"', ""), path
+        assert VISIBLE in (await browser.get("/")).text
+        assert (await browser.get("/shadow", params={"model": SECRET})).status_code == 403
+        who = site.api.entry.who(None, browser.cookies[COOKIE])
+        assert who is not None
+        assert SECRET not in json.dumps([site.api.console.update(View(), who, {}), site.api.console.rates(who)])
+    async with site.client("admin") as client:
+        assert SECRET in (await client.get("/api/v1/routes")).text
+
+
+@pytest.mark.parametrize("action", list(Action))
+async def test_a_token_for_one_model_commands_no_other(site: Site, action: Action) -> None:
+    """Nor by an incident, nor by the key of somebody's earlier command. It is counted."""
+    bodies: dict[Action, dict[str, Any]] = {
+        Action.ACKNOWLEDGE: {"incident_id": f"i-{SECRET}"},
+        Action.RESOLVE: {"incident_id": f"i-{SECRET}"},
+        Action.ACCEPT_REFERENCE: {"model": SECRET, "references": [{"entity_id": "SKU-1", "value": 1.0}]},
+    }
+    for versioned in (Action.PROMOTE, Action.FENCE, Action.UNFENCE, Action.GOOD):
+        bodies[versioned] = {"model": SECRET, "version": "v1"}
+    body = {"reason": "r", **bodies.get(action, {"model": SECRET})}
+    before = refused("model")
+    async with site.client("limited") as client:
+        answer = await client.post(f"/api/v1/commands/{action.value}", json=body, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["type"]) == (403, "urn:holdfast:problem:forbidden")
+    assert refused("model") == before + 1
+
+
+async def test_a_session_is_over_after_sign_out_whatever_the_browser_still_sends(site: Site) -> None:
+    """A cookie that was copied before is worth nothing; another session of the same person goes on."""
+    async with await site.browser("admin") as browser, await site.browser("admin") as other:
+        stolen = dict(browser.cookies)
+        assert site.tokens["admin"] not in stolen.values()
+        assert (await browser.get("/")).status_code == 200
+        assert (await browser.post("/logout")).status_code == 303
+        assert COOKIE not in browser.cookies
+        async with site.client() as thief:
+            thief.cookies.update(stolen)
+            assert (await thief.get("/")).headers["location"].startswith("/login")
+            assert (await thief.get("/api/v1/routes")).status_code == 401
+            assert (await thief.get("/events")).status_code == 401
+        assert (await other.get("/")).status_code == 200
+
+
+async def test_a_session_ends_with_its_token_while_the_api_runs(site: Site) -> None:
+    """At the next request, and within a stream that is open."""
+    async with await site.browser("admin") as browser:
+        cookie = browser.cookies[COOKIE]
+        assert site.api.entry.who(None, cookie) is not None
+        kept = [line for line in site.file.read_text().splitlines() if not line.startswith("admin ")]
+        site.file.write_text("\n".join(kept))
+        assert (await browser.get("/api/v1/routes")).status_code == 401
+        assert site.api.entry.who(None, cookie) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("Authorization", "Bearer hf_guess", "unknown_credential"),
+        ("Authorization", "Bearer OVER", "expired_token"),
+        ("Cookie", f"{COOKIE}=v1.0.0.0.0", "unknown_credential"),
+        ("Cookie", f"{COOKIE}=ADMIN", "unknown_credential"),
+        ("X-Other", "1", "no_credential"),
+    ],
+)
+async def test_a_credential_that_is_not_in_force_is_refused_and_counted(
+    site: Site, name: str, value: str, reason: str
+) -> None:
+    """A token is no cookie, an old one is no token."""
+    value = value.replace("OVER", site.tokens["over"]).replace("ADMIN", site.tokens["admin"])
+    before = refused(reason)
+    async with site.client() as client:
+        answer = await client.get("/api/v1/routes", headers={name: value})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert refused(reason) == before + 1
+
+
+async def test_a_flood_of_guesses_does_not_fill_the_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are counted, and the next line says how many were not told."""
+    told: list[int] = []
+    monkeypatch.setattr(
+        "holdfast.adapters.entry.log.warning", lambda *_, not_told_before, **__: told.append(not_told_before)
+    )
+    before = refused("unknown_credential")
+    async with site.client() as client:
+        for _ in range(50):
+            await client.get("/api/v1/routes", headers={"Authorization": "Bearer hf_guess"})
+    assert refused("unknown_credential") == before + 50
+    assert len(told) < 25
+
+
+async def test_a_code_in_a_link_signs_in_once(site: Site) -> None:
+    """It is given for a token only, not for a session, and the link that was seen by others is of no use."""
+    async with await site.browser("viewer") as browser:
+        assert (await browser.post("/login/code")).status_code == 401
+    async with site.client("viewer") as client:
+        code = (await client.post("/login/code")).json()["code"]
+    async with site.client() as first, site.client() as second:
+        assert (await first.post("/login", data={"token": code})).status_code == 303
+        assert (await first.get("/api/v1/routes")).status_code == 200
+        assert (await second.post("/login", data={"token": code})).status_code == 401
+
+
+# Room
+
+
+def test_a_share_is_bounded_in_all_and_for_each() -> None:
+    """What is given back twice counts once."""
+    share = Share(3, 2)
+    ann = [share.take("ann"), share.take("ann")]
+    assert share.take("ann") is None
+    bob = share.take("bob")
+    assert bob is not None
+    assert share.take("cid") is None
+    assert ann[0] is not None
+    ann[0]()
+    ann[0]()
+    assert share.take("cid") is not None
+    assert share.take("dan") is None
+
+
+async def stream(site: Site, name: str) -> AsyncGenerator[int]:
+    """Open the stream of a signed-in browser by hand: the status, then nothing until it is closed."""
+    async with await site.browser(name) as browser:
+        cookie = f"{COOKIE}={browser.cookies[COOKIE]}".encode()
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/events",
+        "raw_path": b"/events",
+        "query_string": b"",
+        "headers": [(b"host", b"holdfast.example"), (b"cookie", cookie)],
+        "client": ("192.0.2.1", 1),
+        "server": ("holdfast.example", 80),
+        "scheme": "http",
+        "http_version": "1.1",
+        "root_path": "",
+    }
+    gone, statuses = asyncio.Event(), asyncio.Queue[int]()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.put_nowait(message["status"])
+
+    running = asyncio.create_task(site.app(scope, receive, send))
+    try:
+        yield await statuses.get()
+    finally:
+        gone.set()
+        await running
+
+
+async def test_sixty_streams_of_one_viewer_leave_room_for_others(tmp_path: Path) -> None:
+    """Those beyond the limit are told so; a page that is closed makes room."""
+    site = Site(tmp_path, streams_per_person=5, streams=8)
+    opened = [stream(site, "viewer") for _ in range(60)]
+    statuses = [await anext(one) for one in opened]
+    assert (statuses.count(200), statuses.count(429)) == (5, 55)
+    other = stream(site, "admin")
+    assert await anext(other) == 200
+    for one in opened:
+        await one.aclose()
+    again = stream(site, "viewer")
+    assert await anext(again) == 200
+    for one in (again, other):
+        await one.aclose()
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Site:
+    return Site(tmp_path, requests_at_once=2)
+
+
+async def test_requests_beyond_the_limit_are_refused_and_health_is_answered(
+    busy: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 with a time to wait; nothing is queued."""
+    waiting = asyncio.Event()
+
+    async def slow(*_: object, **__: object) -> None:
+        await waiting.wait()
+
+    monkeypatch.setattr(busy.api, "shadow", slow)
+    async with busy.client("viewer") as client:
+        held = [asyncio.create_task(client.get("/api/v1/shadow", params={"model": VISIBLE})) for _ in range(2)]
+        while busy.app._working < 2:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        answer = await client.get("/api/v1/routes")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["type"] == "urn:holdfast:problem:busy"
+        # There is no health here; what matters is that it was asked for.
+        assert (await client.get("/health")).status_code == 404
+        waiting.set()
+        for one in held:
+            one.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert (await client.get("/api/v1/routes")).status_code == 200
