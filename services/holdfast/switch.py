@@ -314,6 +314,7 @@ class SwitchWork:
             policy.breaker if policy is not None else BreakerPolicy(),
             new_id=uuid.uuid4().hex,
             runbook_url=(policy.runbook_url if policy is not None else "") or self._switch.settings.runbook_url,
+            approvals=self._switch.settings.switch.approvals,
         )
         if decision.route is not None and self._switch.mirror.up is False:
             decision = _with_warning(decision)

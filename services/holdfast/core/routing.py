@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 from holdfast.core.actors import HOLDFAST, actor_name
+from holdfast.core.approvals import LOOSENS, Asked, approved, ask, wish
 from holdfast.core.breaker import MAX_SAMPLES, BreakerPolicy, Window, earliest
 from holdfast.core.duration import format_duration
 from holdfast.core.policy_change import (
@@ -142,10 +143,12 @@ class ModelState(Contract):
     """Predictions whose key was looked at and belongs in another partition."""
     misplaced_at: UtcTime | None = None
     """When the last of them was counted."""
-    others: int = 0
+    others: Count = 0
     """Predictions of versions that were counted together."""
     others_at: UtcTime | None = None
     """When the last of them were counted."""
+    asked: dict[str, Asked] = {}
+    """Commands that wait for a second person, by what is asked for, the latest last."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
@@ -223,19 +226,21 @@ def decide(
     *,
     new_id: str,
     runbook_url: str,
+    approvals: int = 1,
 ) -> Decision:
     """Step one model.
 
     `state` is None for a model that is met for the first time; a tick then does nothing. `new_id` is fresh for each
     call and names the incidents and audit records made by it. `now` is aware. Raises nothing for any event: a
     command that cannot be carried out is refused in its audit record and changes nothing else. A `runbook_url` that
-    ends in a slash is a folder: incidents name the page of their kind in it.
+    ends in a slash is a folder: incidents name the page of their kind in it. `approvals`: how many people must ask for
+    what loosens, 1 or 2.
     """
     if state is None:
         if isinstance(event, Tick | Overtaken | Full):
             return Decision(None)
         state = ModelState(model=event.model)
-    turn = _Turn(state, now, policy, new_id, runbook_url)
+    turn = _Turn(state, now, policy, new_id, runbook_url, approvals)
     match event:
         case Tally():
             turn.count(event)
@@ -285,6 +290,10 @@ class _RefusedError(Exception):
     pass
 
 
+class _AskedError(_RefusedError):
+    """A second person must want it too; the state has the wish."""
+
+
 def _in_one_form(command: Command) -> Command:
     """The command with its actor's name in one form."""
     try:
@@ -296,8 +305,16 @@ def _in_one_form(command: Command) -> Command:
 class _Turn:
     """One call of `decide`: the state as it changes, and what there is to publish."""
 
-    def __init__(self, state: ModelState, now: datetime, policy: BreakerPolicy, new_id: str, runbook_url: str) -> None:
-        self.state, self.now, self.policy = state, now, policy
+    def __init__(
+        self,
+        state: ModelState,
+        now: datetime,
+        policy: BreakerPolicy,
+        new_id: str,
+        runbook_url: str,
+        approvals: int,
+    ) -> None:
+        self.state, self.now, self.policy, self._approvals = state, now, policy, approvals
         self._new_id, self._runbook_url = new_id, runbook_url
         self._epoch = state.route.epoch if state.route is not None else 0
         self._route: Route | None = None
@@ -885,7 +902,10 @@ class _Turn:
             if (refused_here := refusal(self.state, command.action)) is not None:
                 raise _RefusedError(refused_here)
             self._check(command)
-            detail, outcome = _HANDLERS[command.action](self, command), Outcome.APPLIED
+            command, approval = self._with_approval(command)
+            detail, outcome = _HANDLERS[command.action](self, command) + approval, Outcome.APPLIED
+        except _AskedError as asked:
+            detail, outcome = str(asked), Outcome.REFUSED
         except _RefusedError as refused:
             self.state, detail, outcome = before, str(refused), Outcome.REFUSED
         self._audit(
@@ -902,6 +922,19 @@ class _Turn:
         for oldest in list(commands)[:-REMEMBERED_COMMANDS]:
             del commands[oldest]
         self._set(commands=commands)
+
+    def _with_approval(self, command: Command) -> tuple[Command, str]:
+        """The command as all people want it that it needs, and who approved it. Raises _AskedError."""
+        if self._approvals < 2 or command.action not in LOOSENS:
+            return command, ""
+        found = approved(self.state.asked, command, self.now)
+        if found is None:
+            asked, told = ask(self.state.asked, command, self.now)
+            self._set(asked=asked)
+            raise _AskedError(told)
+        wanted, first = found
+        self._set(asked={key: one for key, one in self.state.asked.items() if key != wish(command)})
+        return wanted, f"; {first.actor} had asked for it at {first.at:%Y-%m-%dT%H:%M:%SZ}"
 
     def _incident_meant(self, command: Command) -> str | None:
         known = self._find_incident(command)
