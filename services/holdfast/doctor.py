@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from holdfast.adapters import at_rest
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError
-from holdfast.adapters.commands import read_routes
+from holdfast.adapters.commands import routes_in_kafka
 from holdfast.adapters.counterparts import Counterparts
 from holdfast.adapters.judged_by import judged_by
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, read_latest, topic_id_of
@@ -172,7 +172,7 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
     finally:
         await admin.close()
     if "routes" in counts:
-        routes.update(await read_routes(settings))
+        routes.update(await routes_in_kafka(settings))
         held = sorted(model for model, route in routes.items() if route.state == "held")
         if held:
             yield Diagnosis(

@@ -454,6 +454,14 @@ class ApiSettings(_Section):
     """Without any token: lets in who has this one, as the login name, on loopback only. `holdfast up` makes one."""
     unix_socket: Path | None = None
     """Also serve on this socket, which only the user of this process can open: who connects is let in as that user."""
+    url: str | None = None
+    """Where the command line finds the API. With it, commands and what is read of routes and incidents go through the
+    API, in the name of the token below; without it, straight to Kafka."""
+    token: SecretStr | None = None
+    token_file: Path | None = None
+    """The command line's own token."""
+    ssl_ca_file: Path | None = None
+    """Of the API that `url` names; the system's authorities without it."""
     session_lasts: Duration = timedelta(hours=12)
     """When a browser must sign in again."""
     session_key_file: Path | None = None
@@ -471,6 +479,20 @@ class ApiSettings(_Section):
     keep_incidents: Annotated[int, Field(ge=100)] = 5000
     keep_audit: Annotated[int, Field(ge=100)] = 10_000
     """How many of the latest are held in memory; the topics have all."""
+
+    @model_validator(mode="after")
+    def _token_is_safe(self) -> Self:
+        _not_twice(self, "token")
+        if self.url is None:
+            return self
+        url = urlsplit(self.url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+            raise ValueError("url is not an address; write it as in 'https://holdfast.example'")
+        if url.username or url.password:
+            raise ValueError("url holds a login; set api.token_file instead")
+        if url.scheme != "https" and not is_loopback(url.hostname):
+            raise ValueError(f"the token would go to {url.hostname} without TLS; write https://")
+        return self
 
 
 class ReleaseSettings(_Section):

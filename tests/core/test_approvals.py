@@ -25,7 +25,10 @@ class Model:
         self.now += STEP
         self._count += 1
         command = Command(
-            command_id=f"c-{self._count}", model="pricing", action=action, version=version,
+            command_id=f"c-{self._count}",
+            model="pricing",
+            action=action,
+            version=version,
             **{"actor": actor, "reason": f"what {actor} says", **more},
         )
         decision = decide(

@@ -1,13 +1,18 @@
-"""Send a command and wait for its outcome; read what the switch has published."""
+"""Send a command and wait for its outcome; read what the switch has published.
+
+Through the API where `api.url` is set, else straight from and to Kafka.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
+from holdfast.adapters import through_api
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.errors import first_flaw
@@ -23,8 +28,11 @@ OUTCOME_WITHIN = 15.0
 async def send_command(settings: Settings, command: Command) -> AuditRecord:
     """Write the command to `holdfast.control` and return its audit record.
 
-    Raises KafkaUnavailable, also when no switch answers in time; the command may then still be applied later.
+    Raises KafkaUnavailable, also when no switch answers in time; the command may then still be applied later; and
+    ApiUnavailable.
     """
+    if through_api.is_configured(settings):
+        return await through_api.send(settings, command)
     counts = await check_topics(settings, ["control", "audit"])
     tps = [TopicPartition(settings.topics.audit, number) for number in range(counts["audit"])]
     answers = reader(settings.kafka, fetch_max_wait_ms=50)
@@ -103,40 +111,46 @@ async def follow_promotion(settings: Settings, promoted: AuditRecord) -> AsyncIt
     The last record has the action `earned_good` (`applied`) once the version is good, and `fenced` or `left`
     (`refused`) as soon as it serves no longer. Raises KafkaUnavailable.
     """
-    model, version = promoted.model, promoted.version or ""
+    version = promoted.version or ""
+    epoch, in_shadow = promoted.epoch, False
+    follow = through_api.follow_state if through_api.is_configured(settings) else _follow_state
+    async with contextlib.aclosing(follow(settings, promoted.model)) as states:
+        async for state in states:
+            if state.route is None or state.route.epoch < promoted.epoch:
+                continue
+            change = _fate(version, state, state.route)
+            if change is None and not in_shadow and (told := _fails_in_shadow(version, state)) is not None:
+                in_shadow = True
+                waits = {"at": utc_now(), "action": "waiting", "detail": told, "epoch": state.route.epoch}
+                yield promoted.model_copy(update=waits)
+            if change is None and state.route.epoch == epoch:
+                continue
+            epoch = state.route.epoch
+            action, outcome, detail = change or (
+                "waiting",
+                Outcome.APPLIED,
+                f"{version} serves on, {state.route.state.value}: {state.route.reason}",
+            )
+            yield promoted.model_copy(
+                update={"at": utc_now(), "action": action, "outcome": outcome, "detail": detail, "epoch": epoch}
+            )
+            if change is not None:
+                return
+
+
+async def _follow_state(settings: Settings, model: str) -> AsyncGenerator[ModelState, None]:
+    """Every state that the switch writes of the model, from the beginning. Raises KafkaUnavailable."""
     counts = await check_topics(settings, ["state"])
     tp = TopicPartition(settings.topics.state, partition_for(model, counts["state"]))
     states = reader(settings.kafka, fetch_max_wait_ms=200)
-    epoch, in_shadow = promoted.epoch, False
     try:
         await states.start()
         states.assign([tp])
         await states.seek_to_beginning(tp)
         while True:
             for record in (await states.getmany(tp, timeout_ms=1000)).get(tp, []):
-                if record.key != model.encode() or record.value is None:
-                    continue
-                state = parse_stored(ModelState, settings.topics.state, model, record.value)
-                if state.route is None or state.route.epoch < promoted.epoch:
-                    continue
-                change = _fate(version, state, state.route)
-                if change is None and not in_shadow and (told := _fails_in_shadow(version, state)) is not None:
-                    in_shadow = True
-                    waits = {"at": utc_now(), "action": "waiting", "detail": told, "epoch": state.route.epoch}
-                    yield promoted.model_copy(update=waits)
-                if change is None and state.route.epoch == epoch:
-                    continue
-                epoch = state.route.epoch
-                action, outcome, detail = change or (
-                    "waiting",
-                    Outcome.APPLIED,
-                    f"{version} serves on, {state.route.state.value}: {state.route.reason}",
-                )
-                yield promoted.model_copy(
-                    update={"at": utc_now(), "action": action, "outcome": outcome, "detail": detail, "epoch": epoch}
-                )
-                if change is not None:
-                    return
+                if record.key == model.encode() and record.value is not None:
+                    yield parse_stored(ModelState, settings.topics.state, model, record.value)
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     finally:
@@ -168,17 +182,28 @@ def _fate(version: str, state: ModelState, route: Route) -> tuple[str, Outcome, 
 
 
 async def read_routes(settings: Settings) -> dict[str, Route]:
-    """The routes of all models as they are now. Raises KafkaUnavailable."""
+    """The routes of all models as they are now. Raises KafkaUnavailable, ApiUnavailable."""
+    if through_api.is_configured(settings):
+        return await through_api.routes(settings)
+    return await routes_in_kafka(settings)
+
+
+async def routes_in_kafka(settings: Settings) -> dict[str, Route]:
+    """The same, always from Kafka. Raises KafkaUnavailable."""
     return await _latest(settings, "routes", Route)
 
 
 async def read_states(settings: Settings) -> dict[str, ModelState]:
-    """What the switch knows of each model. Raises KafkaUnavailable."""
+    """What the switch knows of each model. Raises KafkaUnavailable, ApiUnavailable."""
+    if through_api.is_configured(settings):
+        return await through_api.states(settings)
     return await _latest(settings, "state", ModelState)
 
 
 async def read_state(settings: Settings, model: str) -> ModelState | None:
-    """What the switch knows of one model; None: nothing. Raises KafkaUnavailable."""
+    """What the switch knows of one model; None: nothing. Raises KafkaUnavailable, ApiUnavailable."""
+    if through_api.is_configured(settings):
+        return (await through_api.states(settings, model)).get(model)
     counts = await check_topics(settings, ["state"])
     topic = settings.topics.state
     try:
@@ -193,6 +218,8 @@ async def read_incidents(settings: Settings, left_out: Callable[[str], None]) ->
 
     Of one that cannot be read `left_out` is told: people need the rest all the more.
     """
+    if through_api.is_configured(settings):
+        return await through_api.incidents(settings, left_out)
     return await _latest(settings, "incidents", Incident, left_out)
 
 
