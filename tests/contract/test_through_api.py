@@ -39,9 +39,17 @@ class Remote:
     async def _answer(self, command: Command) -> AuditRecord:
         self.sent.append(command)
         said = {
-            "audit_id": "a", "at": "2026-11-24T10:00:00Z", "model": command.model, "actor": command.actor,
-            "action": command.action.value, "version": command.version, "outcome": self.outcome.value,
-            "reason": command.reason, "detail": "as you say", "command_id": command.command_id, "epoch": 1,
+            "audit_id": "a",
+            "at": "2026-11-24T10:00:00Z",
+            "model": command.model,
+            "actor": command.actor,
+            "action": command.action.value,
+            "version": command.version,
+            "outcome": self.outcome.value,
+            "reason": command.reason,
+            "detail": "as you say",
+            "command_id": command.command_id,
+            "epoch": 1,
         }
         return AuditRecord.model_validate_json(json.dumps(said))
 

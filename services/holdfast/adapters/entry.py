@@ -6,6 +6,7 @@ socket; with none of them the API does not start.
 
 import getpass
 import hmac
+import os
 import pwd
 import time
 from collections.abc import Callable
@@ -55,6 +56,8 @@ class Entry:
                 "`holdfast api token create` and name its file in api.tokens_file, or set api.unix_socket; `holdfast "
                 "up` makes a credential by itself."
             )
+        if settings.unix_socket is not None:
+            _admin(lambda: pwd.getpwuid(os.getuid()).pw_name)  # Now, and not at the first request.
         self.sessions = Sessions(_key(settings.session_key_file), settings.session_lasts)
         self.codes = Codes()
         self._told_at, self._untold = 0.0, 0
@@ -75,7 +78,10 @@ class Entry:
             owner = self.sessions.owner(cookie)
             found = self._of_owner(owner) if owner is not None else None
         elif peer is not None:
-            return _admin(lambda: pwd.getpwuid(peer).pw_name), ""
+            try:
+                return _admin(lambda: pwd.getpwuid(peer).pw_name), ""
+            except ServiceError:  # The name of this user was taken away since the start.
+                return None, UNKNOWN
         else:
             return None, NO_CREDENTIAL
         if found is None:
