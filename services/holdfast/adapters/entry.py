@@ -7,7 +7,6 @@ socket; with none of them the API does not start.
 import getpass
 import hmac
 import os
-import pwd
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +56,7 @@ class Entry:
                 "up` makes a credential by itself."
             )
         if settings.unix_socket is not None:
-            _admin(lambda: pwd.getpwuid(os.getuid()).pw_name)  # Now, and not at the first request.
+            _admin(lambda: _name_of(os.getuid()))  # Now, and not at the first request.
         self.sessions = Sessions(_key(settings.session_key_file), settings.session_lasts)
         self.codes = Codes()
         self._told_at, self._untold = 0.0, 0
@@ -79,7 +78,7 @@ class Entry:
             found = self._of_owner(owner) if owner is not None else None
         elif peer is not None:
             try:
-                return _admin(lambda: pwd.getpwuid(peer).pw_name), ""
+                return _admin(lambda: _name_of(peer)), ""
             except ServiceError:  # The name of this user was taken away since the start.
                 return None, UNKNOWN
         else:
@@ -143,6 +142,12 @@ class Entry:
         if found is None or found.is_over(utc_now()):
             return None
         return self.codes.make(owner_of(digest_of(token)))
+
+
+def _name_of(user: int) -> str:
+    import pwd  # Not on Windows, where no unix socket is served.
+
+    return pwd.getpwuid(user).pw_name
 
 
 def _admin(name: Callable[[], str]) -> Principal:

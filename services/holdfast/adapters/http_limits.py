@@ -138,7 +138,8 @@ def bounded(limits: HttpLimits) -> type[BoundedProtocol]:
 def _peer(transport: asyncio.Transport) -> int | None:
     """The user at the other end of a unix socket."""
     connection = transport.get_extra_info("socket")
-    if connection is None or connection.family != socket.AF_UNIX:
+    # Windows has none.
+    if connection is None or connection.family != getattr(socket, "AF_UNIX", None):
         return None
     if not hasattr(socket, "SO_PEERCRED"):
         return os.getuid()  # The socket's mode lets nobody else in.
