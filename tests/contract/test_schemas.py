@@ -173,7 +173,8 @@ async def test_each_service_shows_every_topic_on_a_page_that_loads_nothing(unuse
         document = (await client.get("/asyncapi.json")).json()
     stopping.set()
     await service
-    assert document == DOCUMENT
+    # It needs no login, so it does not say where the brokers are.
+    assert document == {name: value for name, value in DOCUMENT.items() if name != "servers"}
     page = response.text
     for topic in TOPICS.values():
         assert f"<code>{topic.default_name}</code>" in page
