@@ -87,7 +87,7 @@ class Incident(Contract):
     blocked: Count
     blocked_by_check: dict[str, Count]
     samples: Annotated[tuple[Sample, ...], Field(max_length=5)] = ()
-    more_versions: Annotated[int, Field(ge=0)] = 0
+    more_versions: Count = 0
     """Further versions that never served and were fenced since, which have no incidents of their own."""
     policy: str
     policy_since: UtcTime | None = None
