@@ -154,6 +154,13 @@ async def test_the_switch_takes_back_what_no_switch_has_written(
         assert await mirror.publish(a_route(5)) is PublishOutcome.UNCHANGED
 
 
+@pytest.mark.parametrize("epoch", ["9" * 5000, "\u00b2", "-1", "1e3"])
+async def test_an_epoch_that_is_not_one_reads_as_none(redis: Redis, mirror: RouteMirror, epoch: str) -> None:
+    """What doctor compares is not ended by it."""
+    await evil(redis, epoch)
+    assert await mirror.epochs(["pricing"]) == {"pricing": None}
+
+
 KEY, ANOTHER_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 
 

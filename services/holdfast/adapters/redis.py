@@ -214,7 +214,7 @@ class RouteMirror:
                 pipe.hget(redis_state_key(model), "epoch")
             answers = await pipe.execute(raise_on_error=False)
         return {
-            model: int(answer) if isinstance(answer, str | bytes) and answer.isdigit() else None
+            model: int(answer) if isinstance(answer, str | bytes) and _is_epoch(answer) else None
             for model, answer in zip(models, answers, strict=True)
         }
 
@@ -256,6 +256,11 @@ def state_fields(route: Route) -> dict[str, str]:
     """The hash of a route: text only, and an absent value is an absent field."""
     document = route.model_dump(mode="json", exclude_none=True, exclude={"model", "fenced"})
     return {name: str(value) for name, value in document.items()}
+
+
+def _is_epoch(value: bytes | str) -> bool:
+    """Whether it reads as a number that a switch can have written."""
+    return value.isascii() and value.isdigit() and len(value) <= 19
 
 
 def _text(value: bytes | str) -> str:
