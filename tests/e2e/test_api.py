@@ -492,13 +492,13 @@ async def test_without_tokens_this_machine_alone_is_served(
 
 
 async def test_people_and_pipelines_command_through_the_api_alone(
-    kafka: Kafka, redis_server: RedisServer, tmp_path: Path
+    kafka: Kafka, redis_server: RedisServer, tmp_path: Path, unique: str
 ) -> None:
     """The command line with a token and no way to Kafka; and what loosens needs two people."""
     people = {name: create_token(name, Role.ADMIN) for name in ("ann", "bob")}
     lines = [line for _, line in people.values()]
     settings = {"api": {"tokens": lines}, "switch": {"approvals": 2}}
-    async with Stack(kafka, redis_server.url, {"pricing": POLICY}, folder=tmp_path, settings=settings) as stack:
+    async with Stack(kafka, redis_server.url, {unique: POLICY}, folder=tmp_path, settings=settings) as stack:
         api, _ = await stack.start("api", "switch")
         config = tmp_path / "person.toml"
         config.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:1"\n[api]\nurl = "http://127.0.0.1:{api.port}"\n')
@@ -507,20 +507,20 @@ async def test_people_and_pipelines_command_through_the_api_alone(
             return await holdfast(config, *arguments, HOLDFAST_API__TOKEN=people[who][0])
 
         for version in ("v1", "v2"):
-            done = await say("ann", "route", "promote", "pricing", version, "-r", "release", "--yes", "--json")
+            done = await say("ann", "route", "promote", unique, version, "-r", "release", "--yes", "--json")
             assert (done.code, done.facts["actor"]) == (0, "ann"), done
         (shown,) = (await say("bob", "route", "show", "--json")).facts
         assert (shown["version"], shown["actor"]) == ("v2", "ann")
-        assert (await say("ann", "route", "fence", "pricing", "v1", "-r", "bad", "--yes")).code == 0
-        refused = await say("ann", "route", "unfence", "pricing", "v1", "-r", "it was the data")
+        assert (await say("ann", "route", "fence", unique, "v1", "-r", "bad", "--yes")).code == 0
+        refused = await say("ann", "route", "unfence", unique, "v1", "-r", "it was the data")
         assert (refused.code, "needs a second person" in refused.flat()) == (1, True)
-        assert (await say("ann", "route", "unfence", "pricing", "v1", "-r", "again")).code == 1
-        done = await say("bob", "route", "unfence", "pricing", "v1", "-r", "I looked at it too", "--json")
+        assert (await say("ann", "route", "unfence", unique, "v1", "-r", "again")).code == 1
+        done = await say("bob", "route", "unfence", unique, "v1", "-r", "I looked at it too", "--json")
         assert (done.code, done.facts["actor"]) == (0, "bob"), done
         assert "; ann had asked for it at" in done.facts["detail"]
-        assert all(audit["command_id"].startswith("api-") for audit in stack.audits("pricing"))
+        assert all(audit["command_id"].startswith("api-") for audit in stack.audits(unique))
         for arguments, says in (
-            (("route", "hold", "pricing", "-r", "x", "--actor", "the-cfo"), "The token of api.url says who acts"),
+            (("route", "hold", unique, "-r", "x", "--actor", "the-cfo"), "The token of api.url says who acts"),
             (("route", "hold", "nobody", "-r", "x"), "There is no model nobody"),
             (("incidents", "show", "nothing"), "incident"),
         ):
