@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from holdfast.adapters import metrics
 from holdfast.adapters.counterparts import counterparts
+from holdfast.adapters.decisions import RELEASES
 from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
-from holdfast.adapters.kafka import KafkaUnavailable, close, offsets_since, reader
+from holdfast.adapters.kafka import KafkaUnavailable, close, offsets_since, read_to_end, reader
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.offsets import committed_offset
 from holdfast.adapters.policies import PolicyStore
@@ -48,7 +49,7 @@ from holdfast.core.ledger import (
     without_samples,
 )
 from holdfast.core.policy import PolicySet
-from holdfast.core.record import UnreadableBatch
+from holdfast.core.record import Record, UnreadableBatch
 from holdfast.settings import Settings
 from holdfast_schemas import MAX_INTEGER, TOPICS, Route, Tally, parse_control, utc_now
 
@@ -88,6 +89,17 @@ class _TallyRange(msgspec.Struct):
 
 
 _decode_range = msgspec.json.Decoder(_TallyRange).decode
+
+
+class _Release(msgspec.Struct):
+    """As much of an audit record as says whether a prediction was released."""
+
+    action: str
+    outcome: str
+    source: str | None = None
+
+
+_decode_release = msgspec.json.Decoder(_Release).decode
 
 
 @dataclass(slots=True)
@@ -155,6 +167,9 @@ class Auditor:
         self._ledgers: dict[int, Ledger] = {}
         self._control: dict[TopicPartition, int] = {}
         self._route_ends: dict[TopicPartition, int] = {}
+        self._audit_ends: dict[TopicPartition, int] = {}
+        # Whether the audit was read from its first record on.
+        self._whole_audit = False
         self._began: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._approved_ends: dict[int, tuple[float, int]] = {}
@@ -227,7 +242,7 @@ class Auditor:
         )
         await self._reader.start()
         topics = self._settings.topics
-        names = [*self._streams.values(), topics.control, topics.routes]
+        names = [*self._streams.values(), topics.control, topics.routes, topics.audit]
         self._ids = fetch_by_id(self._reader, await topic_ids(self._reader._client, names))
 
     async def follow(self) -> None:
@@ -299,8 +314,9 @@ class Auditor:
         surveyed_at = time.monotonic()
         await self._take_up_partitions()
         frontiers = await self._survey()
-        while any(self._position[tp] < end for tp, end in self._route_ends.items()):
-            await self._read(reader, list(self._route_ends))
+        for ends in (self._route_ends, self._audit_ends):
+            while any(self._position[tp] < end for tp, end in ends.items()):
+                await self._read(reader, list(ends))
         while True:
             tallies_read = all(self._position[tp] >= end for tp, end in self._control.items())
             for number, ledger in self._ledgers.items():
@@ -322,6 +338,8 @@ class Auditor:
             # Verdicts wait for an offset that shows where they belong, not while the group has lost its offsets.
             waits = known_since is None or known_since > surveyed_at - PATIENCE
             stale = -math.inf if waits else surveyed_at - PATIENCE
+            if not self._whole_audit and ledger.releases.unaudited(math.inf if self._once else stale):
+                await self._read_whole_audit()
             self._take_findings(ledger.finish(self._positions(number), stale))
             lag = frontiers[number].committed - ledger.settled()
             metrics.AUDIT_LAG.labels(str(number)).set(max(0, lag))
@@ -341,8 +359,10 @@ class Auditor:
                 removed=ledger.removed,
                 uncompared=ledger.uncompared,
             )
-        for known in (self._ledgers, self._control, self._route_ends, self._began, self._position, self._unclaimed):
+        for known in (self._ledgers, self._control, self._route_ends, self._audit_ends, self._began, self._position):
             known.clear()
+        self._unclaimed.clear()
+        self._whole_audit = False
         self._approved_ends.clear()
         self._covered.clear()
         self._committed.clear()
@@ -365,7 +385,7 @@ class Auditor:
 
     async def _take_up_partitions(self) -> None:
         """Begin with every partition that is not followed yet and gets verdicts. Raises KafkaUnavailable."""
-        roles = ("predictions", "approved", "blocked", "malformed", "control", "routes")
+        roles = ("predictions", "approved", "blocked", "malformed", "control", "routes", "audit")
         found = await counterparts(self._settings, roles)
         counts, topics = found.counts, self._settings.topics
         if found.held and found.held != self._held:
@@ -373,7 +393,11 @@ class Auditor:
         self._held = found.held
         shared = [
             TopicPartition(name, number)
-            for name, count in ((topics.control, counts["control"]), (topics.routes, counts["routes"]))
+            for name, count in (
+                (topics.control, counts["control"]),
+                (topics.routes, counts["routes"]),
+                (topics.audit, counts["audit"]),
+            )
             for number in range(count)
         ]
         numbers = [number for number in range(found.judged) if number not in self._ledgers]
@@ -388,13 +412,15 @@ class Auditor:
             reader.seek(tp, position)
         self._position.update(starts)
         self._began.update(starts)
+        ends_of = {topics.control: self._control, topics.routes: self._route_ends, topics.audit: self._audit_ends}
         for tp in shared:
-            (self._control if tp.topic == topics.control else self._route_ends).setdefault(tp, 0)
+            ends_of[tp.topic].setdefault(tp, 0)
         share = max(LEAST_HELD_BYTES, HELD_BYTES // counts["predictions"])
         remembered = self._settings.guard.entities_of_partition(found.judged)
         for ledger in self._ledgers.values():
             ledger.bound_memory(remembered)
         rules = replace(self._rules, held_bytes=min(share, self._rules.held_bytes), max_entities=remembered)
+        self._whole_audit &= not numbers
         for number in numbers:
             whole = all(self._began[tp] == 0 for tp in [*self._control, *(self._tp(s, number) for s in Stream)])
             self._ledgers[number] = Ledger(
@@ -433,7 +459,10 @@ class Auditor:
             [tp for tp in partitions if tp.topic != topics.predictions]
         )
         ends |= await surveyor.end_offsets(list(judged))  # After the others, as in `_survey`.
-        if self._since is None and any(first > 0 for tp, first in firsts.items() if tp.topic != topics.routes):
+        compared = {**firsts} if self._since is None else {}
+        for tp in [tp for tp in compared if tp.topic in (topics.routes, topics.audit)]:
+            del compared[tp]
+        if any(first > 0 for first in compared.values()):
             # Of what is older, one topic may still have what another has removed.
             self._since = utc_now() - RETENTION + MARGIN
         if self._since is None:
@@ -446,7 +475,7 @@ class Auditor:
         quiet = {tp.partition for tp, at in judged.items() if self._once and came[tp] >= at == ends[tp]}
         all_quiet = bool(judged) and len(quiet) == len(judged)
         is_quiet = {
-            tp: all_quiet if tp.topic == topics.control else tp.partition in quiet
+            tp: all_quiet if tp.topic in (topics.control, topics.audit) else tp.partition in quiet
             for tp in partitions
             if tp.topic not in (topics.routes, topics.predictions)
         }
@@ -454,7 +483,7 @@ class Auditor:
         # What was approved before is needed too, as far as a guard would remember it.
         remembers = bool(self._policies.current.remembered_fields())
         for tp, offset in (await offsets_since(surveyor, times, ends)).items():
-            if not is_quiet[tp]:
+            if not is_quiet[tp] and tp.topic != topics.audit:
                 offset = min(offset, ends[tp] - self._rules.ahead)
                 if tp.topic == topics.approved and remembers:
                     offset -= self._settings.guard.restore_records
@@ -470,7 +499,7 @@ class Auditor:
         tps = [tp for tp in self._position if tp.topic != self._settings.topics.predictions]
         ends: dict[TopicPartition, int] = await surveyor.end_offsets(tps)
         self._ends = ends
-        for known in (self._control, self._route_ends):
+        for known in (self._control, self._route_ends, self._audit_ends):
             known.update({tp: ends[tp] for tp in known})
         came = await surveyor.end_offsets([self._tp(Stream.PREDICTIONS, number) for number in self._ledgers])
         for number in self._ledgers:
@@ -541,6 +570,8 @@ class Auditor:
                     event = parse_control(record.value or b"")
                     if isinstance(event, Tally):
                         self._take_tally(event, record.timestamp)
+        elif tp.topic == topics.audit:
+            self._take_audit(records)
         elif tp.topic == topics.routes:
             for record in records:
                 if isinstance(record, UnreadableBatch):
@@ -555,6 +586,42 @@ class Auditor:
         else:
             stream = next(stream for stream, name in self._streams.items() if name == tp.topic)
             self._ledgers[tp.partition].add(stream, records, time.monotonic())
+
+    def _take_audit(self, records: Sequence[Record]) -> None:
+        """Give each released prediction that an audit record names to the ledger of its partition."""
+        for record in records:
+            value = record.value or b""
+            # Cheap first: most audit records are of other things. What cannot be read names nothing.
+            if b'"release"' not in value and b'"retry"' not in value:
+                continue
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+                one = _decode_release(value)
+                place, _, offset = (one.source or "").rpartition("/")
+                topic, _, partition = place.rpartition("/")
+                if one.action not in RELEASES or one.outcome != "applied" or topic != self._rules.predictions_topic:
+                    continue
+                if (ledger := self._ledgers.get(int(partition))) is not None:
+                    ledger.releases.add_audited(int(offset))
+
+    async def _read_whole_audit(self) -> None:
+        """Read the audit from its first record on: what is released is named there, or nowhere."""
+        self._whole_audit = True
+        assert self._surveyor is not None  # noqa: S101  start() made it
+        firsts: dict[TopicPartition, int] = await self._surveyor.beginning_offsets(list(self._audit_ends))
+        oldest_ms: list[int] = []
+        for tp, first in firsts.items():
+            times: list[int] = []
+
+            def take(records: Sequence[ConsumerRecord], times: list[int] = times) -> None:
+                times.append(records[0].timestamp)
+                self._take_audit(records)
+
+            await read_to_end(self._settings.kafka, [tp], take, start=first, stop=self._position[tp])
+            if first > 0:
+                # Older ones were removed, and may have named more.
+                oldest_ms.append(times[0] if times else round(time.time() * 1000))
+        for ledger in self._ledgers.values():
+            ledger.releases.complete_from_ms = max(oldest_ms, default=None)
 
     def _is_past(self, value: bytes) -> bool:
         """Whether a tally is of predictions before the start: many are, and to read one whole takes long."""

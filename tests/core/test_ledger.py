@@ -50,6 +50,9 @@ class History:
     rules: Rules = dataclasses.field(default_factory=lambda: Rules("predictions"))
     committed: int = 0
     policies: Sequence[Policy] = ()
+    audited: list[int] = dataclasses.field(default_factory=list)
+    """Offsets of predictions that the audit names as released."""
+    complete_from_ms: int | None = None
 
     def write(self, stream: Stream, record: Rec, headers: Sequence[tuple[str, bytes]]) -> None:
         self.out[stream].append(dataclasses.replace(record, offset=2 * len(self.out[stream]), headers=tuple(headers)))
@@ -79,6 +82,9 @@ class History:
             routes=routes,
             policy=policies.get,
         )
+        self.ledger.releases.complete_from_ms = self.complete_from_ms
+        for offset in self.audited:
+            self.ledger.releases.add_audited(offset)
         streams: dict[Stream, list[Rec]] = {
             Stream.PREDICTIONS: [r for r in self.predictions if r.offset >= start],
             **self.out,
@@ -484,22 +490,73 @@ def test_a_tally_of_nothing_is_found() -> None:
     assert made.violations() == [Kind.TALLY]
 
 
-def test_released_records_are_legitimate(right: History) -> None:
-    """They are approved a second time in a person's name, and a later jump against them is not held against anyone."""
+def release(right: History, **changes: str) -> int:
+    """Write the first blocked record into the approved topic as released; the offset of its prediction."""
     blocked = right.out[Stream.BLOCKED][0]
-    headers = [(n, b"released" if n == Header.VERDICT else v) for n, v in blocked.headers]
-    right.write(Stream.APPROVED, blocked, headers)
-    assert right.violations() == []
+    changed = {"holdfast-verdict": "released", **{f"holdfast-{name}": text for name, text in changes.items()}}
+    right.write(Stream.APPROVED, blocked, [(n, changed[n].encode() if n in changed else v) for n, v in blocked.headers])
+    return int(dict(blocked.headers)[Header.SOURCE].rpartition(b"/")[2])
+
+
+def test_an_audited_release_is_legitimate(right: History) -> None:
+    """It is approved a second time in a person's name, and a later jump against it is not held against anyone."""
+    right.audited.append(release(right))
+    assert right.violations() == [], right.details
     assert right.ledger.released == 1
 
 
 def test_a_released_record_need_not_wait_for_what_it_names(right: History) -> None:
     """The checker may see it before it has read that prediction."""
-    blocked = right.out[Stream.BLOCKED][0]
-    changed = {Header.VERDICT: b"released", Header.SOURCE: b"predictions/0/1000"}
-    right.write(Stream.APPROVED, blocked, [(n, changed.get(n, v)) for n, v in blocked.headers])
+    release(right, source="predictions/0/1000")
+    right.audited.append(1000)
     assert right.violations() == [], right.details
     assert right.ledger.released == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "audited", "kind"),
+    [
+        (None, False, Kind.UNCHECKED),
+        ("predictions/0/100000", False, Kind.UNCHECKED),
+        ("predictions/1/0", True, Kind.UNCHECKED),
+        ("other/0/0", True, Kind.UNCHECKED),
+        ("predictions/0", True, Kind.UNCHECKED),
+    ],
+    ids=["not audited", "never predicted", "of another partition", "of another topic", "without an offset"],
+)
+def test_a_forged_release_is_found(right: History, source: str | None, audited: bool, kind: Kind) -> None:
+    """Whoever can write the approved topic cannot write the audit."""
+    offset = release(right, **({"source": source} if source else {}))
+    right.audited += [offset] * audited
+    assert right.violations() == [kind], right.details
+    assert "is called released" in right.details[0]
+
+
+def test_another_value_in_the_name_of_an_audited_release_is_found(right: History) -> None:
+    """Beside the record that the guard released, and by itself."""
+    right.audited.append(release(right))
+    forged = right.out[Stream.APPROVED][-1]
+    right.write(Stream.APPROVED, dataclasses.replace(forged, value=b"{}"), forged.headers)
+    assert sorted(right.violations()) == [Kind.ALTERED, Kind.REPEATED], right.details
+    del right.out[Stream.APPROVED][-2]
+    right.renumber()
+    assert right.violations() == [Kind.ALTERED], right.details
+
+
+def test_a_release_is_not_released_again(right: History) -> None:
+    """The record that the guard wrote, a second time."""
+    right.audited.append(release(right))
+    release(right)
+    assert right.violations() == [Kind.REPEATED], right.details
+
+
+def test_what_the_audit_may_have_lost_is_no_violation(right: History) -> None:
+    """It is counted as not compared; what is younger than the audit's first record must be named there."""
+    release(right)
+    for from_ms, expected in ((2 * NOW_MS, []), (0, [Kind.UNCHECKED])):
+        right.complete_from_ms = from_ms
+        assert right.violations() == expected, right.details
+        assert right.ledger.uncompared == (not expected)
 
 
 def test_a_reference_that_a_guard_may_not_have_had_is_not_held_against_it(right: History) -> None:

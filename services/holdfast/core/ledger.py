@@ -11,8 +11,9 @@ lost.
 
 What was approved is judged again, batch by batch as the tallies tell them, with the policy whose id is in the header,
 at the time that the tally gives, and with a memory of what was approved before. Where the guard may have known less
-than the ledger (a reference further back than `restore_records`), a failure against the memory is not counted. Released
-records are counted only: they are approved in a person's name, and what they teach is a reference. An approved record
+than the ledger (a reference further back than `restore_records`), a failure against the memory is not counted.
+Released records are not judged again: they are approved in a person's name, and what they teach is a reference. Each
+must have an audit record that names its prediction, and must be that prediction where this is known. An approved record
 that was held against a reference that a person gave says so, with its value, in a header.
 
 Memory is bounded by `LIMIT` records and `Rules.held_bytes` a partition, and by what the checks themselves remember.
@@ -37,6 +38,7 @@ import msgspec
 import numpy as np
 
 from holdfast.core.accepted import Given, parse_header
+from holdfast.core.audited_releases import ReleasedRecord, Releases
 from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck, fair_level
 from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
@@ -61,7 +63,7 @@ FIRST_AMONG = 500
 """Of so many predictions without another verdict one is approved, or all are lost: an approved record that is none of
 theirs, before the first that is, came before them."""
 RECENT = 20_000
-"""Approved records remembered to tell a repetition from a forgery."""
+"""Approved records remembered to tell a repetition from a forgery, and others that may be released."""
 IDENTITY_BYTES = 16
 GAPS_KEPT = 100_000
 """Stretches that compaction has left without a prediction; of what is before the oldest of them nothing is said."""
@@ -96,9 +98,10 @@ class Kind(StrEnum):
     OUT_OF_ORDER = "out_of_order"
     """A verdict came after that of a later prediction with the same key."""
     UNCHECKED = "unchecked"
-    """A verdict belongs to no prediction, or does not say how it was reached: something else than a guard wrote it."""
+    """A verdict belongs to no prediction, or does not say how it was reached, or is called released and no audit record
+    names it: something else than a guard wrote it."""
     ALTERED = "altered"
-    """A blocked or malformed record is not the prediction at its source."""
+    """A blocked, malformed or released record is not the prediction at its source."""
     WRONGLY_APPROVED = "wrongly_approved"
     """The policy that the record names blocks it."""
     AFTER_FENCE = "after_fence"
@@ -203,6 +206,8 @@ class _VerdictRecord:
     names: int
     """The offset of the prediction that a blocked or malformed one names; -1 where that is none of this partition,
     and for an approved one."""
+    produced_ms: int
+    """The producer's time."""
 
 
 @dataclass(slots=True)
@@ -286,6 +291,7 @@ class Ledger:
         self.checked = 0
         self.unjudged = 0
         self.released = 0
+        self.releases = Releases()
         self.removed = 0
         """Verdicts on predictions that compaction has removed since."""
         self.uncompared = 0
@@ -322,6 +328,8 @@ class Ledger:
         self._tallies: dict[tuple[str, str], deque[_OpenTally]] = {}
         self._groups: dict[str, _Group] = {}
         self._group_bytes = 0
+        # By offset, of the latest predictions that were not approved.
+        self._releasable: OrderedDict[int, bytes] = OrderedDict()
         self._memory = Memory()
         self._guards = _GuardsKnowledge(rules, complete=older is None)
         # By model, what the last policy remembered.
@@ -366,8 +374,9 @@ class Ledger:
             source = _source(headers)
             if source is not None and source[:2] == (self._rules.predictions_topic, self.partition):
                 names = source[2]
-        digest = identity(record, produced_at(record))
-        return _VerdictRecord(record.offset, hash(record.key), value, headers, digest, size, now, names)
+        at = produced_at(record)
+        digest = identity(record, at)
+        return _VerdictRecord(record.offset, hash(record.key), value, headers, digest, size, now, names, at)
 
     def _admit(self) -> None:
         """Look at the predictions below the committed offset; those read beyond it wait for the next stretch."""
@@ -466,6 +475,11 @@ class Ledger:
                 self._judge_group(model)
         for stream in VERDICTS:
             self._give_up_strays(stream, stale)
+        forged, unknown = self.releases.give_up(stale)
+        self.uncompared += unknown
+        for one in forged:
+            detail = f"approved offset {one.offset} is called released, and no audit record names it"
+            self._report(Kind.UNCHECKED, one.names, one.model, detail)
         self._learn_older()
         return self._take_found()
 
@@ -475,7 +489,8 @@ class Ledger:
 
     def undecided(self, ends: Mapping[Stream, int]) -> bool:
         """Whether a verdict below `ends` has found no prediction yet."""
-        return any(early.offset < ends[stream] for stream in VERDICTS for early in self._early[stream])
+        strays = any(early.offset < ends[stream] for stream in VERDICTS for early in self._early[stream])
+        return strays or self.releases.waits(ends[Stream.APPROVED])
 
     # Matching.
 
@@ -540,6 +555,7 @@ class Ledger:
         verdict = _text(headers, Header.VERDICT)
         if verdict == Verdict.RELEASED:
             self.released += 1
+            self._take_released(early)
             return True
         if verdict == Verdict.DELETED and early.value is not None:
             self._report(
@@ -570,6 +586,21 @@ class Ledger:
             self._remember_older(early)
             return True
         return False
+
+    def _take_released(self, early: _VerdictRecord) -> None:
+        """Hold a released record against its prediction; the audit may come later."""
+        source, model = _source(early.headers), _text(early.headers, Header.MODEL)
+        if source is None or source[:2] != (self._rules.predictions_topic, self.partition):
+            detail = f"approved offset {early.offset} is called released, and names no prediction of its partition"
+            self._report(Kind.UNCHECKED, None, model, detail)
+            return
+        names = source[2]
+        if self._releasable.get(names, early.identity) != early.identity:
+            self._report(Kind.ALTERED, names, model, f"approved offset {early.offset}, which is called released")
+        if not self.releases.add(ReleasedRecord(early.offset, names, model, early.produced_ms, early.read_at)):
+            self._report(
+                Kind.REPEATED, names, model, f"approved offset {early.offset} is called released a second time"
+            )
 
     def _remove(self, early: _VerdictRecord, before: int) -> None:
         """Pass over an approved record whose prediction, which was before that offset, compaction has removed."""
@@ -672,6 +703,10 @@ class Ledger:
             else:
                 self.starved = True
                 break
+            if prediction.stream in (Stream.BLOCKED, Stream.MALFORMED):
+                self._releasable[prediction.offset] = prediction.identity
+                if len(self._releasable) > RECENT:
+                    self._releasable.popitem(last=False)
             del self._window[prediction.offset]
             self._settled = prediction.offset + 1
         oldest = next(iter(self._missing), next(iter(self._window), self._next))
