@@ -32,6 +32,7 @@ from holdfast_schemas.incident import (
 )
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue, Reference, UsedReference
+from holdfast_schemas.release import MAX_RELEASES, ReleaseAnswer, ReleaseCommand, WaitingPrediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
 from holdfast_schemas.topics import MAX_VALUE_BYTES, TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
@@ -50,6 +51,7 @@ __all__ = [
     "MAX_INTEGER",
     "MAX_IN_BATCH",
     "MAX_REFERENCES",
+    "MAX_RELEASES",
     "MAX_VALUE_BYTES",
     "TOPICS",
     "AcceptedValue",
@@ -76,6 +78,8 @@ __all__ = [
     "PolicyId",
     "Prediction",
     "Reference",
+    "ReleaseAnswer",
+    "ReleaseCommand",
     "Route",
     "RouteState",
     "Said",
@@ -87,6 +91,7 @@ __all__ = [
     "UsedReference",
     "UtcTime",
     "Verdict",
+    "WaitingPrediction",
     "parse_control",
     "redis_route_key",
     "redis_state_key",

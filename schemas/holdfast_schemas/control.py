@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from holdfast_schemas._base import BatchCount, Contract, Count, Name, NonEmpty, PolicyId, Said, UtcTime
 from holdfast_schemas.incident import Sample
 from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue
+from holdfast_schemas.release import MAX_RELEASES, ReleaseAnswer
 
 MAX_TALLY_ENTITIES = 32
 OTHERS = "holdfast:others"
@@ -171,7 +172,9 @@ class AuditRecord(Contract):
     command_id: str | None = None
     incident_id: str | None = None
     source: str | None = None
-    """Of a release: `topic/partition/offset` of the prediction."""
+    """Of a released prediction: its `topic/partition/offset`. The record that answers the whole command has none."""
+    answers: Annotated[tuple[ReleaseAnswer, ...], Field(max_length=MAX_RELEASES)] | None = None
+    """Of a command that asks for releases: what became of each prediction."""
     epoch: Count
     """The model's epoch after the decision."""
     policy: str | None = None

@@ -9,6 +9,7 @@ from holdfast_schemas.control import AuditRecord, Command, Tally
 from holdfast_schemas.incident import Incident
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.reference import Reference
+from holdfast_schemas.release import ReleaseCommand
 from holdfast_schemas.route import Route
 from holdfast_schemas.verdict import ApprovedHeaders, BlockedHeaders, MalformedHeaders
 
@@ -28,7 +29,7 @@ class Party(StrEnum):
     NOTIFY = "notify"
     API = "api"
     OPERATOR = "operator"
-    """The command line: people and pipelines that see, command, release and diagnose."""
+    """The command line: people and pipelines that see, command, ask for releases and diagnose."""
     CONSUMER = "consumer"
     """The systems downstream that act on approved predictions."""
     AUDITOR = "auditor"
@@ -101,8 +102,8 @@ TOPICS: dict[str, Topic] = {
             "predictions.approved",
             "entity_id",
             (Prediction,),
-            # The operator's are what was released. Producers have no business here: this is the gate.
-            (Party.GUARD, Party.OPERATOR),
+            # This is the gate: what people release is written by a guard, too.
+            (Party.GUARD,),
             (Party.CONSUMER, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
             "What passed, byte for byte; read it with isolation level read_committed.",
             ApprovedHeaders,
@@ -142,6 +143,15 @@ TOPICS: dict[str, Topic] = {
             extra=_BROKER_TIME,
         ),
         Topic(
+            "releases",
+            "holdfast.releases",
+            "model",
+            (ReleaseCommand,),
+            (Party.API, Party.OPERATOR),
+            (Party.GUARD,),
+            "What people ask the guards to release; the partition is that of the predictions.",
+        ),
+        Topic(
             "state",
             "holdfast.state",
             "model",
@@ -170,8 +180,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.references",
             "model, entity_id and field",
             (Reference,),
-            # The operator's are of what was released, in the same transaction.
-            (Party.SWITCH, Party.OPERATOR),
+            # The guard's are of what was released, in the same transaction.
+            (Party.SWITCH, Party.GUARD),
             (Party.GUARD, Party.OPERATOR),
             "What people accepted as an entity's next reference; the latest record of a key counts.",
             cleanup="compact",
@@ -194,9 +204,9 @@ TOPICS: dict[str, Topic] = {
             "holdfast.audit",
             "model",
             (AuditRecord,),
-            # The operator's are of releases, in the same transaction; the guard's are of policies.
-            (Party.GUARD, Party.SWITCH, Party.OPERATOR),
-            (Party.API, Party.OPERATOR, Party.AUDITOR),
+            # The guard's are of releases, in the same transaction, and of policies.
+            (Party.GUARD, Party.SWITCH),
+            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
             "The outcome of every command, every automatic decision, every release, and every change of a policy.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,

@@ -1,7 +1,7 @@
 """`holdfast doctor`: look at the whole installation, and say what to do about each thing that is wrong."""
 
 import platform
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -169,6 +169,10 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                 looked_at = _group(settings, admin, service, group, names[role], counts[role])
                 async for diagnosis in _as_far_as_told(service, looked_at):
                     yield diagnosis
+        if "releases" in counts:
+            tps = [TopicPartition(names["releases"], number) for number in range(counts["releases"])]
+            async for diagnosis in _as_far_as_told("releases", _releases(settings, admin, tps)):
+                yield diagnosis
     finally:
         await admin.close()
     if "routes" in counts:
@@ -467,6 +471,33 @@ async def _group(
         yield Diagnosis(service, Health.WARNING, f"{lag:,} records of {topic} wait", advice)
     else:
         yield Diagnosis(service, Health.OK, f"{lag:,} records of {topic} wait")
+
+
+async def _releases(
+    settings: Settings, admin: AIOKafkaAdminClient, tps: Sequence[TopicPartition]
+) -> AsyncIterator[Diagnosis]:
+    """Whether guards answer those who ask for releases."""
+    group = settings.release_group
+    try:
+        (response,) = await admin.describe_consumer_groups([group])
+        members = len(response.groups[0][5])
+        offsets = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:
+        members, offsets = 0, {}
+    starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
+    waits = sum(ends[tp] - max(starts[tp], offsets[tp].offset if tp in offsets else 0) for tp in tps)
+    if not members:
+        yield Diagnosis(
+            "releases",
+            Health.WARNING,
+            f"no guard answers requests for releases (group {group}); {waits:,} wait",
+            "Start a guard. Where one runs, its log says why; `holdfast acls kafka` prints the rights that it needs.",
+        )
+    elif waits > 0:
+        advice = "Guards answer them in turn; see the guards' log where it stays so."
+        yield Diagnosis("releases", Health.WARNING, f"{waits:,} requests for releases wait", advice)
+    else:
+        yield Diagnosis("releases", Health.OK, f"{members} in the group {group}, and no request waits")
 
 
 async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

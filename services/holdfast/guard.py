@@ -39,6 +39,7 @@ from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.policy_log import PolicyLog
 from holdfast.adapters.refusals import Refusal
+from holdfast.adapters.releases import Releases
 from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_settings import refuse_uncompacted
@@ -222,7 +223,13 @@ class GuardWork:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    async def prepare(self) -> None:
+    @property
+    def memory(self) -> Memory | None:
+        """What the checks remember of the partition; None where that is not what the policies in force look at."""
+        known, fields = self._known, self._guard.policies.current.remembered_fields()
+        return known.memory if known.fields == fields else None
+
+    async def prepare(self, records: Sequence[Record]) -> None:
         """Read the routes to their end where Kafka has long said nothing about them: a fence may be among them."""
         if self._guard.follower.silent_for > ROUTES_WITHIN:
             await self._guard.follower.catch_up()
@@ -636,6 +643,9 @@ class Guard:
         self._told_of: set[str] = set()
         self._told_of_misplaced: set[str] = set()
         self.retention = Retention(settings)
+        self.releases = Releases(
+            settings, lambda: self.policies.current, self.follower, self.memory_of, self.partitions_by_key
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     def warn_of_keyless(self, model: str) -> None:
@@ -668,6 +678,14 @@ class Guard:
     def max_entities(self) -> int:
         """How many entities each partition remembers."""
         return self.settings.guard.entities_of_partition(self._partitions)
+
+    def memory_of(self, partition: int) -> Memory | None:
+        """The memory of a partition that is judged here; None where it is another worker's, or not at hand."""
+        tp = TopicPartition(self.settings.topics.predictions, partition)
+        lane = self.loop.lanes.get(tp) if self.loop is not None else None
+        if lane is None or lane.state != "running" or not isinstance(lane.work, GuardWork):
+            return None
+        return lane.work.memory
 
     async def check_partition(self, number: int) -> None:
         """Whether the topics of verdicts have that partition too: predictions may have grown alone. Raises Held."""
@@ -720,6 +738,7 @@ class Guard:
         )
         self._tasks = [asyncio.create_task(self.loop.must_run(task)) for task in beside]
         await self.loop.start()
+        self.releases.start()
 
     async def _follow_retention(self) -> None:
         while True:
@@ -743,7 +762,7 @@ class Guard:
 
     async def stop(self) -> None:
         if self.loop is not None:
-            await self.loop.stop()
+            await asyncio.gather(self.loop.stop(), self.releases.stop())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -10,9 +10,9 @@ from rich.text import Text
 from holdfast.adapters.malformed import UNNAMED, Found, find_malformed
 from holdfast.core.findings import in_words
 from holdfast.core.malformed import CHECK, MalformedKind
-from holdfast.release import Answer, Released, Wanted
-from holdfast.released import show_released
-from holdfast.retry import retry
+from holdfast.core.releases import Answer
+from holdfast.release import Answers, Asked, Wanted, retry
+from holdfast.released import WAIT, WaitOption, show_released
 from holdfast.settings import load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -110,36 +110,29 @@ def malformed_retry(
         bool, typer.Option("--superseded", help="Also where a newer output of the same entity was approved since.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be released.")] = False,
+    wait: WaitOption = WAIT,
     actor: ActorOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode and judge malformed records again by today's policy, and approve what passes.
+    """Ask the guards to decode and judge malformed records again, and to approve what passes.
 
-    Each is released once at most, and never when it is older than release.max_age. What still cannot be decoded, or
-    fails a check, stays where it is.
+    A guard judges by the policies in force there. Each record is released once at most, and never when it is older than
+    guard.release_max_age. What still cannot be decoded, or fails a check, stays where it is.
 
-    Exit code 1 when any of them is not released.
+    Exit code 1 when any of them is not released. A command that no guard answers in time is carried out later.
     """
 
-    def action() -> list[Released]:
-        results = run(
-            retry(
-                load_settings(config),
-                Wanted(model, utc_now() - since, version, None, frozenset(source or ())),
-                actor=login_name(actor),
-                reason=reason,
-                force=force,
-                superseded=superseded,
-                dry_run=dry_run,
-            )
-        )
-        if not results:
+    def action() -> Answers:
+        asked = Asked(login_name(actor), reason, force, superseded, dry_run, wait.total_seconds())
+        wanted = Wanted(model, utc_now() - since, version, None, frozenset(source or ()))
+        answers = run(retry(load_settings(config), wanted, asked))
+        if not answers.results:
             raise Refused(
                 f"Nothing that fits and could be {model}'s was malformed in that time. See what was: "
                 "holdfast malformed list --since 1d"
             )
-        return results
+        return answers
 
     show_released(
         perform(action),
@@ -151,7 +144,7 @@ def malformed_retry(
     )
 
 
-_ADVICE = {
+_ADVICE: dict[str, str] = {
     Answer.STILL_FAILS: "What fails a check is released with --force, in your name.",
     Answer.STILL_MALFORMED: (
         "Still malformed: correct the [fields] of the policy, and try it on real events: holdfast check --try TOPIC"

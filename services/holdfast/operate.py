@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.adapters.blocked import Blocked
 from holdfast.adapters.commands import (
     follow_promotion,
     read_incidents,
@@ -30,8 +31,9 @@ from holdfast.core.findings import cut
 from holdfast.core.incidents import is_held, serving, what_consumers_have, what_was_done
 from holdfast.core.malformed import Identity
 from holdfast.core.policy_change import advice
-from holdfast.release import Answer, Blocked, Released, Wanted, find_blocked, reader_of, release
-from holdfast.released import show_released
+from holdfast.core.releases import Answer
+from holdfast.release import Answers, Asked, Wanted, find_blocked, reader_of, release
+from holdfast.released import WAIT, WaitOption, show_released
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
@@ -602,31 +604,26 @@ def blocked_release(
         bool, typer.Option("--superseded", help="Also where a newer output of the same entity was approved since.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be released.")] = False,
+    wait: WaitOption = WAIT,
     actor: ActorOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge blocked predictions again by today's policy, and approve what passes.
+    """Ask the guards to judge blocked predictions again, and to approve what passes.
 
-    Each is released once at most, and never when it is older than release.max_age. `max_change` holds later outputs of
-    the entity against a released one, unless a newer one was approved or its version is fenced.
+    A guard judges by the policies in force there. Each prediction is released once at most, and never when it is older
+    than guard.release_max_age. `max_change` holds later outputs of the entity against a released one, unless a newer
+    one was approved or its version is fenced.
 
-    Exit code 1 when any of them is not released.
+    Exit code 1 when any of them is not released. A command that no guard answers in time is carried out later.
     """
 
-    async def find_and_release(settings: Settings, who: str) -> list[Released]:
-        results = await release(
-            settings,
-            _wanted(model, since, version, check, source or ()),
-            actor=who,
-            reason=reason,
-            force=force,
-            superseded=superseded,
-            dry_run=dry_run,
-        )
-        if not results:
+    async def find_and_release(settings: Settings, who: str) -> Answers:
+        asked = Asked(who, reason, force, superseded, dry_run, wait.total_seconds())
+        answers = await release(settings, _wanted(model, since, version, check, source or ()), asked)
+        if not answers.results:
             raise Refused(f"{await _nothing_blocked(settings, model)} See what was: holdfast blocked list {model}")
-        return results
+        return answers
 
     show_released(
         perform(lambda: run(find_and_release(load_settings(config), login_name(actor)))),
@@ -638,7 +635,7 @@ def blocked_release(
     )
 
 
-_ADVICE = {
+_ADVICE: dict[str, str] = {
     Answer.STILL_FAILS: "What still fails is released with --force, in your name.",
     Answer.NOT_FOUND: "Not found: not among what was blocked and fits the other options; a longer --since finds more.",
 }

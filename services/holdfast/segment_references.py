@@ -7,13 +7,13 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
+from holdfast.adapters.blocked import Blocked
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.judge import Batch, decode_by_model
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, produced_at
 from holdfast.core.segment_references import BlockedOutput, OfSegment
-from holdfast.release import Blocked
 from holdfast.settings import Settings
 
 

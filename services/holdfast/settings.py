@@ -281,6 +281,7 @@ class TopicNames(_Section):
     blocked: TopicName = TOPICS["blocked"].default_name
     malformed: TopicName = TOPICS["malformed"].default_name
     control: TopicName = TOPICS["control"].default_name
+    releases: TopicName = TOPICS["releases"].default_name
     state: TopicName = TOPICS["state"].default_name
     routes: TopicName = TOPICS["routes"].default_name
     references: TopicName = TOPICS["references"].default_name
@@ -333,6 +334,8 @@ class GuardSettings(_Section):
     max_remembered_bytes: Annotated[int, Field(ge=1024 * 1024)] = 1024 * 1024 * 1024
     """Of entities that a guard with every partition may remember: each partition has its share of it, at about 256
     bytes for an entity."""
+    release_max_age: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(hours=1)
+    """An older prediction is never released, whoever asks: an hour-old price is no price."""
     partitioner: Literal["murmur2", "other"] = "murmur2"
     """What the producers of predictions choose partitions by. With `other`, the same one for all of them, keys are not
     held against murmur2."""
@@ -496,8 +499,8 @@ class ApiSettings(_Section):
 
 
 class ReleaseSettings(_Section):
-    max_age: Duration = timedelta(hours=1)
-    """An older prediction is never released: an hour-old price is no price."""
+    max_age: Annotated[Duration, Field(gt=timedelta(0))] | None = None
+    """The earlier name of `guard.release_max_age`: the guards go by it where that is not set."""
 
 
 class AuditSettings(_Section):
@@ -541,7 +544,24 @@ class Settings(BaseSettings):
     def _groups_are_two(self) -> Self:
         if self.guard.group == self.switch.group:
             raise ValueError(f"guard.group and switch.group are both {self.guard.group!r}; give each its own name")
+        if self.release_group == self.switch.group:
+            raise ValueError(
+                f"switch.group is {self.switch.group!r}, which is the group of the guards' releases; give it another "
+                "name"
+            )
         return self
+
+    @property
+    def release_max_age(self) -> timedelta:
+        """How old a prediction may be that is released."""
+        if self.release.max_age is None or "release_max_age" in self.guard.model_fields_set:
+            return self.guard.release_max_age
+        return self.release.max_age
+
+    @property
+    def release_group(self) -> str:
+        """The consumer group of the guards that answers requests for releases."""
+        return f"{self.guard.group}-releases"
 
     @property
     def runbook_url(self) -> str:

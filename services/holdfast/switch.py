@@ -366,7 +366,7 @@ class SwitchWork:
         key, value, theirs = writable(record)
         return record.timestamp, key, value, [*theirs, *ours]
 
-    async def prepare(self) -> None:
+    async def prepare(self, records: Sequence[Record]) -> None:
         """Nobody else changes what it knows."""
 
     def refused(self, refusals: Sequence[Refusal]) -> bool:

@@ -49,6 +49,22 @@ def test_whoever_makes_predictions_may_write_nothing_else(defaults: Settings) ->
     ]
 
 
+def test_nobody_but_guards_and_switch_writes_what_is_approved_or_decided(defaults: Settings) -> None:
+    """People, pipelines and the API ask; no right lets them write the answer."""
+    may_write = {
+        name: {grant.party for grant in grants(defaults) if name in grant.names and "Write" in grant.operations}
+        for name in ("predictions.approved", "predictions.blocked", "holdfast.audit", "holdfast.references")
+    }
+    assert may_write == {
+        "predictions.approved": {Party.GUARD},
+        "predictions.blocked": {Party.GUARD},
+        "holdfast.audit": {Party.GUARD, Party.SWITCH},
+        "holdfast.references": {Party.GUARD, Party.SWITCH},
+    }
+    ids = {grant.party for grant in grants(defaults) if grant.kind == "transactional-id"}
+    assert ids == {Party.GUARD, Party.SWITCH}
+
+
 def test_grants_follow_the_configuration() -> None:
     """Other topics, groups and logins: no default name is left."""
     settings = Settings(topics={role: f"shop.{role}" for role in TOPICS}, guard={"group": "g"}, switch={"group": "s"})
@@ -56,6 +72,9 @@ def test_grants_follow_the_configuration() -> None:
     lines = [grant.command("kafka:9093", "a") for grant in grants(settings, principals)]
     assert not re.search(r"holdfast|predictions\.", "\n".join(lines))
     assert any("--transactional-id g-shop.predictions- --resource-pattern-type prefixed" in line for line in lines)
+    assert any(
+        "--transactional-id g-releases-shop.releases- --resource-pattern-type prefixed" in line for line in lines
+    )
     assert any("--group CN=consumer --resource-pattern-type prefixed" in line for line in lines)
 
 

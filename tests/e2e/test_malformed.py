@@ -135,7 +135,9 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
     still = await command(stack, *arguments)
     assert still.code == 1
     assert "5 still malformed." in still.out
+    (guard,) = (worker for worker in stack.workers if worker.name == "guard")
     stack.write_policy("pricing", MAPPED.format("amount"))
+    await stack.until(lambda: guard.told("policies changed"), "the guard has the mapping")
     dry = (await command(stack, *arguments, "--dry-run", "--json")).facts
     assert dry["counts"] == {"would_be_released": 2, "still_fails": 1, "still_malformed": 2}
     done = await command(stack, *arguments)
@@ -152,7 +154,7 @@ async def test_malformed_records_are_listed_and_judged_again_once(mapped):
         assert (given["trace"], given["holdfast-released-by"]) == (b"t-1", b"alice")
         assert "holdfast-error" not in given
         assert "holdfast-error-kind" not in given
-    audits = [a for a in stack.audits("pricing") if a["action"] == "retry"]
+    audits = [a for a in stack.audits("pricing") if a["action"] == "retry" and "source" in a]
     assert [(a["actor"], a["reason"]) for a in audits] == [("alice", "the mapping was mistyped")] * 2
 
     forced = (await command(stack, *arguments, "--force", "--source", sources[1], "--json")).facts

@@ -1,8 +1,7 @@
-"""Releasing blocked predictions: judged again, in somebody's name, once at most, and never too late."""
+"""Releasing blocked predictions: a guard judges them again, in somebody's name, once at most, and never too late."""
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -15,8 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, body, headers
 from holdfast import release as releasing
-from holdfast.adapters.kafka import KafkaUnavailable
-from holdfast_schemas import AuditRecord, Outcome
+from holdfast_schemas import MAX_RELEASES, AuditRecord, Outcome
 
 pytestmark = pytest.mark.real_kafka
 
@@ -43,6 +41,14 @@ async def block(stack, *values, version="v1", **options):
     return [f"{stack.topic('predictions')}/{partition}/{offset}" for partition, offset in places]
 
 
+async def takes_up(stack, policy):
+    """Write the policy and wait until the guard has it."""
+    guard = next(worker for worker in stack.workers if worker.name == "guard")
+    before = len(guard.told("policies changed"))
+    stack.write_policy(MODEL, policy)
+    await stack.until(lambda: len(guard.told("policies changed")) > before, "the policy is taken up")
+
+
 async def release(stack, *arguments):
     config = stack.folder / "base.toml"
     return await holdfast(config, "blocked", "release", MODEL, "-r", "a real sale", "--actor", "alice", *arguments)
@@ -57,12 +63,18 @@ def sources(stack):
     return sorted(headers(r)["holdfast-source"].decode() for r in released(stack))
 
 
-async def ends(stack):
-    """Where every partition ends, the markers of transactions included."""
+def audited(stack):
+    """The audit records of released predictions, without those that answer whole commands."""
+    return [audit for audit in stack.audits(MODEL) if "source" in audit]
+
+
+async def ends(stack, *but):
+    """Where every partition ends, the markers of transactions included; without the topics of these roles."""
     consumer = AIOKafkaConsumer(bootstrap_servers=stack.kafka.bootstrap)
     await consumer.start()
     try:
-        return await consumer.end_offsets(stack._partitions())
+        names = {stack.topic(role) for role in but}
+        return await consumer.end_offsets([tp for tp in stack._partitions() if tp.topic not in names])
     finally:
         await consumer.stop()
 
@@ -75,7 +87,7 @@ async def test_what_passes_todays_policy_is_released_once(stack):
     assert "value 5, expected 10 to " in still.flat()
     assert "1 still failing." in still.out
     assert released(stack) == []
-    stack.write_policy(MODEL, TODAY)
+    await takes_up(stack, TODAY)
     dry = await release(stack, "--dry-run", "--json")
     assert (dry.code, dry.facts["counts"]) == (0, {"would_be_released": 1})
     done = await release(stack)
@@ -94,7 +106,7 @@ async def test_what_passes_todays_policy_is_released_once(stack):
     assert (given["holdfast-released-by"], given["holdfast-release-reason"]) == (b"alice", b"a real sale")
     assert (given["holdfast-source"].decode(), given["holdfast-model-version"]) == (source, b"v1")
     assert "holdfast-findings" not in given
-    (audit,) = [a for a in stack.audits(MODEL) if a["action"] == "release"]
+    (audit,) = audited(stack)
     assert (audit["actor"], audit["reason"], audit["source"], audit["outcome"]) == (
         "alice",
         "a real sale",
@@ -105,6 +117,14 @@ async def test_what_passes_todays_policy_is_released_once(stack):
     assert (again.code, again.facts["counts"]) == (1, {"already_released": 1})
     await stack.settled()
     assert len(released(stack)) == 1
+    answers = [a for a in stack.audits(MODEL) if "source" not in a]
+    assert [(a["outcome"], [one["answer"] for one in a["answers"]]) for a in answers] == [
+        ("refused", ["still_fails"]),
+        ("applied", ["would_be_released"]),
+        ("applied", ["released"]),
+        ("refused", ["already_released"]),
+    ]
+    assert audit["command_id"] == answers[2]["command_id"]
 
 
 async def test_force_releases_what_fails_and_says_so(stack):
@@ -115,7 +135,7 @@ async def test_force_releases_what_fails_and_says_so(stack):
     await stack.settled()
     assert sources(stack) == [second]
     assert json.loads(headers(released(stack)[0])["holdfast-findings"])[0]["check"] == "price_floor"
-    assert [a["detail"] for a in stack.audits(MODEL)] == [
+    assert [a["detail"] for a in audited(stack)] == [
         f"the prediction at {second} was approved, although it fails price_floor"
     ]
     elsewhere = second.rpartition("/")[0] + "/999"
@@ -131,12 +151,14 @@ async def test_force_releases_what_fails_and_says_so(stack):
     }
 
 
-async def test_a_dry_run_writes_nothing(stack):
-    """No record, no marker of a transaction; nor does it disturb whoever releases at the same time."""
+async def test_a_dry_run_releases_nothing(stack):
+    """Only the question and its answer are written."""
     await block(stack, 2.0)
-    before = await ends(stack)
+    before = await ends(stack, "releases", "audit")
     assert (await release(stack, "--force", "--dry-run")).out.endswith("1 would be released.\n")
-    assert await ends(stack) == before
+    assert await ends(stack, "releases", "audit") == before
+    await stack.settled()
+    assert [audit["detail"] for audit in stack.audits(MODEL)] == ["dry run: 1 would be released"]
 
 
 @pytest.mark.parametrize("hours", [-1.5, 2])
@@ -158,7 +180,7 @@ async def test_too_old_is_never_released(stack, hours):
         future = {"message.timestamp.after.max.ms": str(10 * 3_600_000)}
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, stack.topic("blocked"), configs=future)])
         await admin.close()
-        await stack.send([wrapped], role="blocked", headers=found, timestamp_ms=at)
+        await stack.send([wrapped], role="blocked", partition=0, headers=found, timestamp_ms=at)
     else:
         await stack.send([wrapped], timestamp_ms=at)
     await stack.until(lambda: stack.seen["blocked"])
@@ -172,7 +194,7 @@ async def test_an_older_output_does_not_overtake_a_newer_one(stack):
     await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 2.0)], timestamp_ms=int(time.time() * 1000) - 5000)
     await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 20.0)])
     await stack.until(lambda: stack.seen["blocked"] and stack.seen["approved"])
-    stack.write_policy(MODEL, TODAY.replace(JUMP, ""))
+    await takes_up(stack, TODAY)
     said = await release(stack)
     assert said.code == 1
     assert "1 superseded." in said.out
@@ -189,7 +211,7 @@ async def test_a_newer_output_is_found_however_many_came_since(kafka, redis_serv
         await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 20.0)], partition=0)
         await stack.send([stack.prediction(MODEL, "v1", f"SKU-{n}", 20.0) for n in range(2, 30)], partition=0)
         await stack.until(lambda: stack.seen["blocked"] and len(stack.seen["approved"]) == 29)
-        stack.write_policy(MODEL, TODAY)
+        await takes_up(stack, TODAY)
         assert "1 superseded." in (await release(stack)).out
 
 
@@ -209,7 +231,7 @@ def fence(version):
 async def test_a_fenced_version_needs_force(stack):
     """However good the value is; so does a held route."""
     (source,) = await block(stack, 5.0, version="v2")
-    stack.write_policy(MODEL, TODAY)
+    await takes_up(stack, TODAY)
     await stack.send([fence("v2")], role="routes")
     said = await release(stack)
     assert said.code == 1
@@ -217,7 +239,7 @@ async def test_a_fenced_version_needs_force(stack):
     assert (await release(stack, "--force")).code == 0
     await stack.settled()
     assert sources(stack) == [source]
-    assert stack.audits(MODEL)[0]["epoch"] == 7
+    assert audited(stack)[0]["epoch"] == 7
 
 
 async def test_a_record_that_is_there_twice_or_is_nobodys(stack):
@@ -241,21 +263,22 @@ async def test_records_without_a_key_do_not_overtake_one_another(stack):
         await stack.send([json.dumps(event).encode()], timestamp_ms=now - 1000 * n, partition=0)
     await stack.until(lambda: len(stack.seen["blocked"]) == 3)
     assert {record.key for record in stack.seen["blocked"]} == {None}
-    stack.write_policy(MODEL, TODAY)
+    await takes_up(stack, TODAY)
     said = await release(stack, "--json")
     assert (said.code, said.facts["counts"]) == (0, {"released": 3})
 
 
-async def test_a_release_that_cannot_be_read_keeps_everything_back(stack):
-    """It may be of any of them."""
-    await block(stack, 2.0)
-    stack.write_policy(MODEL, TODAY)
-    await stack.send([b'{"action": "release", "outcome": '], role="audit", key=b"other")
-    said = await release(stack)
-    assert said.code == 1
-    assert f"The record {stack.topic('audit')}/0/0 speaks of a release and cannot be read" in said.flat()
+async def test_an_audit_record_that_cannot_be_read_keeps_back_what_it_names(stack):
+    """Nothing else: whether that one was released before is not known, so it is not released."""
+    named, other = await block(stack, 2.0, 3.0)
+    broken = [f'{{"action": "release", "source": "{named}", "outcome": ', '{"action": "retry", "outcome": 7']
+    await stack.send([text.encode() for text in broken], role="audit", key=b"other")
+    said = await release(stack, "--force", "--json")
+    assert {p["source"]: p["answer"] for p in said.facts["predictions"]} == {named: "unclear", other: "released"}
+    told = await release(stack, "--force", "--source", named)
+    assert (told.code, "so it may have been released before" in told.flat()) == (1, True)
     await stack.settled()
-    assert released(stack) == []
+    assert sources(stack) == [other]
 
 
 def wanted():
@@ -263,44 +286,63 @@ def wanted():
 
 
 async def test_two_at_once_release_each_prediction_once(stack):
-    """One of them may be told that the other was there; thousands take several transactions."""
+    """Each of them is told which were his; thousands take several transactions."""
     sent = await block(stack, *[2.0] * 3000)
 
     async def one(actor):
-        try:
-            await releasing.release(stack.settings, wanted(), actor=actor, reason="a sale", force=True)
-        except KafkaUnavailable as told:
-            assert "Somebody else releases at the same time" in str(told)  # noqa: PT017  either may be the one
+        asked = releasing.Asked(actor, "a sale", force=True)
+        return (await releasing.release(stack.settings, wanted(), asked)).results
 
-    await asyncio.gather(*(one(name) for name in ("alice", "bob", "carol")))
-    await one("dave")
+    told = await asyncio.gather(*(one(name) for name in ("alice", "bob", "carol")))
+    assert sorted(r.source for results in told for r in results if r.answer == "released") == sorted(sent)
+    assert {result.answer for results in told for result in results} == {"released", "already_released"}
     await stack.settled()
     assert sources(stack) == sorted(sent)
-    assert sorted(a["source"] for a in stack.audits(MODEL)) == sorted(sent)
+    assert sorted(a["source"] for a in audited(stack)) == sorted(sent)
 
 
-async def test_what_happens_while_a_release_goes_on_counts(stack, monkeypatch):
-    """With its first transaction a newer output of the second key is approved, with the next the version is fenced."""
-    await block(stack, *[5.0] * 4, partition=0)
-    stack.write_policy(MODEL, TODAY)
-    monkeypatch.setattr(releasing, "MAX_IN_TRANSACTION", 1)
-    send, sent = releasing.send_all, 0
+async def test_what_happens_between_two_commands_counts(stack):
+    """A newer output of the second key is approved, then the version is fenced."""
+    asked = await block(stack, *[5.0] * 4, partition=0)
+    await takes_up(stack, TODAY)
 
-    async def and_meanwhile(producer, packed):
-        nonlocal sent
-        sent += 1
-        if sent == 1:
-            newer = stack.prediction(MODEL, "v1", "SKU-1", 20.0)
-            model = [("holdfast-model", MODEL.encode())]
-            await stack.send([newer], role="approved", key=b"SKU-1", partition=0, headers=model)
-        else:
-            await stack.send([fence("v1")], role="routes")
-        return await send(producer, packed)
+    async def answer(source):
+        (one,) = (await release(stack, "--source", source, "--json")).facts["predictions"]
+        return one["answer"], [finding["check"] for finding in one["findings"]]
 
-    monkeypatch.setattr(releasing, "send_all", and_meanwhile)
-    answers = await releasing.release(stack.settings, wanted(), actor="alice", reason="a sale")
-    assert [answer.answer for answer in answers] == ["released", "superseded", "released", "still_fails"]
-    assert [finding.check for finding in answers[-1].findings] == ["fenced"]
+    assert await answer(asked[0]) == ("released", [])
+    await stack.send([stack.prediction(MODEL, "v1", "SKU-1", 20.0)], partition=0)
+    await stack.until(lambda: len(stack.seen["approved"]) == 2, "the newer one is approved")
+    assert await answer(asked[1]) == ("superseded", [])
+    assert await answer(asked[2]) == ("released", [])
+    await stack.send([fence("v1")], role="routes")
+    assert await answer(asked[3]) == ("still_fails", ["fenced"])
+
+
+async def test_without_a_guard_nothing_is_lost(stack):
+    """The command says so, and by its id; a guard carries it out once it runs, and once only."""
+    (source,) = await block(stack, 2.0)
+    (guard,) = stack.workers
+    await asyncio.to_thread(guard.stop)
+    said = await release(stack, "--force", "--wait", "1s")
+    assert (said.code, said.out) == (1, "")
+    assert "the guards have answered nothing of it, and no more within 1 s. Nothing is lost" in said.flat()
+    (command,) = await stack.until(lambda: stack.seen["releases"], "it is written")
+    assert body(command)["command_id"].removesuffix(".0") in said.flat()
+    # A pipeline that repeats a request because it was not answered.
+    await stack.send([command.value] * 2, role="releases", key=command.key, partition=command.partition)
+    await asyncio.to_thread(guard.start)
+    await stack.until(lambda: released(stack), "it is carried out")
+    assert (await release(stack, "--force", "--json")).facts["counts"] == {"already_released": 1}
+    await stack.settled()
+    assert sources(stack) == [source]
+    of_command = [a for a in stack.audits(MODEL) if a.get("command_id") == body(command)["command_id"]]
+    assert [a.get("source") for a in of_command] == [source, None]
+    # What is not a request is set aside, and the next one is answered.
+    await stack.send([b'{"action": "release"}'], role="releases", key=b"x", partition=command.partition)
+    await stack.until(lambda: len(stack.seen["malformed"]) == 1, "it is set aside")
+    assert b"not a request for releases" in headers(stack.seen["malformed"][0])["holdfast-error"]
+    assert (await release(stack, "--force", "--json")).facts["counts"] == {"already_released": 1}
 
 
 CUT_OFF = """
@@ -312,34 +354,34 @@ commit, count = AIOKafkaProducer.commit_transaction, 0
 
 async def commit_once(self):
     global count
-    count += 1
-    if count == 1:
-        return await commit(self)
-    print("open", flush=True)
-    await asyncio.sleep(600)
+    if "-releases-" in self._txn_manager.transactional_id:
+        count += 1
+        if count == 2:
+            print("open", file=sys.stderr, flush=True)
+            await asyncio.sleep(600)
+    return await commit(self)
 
 AIOKafkaProducer.commit_transaction = commit_once
 cli.main()
 """
+"""A guard that stops in the transaction of its second command."""
 
 
-async def test_a_release_that_is_killed_in_its_transaction(stack):
-    """What was committed is released, what was not is not; doing it again releases the rest, each once."""
+async def test_a_guard_that_is_killed_in_its_transaction(stack):
+    """What was committed is released, what was not is not; the guard that follows releases the rest, each once."""
+    (guard,) = await stack.start("guard", program=(sys.executable, "-c", CUT_OFF))
     sent = await block(stack, *[2.0] * 1500)
-    config = str(stack.folder / "base.toml")
-    arguments = ["blocked", "release", MODEL, "-r", "a sale", "--force", "--config", config]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", CUT_OFF, *arguments, stdout=subprocess.PIPE)
-    assert await process.stdout.readline() == b"open\n"
-    process.kill()
-    await process.wait()
+    asking = asyncio.create_task(release(stack, "--force", "--json", "--wait", "1m"))
+    await stack.until(lambda: "open" in guard.log.read_text().splitlines(), "the second transaction is open")
+    await asyncio.to_thread(guard.kill)
     await stack.until(lambda: released(stack))
-    first = len(released(stack))
-    assert 0 < first <= releasing.MAX_IN_TRANSACTION
-    again = await release(stack, "--force", "--json")
-    assert again.code == 1
-    assert again.facts["counts"] == {"already_released": first, "released": len(sent) - first}
+    assert 0 < len(released(stack)) <= MAX_RELEASES
+    await stack.start("guard")
+    said = await asking
+    assert (said.code, said.facts["counts"]) == (0, {"released": len(sent)})
     await stack.settled()
     assert sources(stack) == sorted(sent)
+    assert sorted(a["source"] for a in audited(stack)) == sorted(sent)
 
 
 async def test_somebody_elses_open_transaction_hides_no_release(stack):

@@ -60,18 +60,18 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     for party in (Party.GUARD, Party.SWITCH):
         # They start only where these are compacted.
         grant(party, "topic", [names[role] for role in compacted_roles(party)], "DescribeConfigs")
-    guard, switch = settings.guard.group, settings.switch.group
-    grant(Party.GUARD, "group", [guard], "Read")
-    grant(Party.GUARD, "transactional-id", [f"{guard}-{names['predictions']}-"], "Write", prefixed=True)
+    guard, switch, releases = settings.guard.group, settings.switch.group, settings.release_group
+    grant(Party.GUARD, "group", [guard, releases], "Read")
+    for group, topic in ((guard, names["predictions"]), (releases, names["releases"])):
+        grant(Party.GUARD, "transactional-id", [f"{group}-{topic}-"], "Write", prefixed=True)
     # How long the topics of verdicts keep what is written to them.
     judged = [names[role] for role in ("predictions", "approved", "blocked", "malformed")]
     grant(Party.GUARD, "topic", judged, "DescribeConfigs")
     grant(Party.SWITCH, "group", [switch], "Read")
     grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
-    grant(Party.OPERATOR, "transactional-id", [f"{guard}-release"], "Write")
     # What `holdfast doctor` looks at.
     grant(Party.OPERATOR, "topic", everything, "Describe", "DescribeConfigs")
-    grant(Party.OPERATOR, "group", [guard, switch], "Describe")
+    grant(Party.OPERATOR, "group", [guard, releases, switch], "Describe")
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
     grant(Party.AUDITOR, "group", [guard], "Describe")

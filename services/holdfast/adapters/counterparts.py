@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from holdfast.adapters.kafka import PartitionStopped, describe_topics
 from holdfast.adapters.topic_settings import FIX
 from holdfast.settings import Settings
-from holdfast_schemas import TOPICS
+
+_VERDICTS = frozenset(("approved", "blocked", "malformed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Counterparts:
     @property
     def judged(self) -> int:
         """How many partitions of predictions have their counterparts: those with a lower number."""
-        beside = (count for role, count in self.counts.items() if TOPICS[role].partitions == "predictions")
+        beside = (count for role, count in self.counts.items() if role in _VERDICTS)
         return min(self.counts["predictions"], *beside)
 
     @property
@@ -38,7 +39,7 @@ class Counterparts:
         short = [
             f"{self.names[role]} ({count})"
             for role, count in self.counts.items()
-            if TOPICS[role].partitions == "predictions" and count <= max(numbers)
+            if role in _VERDICTS and count <= max(numbers)
         ]
         return (
             f"{places} {'is' if len(numbers) == 1 else 'are'} held: {self.names['predictions']} has "

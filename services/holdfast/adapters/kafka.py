@@ -145,7 +145,7 @@ class Work(Protocol):
     async def restore(self) -> None:
         """Called before the first batch, and again whenever the lane opens anew."""
 
-    async def prepare(self) -> None:
+    async def prepare(self, records: Sequence[Record]) -> None:
         """Called before each batch: what it is judged by must be up to date. Raises where it cannot be."""
 
     def process(self, records: Sequence[Record]) -> list[Write]:
@@ -328,6 +328,9 @@ class _Lane:
         """Compare what is committed with what is there. Raises PartitionStopped."""
         found, place = where_to_go_on(committed, first, self._topic_id), f"{self.tp.topic}/{self.tp.partition}"
         command = f"holdfast offsets set {self.loop.service} --partition {self.tp.partition} --to"
+        if self.loop.may_skip and (isinstance(found, Removed) or found.offset == self._out_of_range):
+            log.warning("records are gone that nobody has read, the first that is left is next", place=place)
+            return first
         if isinstance(found, Removed):
             raise PartitionStopped(
                 f"{place}: the records from offset {found.first} to {found.last} were removed before they were "
@@ -381,7 +384,7 @@ class _Lane:
             self.waiting = False
         records = self._unpack()
         if records:
-            await self._prepare()
+            await self._prepare(records)
         try:
             writes = self.work.process(records)
         except ReopenLane:
@@ -407,9 +410,9 @@ class _Lane:
             return max(self._fetched_to, self.offset)
         return records[-1].offset + 1 if records else self.offset
 
-    async def _prepare(self) -> None:
-        async with _within(PUBLISH_WITHIN, "tell what a batch is judged by"):
-            await self.work.prepare()
+    async def _prepare(self, records: Sequence[Record]) -> None:
+        async with _within(self.loop.prepare_within, "tell what a batch is judged by"):
+            await self.work.prepare(records)
 
     def _left(self) -> int:
         """How many records are here and not judged."""
@@ -468,7 +471,7 @@ class _Lane:
             raise error
         for record in records:
             writes = None
-            await self._prepare()
+            await self._prepare([record])
             for _ in range(3):
                 try:
                     writes = self.work.process([record])
@@ -660,15 +663,22 @@ class TransactionalLoop:
         max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
         give_up_after: timedelta = timedelta(minutes=5),
         begin: Callable[[TopicPartition], Awaitable[int]] | None = None,
+        prepare_within: float = PUBLISH_WITHIN,
+        fetch_wait_ms: int = 500,
+        may_skip: bool = False,
     ) -> None:
         """`begin` says, and commits, where a partition begins that has no committed offset; without it, at its
         first record.
+
+        `prepare_within`: seconds for what the work does before a batch. `fetch_wait_ms`: how long a broker may keep a
+        fetch that finds nothing. `may_skip`: records that were removed before they were read do not stop a partition.
         """
         self.kafka, self.service, self.topic, self.group, self.worker = kafka, service, topic, group, worker
         self.open_work, self.exactly_once = open_work, exactly_once
         self.poll_ms, self.max_records, self.give_up_after = poll_ms, max_records, give_up_after
         self.max_unpacked_bytes, self.budget = max_unpacked_bytes, Budget(max_in_flight_bytes)
         self.begin = begin or self._begin_at_first
+        self.prepare_within, self.fetch_wait_ms, self.may_skip = prepare_within, fetch_wait_ms, may_skip
         self.lanes: dict[TopicPartition, _Lane] = {}
         self.first_topic_id: str | None = None
         self.error: BaseException | None = None
@@ -700,6 +710,7 @@ class TransactionalLoop:
             client_id=f"{self.worker}-{tp.partition}",
             auto_offset_reset="none",
             max_partition_fetch_bytes=4 * 1024 * 1024,
+            fetch_max_wait_ms=self.fetch_wait_ms,
             value_deserializer=in_batches,
         )
 

@@ -60,6 +60,7 @@ _OVERWRITTEN = {
     "blocked": (False, "of an entity's blocked outputs only the last one is kept, and one without a key is refused"),
     "malformed": (True, "a record without a key is refused there, so that its partition cannot go on"),
     "control": (True, "a model's older tallies and commands may be removed before the switch has read them"),
+    "releases": (True, "a model's older requests for releases may be removed before a guard has read them"),
     "incidents": (False, "an incident's earlier states are not kept"),
     "audit": (True, "of a model's decisions only the last one is kept"),
 }
@@ -68,6 +69,7 @@ _REMOVED_SOON = {
     "predictions": "a guard that is down for longer never checks them, and stops",
     "control": "a switch that is down for longer loses tallies and commands, and stops",
     "approved": "what the checks compare with is restored from it after a restart",
+    "releases": "what people ask for while no guard runs is forgotten",
 }
 """What follows where records are kept for less than an hour; elsewhere that is only worth a look."""
 _REMOVED = {
