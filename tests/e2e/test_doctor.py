@@ -110,13 +110,15 @@ async def test_a_policy_that_the_guards_refuse(stack):
 
 async def test_a_healthy_installation(stack):
     """Exit code 0; that each topic has one replica is worth a look, and no more."""
-    await stack.start("guard", "switch")
+    guard, _ = await stack.start("guard", "switch")
+    await stack.until(lambda: guard.metric("holdfast_ready", service="releases") == 1, "it answers requests")
     await stack.command("pricing", "promote", "v1")
     with alertmanager() as url:
         code, areas = await ask(stack, HOLDFAST_NOTIFY__ALERTMANAGER_URLS=f'["{url}"]')
     assert [one for all_of in areas.values() for one in all_of if one[0] == "failed"] == []
     assert code == 0
     found(areas, "guard", "ok", "1 in the group")
+    found(areas, "releases", "ok", "and no request waits")
     found(areas, "switch", "ok", "1 in the group")
     found(areas, "routes", "ok", "1 model with a route")
     found(areas, "redis", "ok", "agrees with Kafka on 1 route")
@@ -135,6 +137,7 @@ async def test_nothing_runs_and_nothing_answers(stack):
     )
     assert code == 1
     found(areas, "guard", "failed", "none runs in the group", "Start one: holdfast guard")
+    found(areas, "releases", "warning", "no guard answers requests for releases", "Start a guard")
     found(areas, "switch", "failed", "none runs in the group", "Start one: holdfast switch")
     found(areas, "redis", "failed", "cannot be reached", "serving code keeps its last answer")
     found(areas, "alertmanager", "failed", f"http://{AWAY} does not answer", "Nobody is paged")

@@ -14,7 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, body, headers
 from holdfast import release as releasing
-from holdfast_schemas import MAX_RELEASES, AuditRecord, Outcome
+from holdfast_schemas import MAX_RELEASES, TOPICS, AuditRecord, Outcome
 
 pytestmark = pytest.mark.real_kafka
 
@@ -343,6 +343,27 @@ async def test_without_a_guard_nothing_is_lost(stack):
     await stack.until(lambda: len(stack.seen["malformed"]) == 1, "it is set aside")
     assert b"not a request for releases" in headers(stack.seen["malformed"][0])["holdfast-error"]
     assert (await release(stack, "--force", "--json")).facts["counts"] == {"already_released": 1}
+
+
+async def test_an_installation_that_has_no_topic_for_requests_yet(kafka, redis_server, tmp_path):
+    """Its guards judge, and say what to do; once the topic is there they answer, without a restart."""
+    others = [role for role in TOPICS if role != "releases"]
+    async with Stack(kafka, redis_server.url, {MODEL: POLICY}, folder=tmp_path, create=False, follow=others) as stack:
+        for role in others:
+            size = TOPICS[role].partitions
+            count = stack.sizes[size] if isinstance(size, str) else size
+            await kafka.create_topic(stack.topic(role), count, TOPICS[role].settings)
+        (guard,) = await stack.start("guard")
+        (source,) = await block(stack, 2.0)
+        missing = f"The topic {stack.topic('releases')} does not exist. Create the topics with: holdfast topics create"
+        said = await release(stack, "--force")
+        assert (said.code, missing in said.flat()) == (1, True)
+        told = "releases are not answered by this guard, it goes on judging"
+        (line,) = await stack.until(lambda: guard.told(told), "its log says so")
+        assert line["reason"] == missing
+        assert (await holdfast(stack.folder / "base.toml", "topics", "create")).code == 0
+        assert (await release(stack, "--force", "--wait", "1m")).code == 0
+        await stack.until(lambda: sources(stack) == [source], "it is released")
 
 
 CUT_OFF = """

@@ -94,7 +94,7 @@ ANSWER_BYTES = 600_000
 MOST_FINDINGS = 10
 KEEP_FOR = 600.0
 """Seconds that what was read for one command is kept for the next."""
-TRY_AGAIN_AFTER = 10.0
+TRY_AGAIN_AFTER = 5.0
 """Seconds after which the worker tries again where it cannot answer at all."""
 PREPARE_WITHIN = 3600.0
 """Seconds that a command may wait for those of the worker's other partitions."""
