@@ -20,7 +20,7 @@ from holdfast.board import Board
 from holdfast.guard import RouteFollower
 from holdfast.settings import KafkaSettings, TopicNames, load_settings
 from holdfast.switch import Mirror
-from holdfast_schemas import AuditRecord, Outcome, Route, RouteState
+from holdfast_schemas import AuditRecord, Outcome, ReleaseAnswer, Route, RouteState
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
@@ -65,6 +65,16 @@ def test_a_big_release_does_not_push_older_decisions_out() -> None:
     assert len(kept) >= 50
     assert set(board.changed) == {f"audit/{key}" for key in board.audit}
     assert len(board.outcomes) == len(kept)
+
+
+def test_the_answer_to_a_release_is_kept_without_its_predictions() -> None:
+    """Its detail counts them."""
+    board, topics = Board(TopicNames(), keep_incidents=100, keep_audit=100), TopicNames()
+    whole = AuditRecord.model_validate_json(audit(1, "release"))
+    answers = tuple(ReleaseAnswer(source=f"predictions/0/{number}", answer="released") for number in range(500))
+    answered = whole.model_copy(update={"answers": answers, "command_id": "c-1"})
+    board.take([record(answered.to_json(), b"pricing", topic=topics.audit)])
+    assert board.audit[whole.audit_id] == board.outcomes["c-1"] == answered.model_copy(update={"answers": None})
 
 
 HISTORIES = st.lists(st.tuples(st.booleans(), st.integers(1, 90)), max_size=12)
