@@ -13,6 +13,7 @@ import pytest
 
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, body, headers
+from holdfast import audit
 from holdfast.audit import audit_once
 from holdfast_schemas import ReleaseCommand, WaitingPrediction
 
@@ -79,8 +80,9 @@ async def test_a_release_is_judged_by_the_guards_and_not_by_who_asks(stack):
     assert await violations(stack) == {}
 
 
-async def test_a_forged_release_is_found(stack):
+async def test_a_forged_release_is_found(stack, monkeypatch):
     """What was never predicted, with a person's name on it; and another value in the name of a real release."""
+    monkeypatch.setattr(audit, "PATIENCE", 1.0)
     (source,) = await block(stack, 0.01)
     assert (await release(stack.folder / "base.toml", "--force")).code == 0
     assert await violations(stack) == {}
