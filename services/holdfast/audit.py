@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from holdfast.adapters import metrics
 from holdfast.adapters.counterparts import counterparts
-from holdfast.adapters.decisions import RELEASES
 from holdfast.adapters.fetch_by_id import Ids, fetch_by_id
 from holdfast.adapters.kafka import KafkaUnavailable, close, offsets_since, read_to_end, reader
 from holdfast.adapters.kafka_login import explain
@@ -50,6 +49,7 @@ from holdfast.core.ledger import (
 )
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch
+from holdfast.core.releases import RELEASE, RETRY
 from holdfast.settings import Settings
 from holdfast_schemas import MAX_INTEGER, TOPICS, Route, Tally, parse_control, utc_now
 
@@ -598,7 +598,11 @@ class Auditor:
                 one = _decode_release(value)
                 place, _, offset = (one.source or "").rpartition("/")
                 topic, _, partition = place.rpartition("/")
-                if one.action not in RELEASES or one.outcome != "applied" or topic != self._rules.predictions_topic:
+                if (
+                    one.action not in (RELEASE, RETRY)
+                    or one.outcome != "applied"
+                    or topic != self._rules.predictions_topic
+                ):
                     continue
                 if (ledger := self._ledgers.get(int(partition))) is not None:
                     ledger.releases.add_audited(int(offset))

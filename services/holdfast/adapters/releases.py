@@ -364,7 +364,8 @@ class ReleaseWork:
         name = policy.id if policy is not None else ""
         known = self._memory[1:] if self._memory is not None and self._memory[0] == name else None
         self._memory = None
-        memory, end = await restore_memory(self._settings, alone, self._partition, known)
+        most = self._settings.guard.entities_of_partition(self._releases.counts["approved"])
+        memory, end = await restore_memory(self._settings, alone, self._partition, known, max_entities=most)
         self._memory = name, memory, end
         return memory
 
