@@ -178,7 +178,7 @@ async def test_a_killed_guard_leaves_the_rest_to_another_and_nothing_is_released
 
     The person who asked waits through it, and reads that everything was released.
     """
-    settings = {"kafka": {"bootstrap_servers": kafka.bootstrap, "session_timeout": "3s"}}
+    settings = {"kafka": {"bootstrap_servers": kafka.bootstrap, "session_timeout": "6s"}}
     async with Stack(
         kafka, redis_server.url, {MODEL: STEADY}, folder=tmp_path, partitions=2, settings=settings
     ) as stack:
