@@ -304,7 +304,7 @@ async def serving(**limits: Any) -> AsyncGenerator[int, None]:
 
 async def test_half_open_requests_end_each_other_and_health_answers_throughout() -> None:
     """On a port of guard, switch or notify: there are never more than the limit, and in the end none."""
-    async with serving(connections=40, request_within=1.0) as port, httpx.AsyncClient(timeout=20) as client:
+    async with serving(connections=40, request_within=3.0) as port, httpx.AsyncClient(timeout=20) as client:
         attackers = []
         for _ in range(6):
             attackers += await half_open(port, 50)

@@ -33,6 +33,7 @@ from holdfast.adapters.kafka import close
 from holdfast.core.policy_events import POLICY_ACTIONS
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import TOPICS
+from holdfast_schemas.route import redis_route_key, redis_state_key
 
 POLICY = """
 [[checks]]
@@ -137,6 +138,7 @@ class Stack:
         self.run = f"e{uuid.uuid4().hex[:8]}"
         self.policies = folder / "policies"
         self.policies.mkdir()
+        self._models = tuple(policies)
         for model, text in policies.items():
             self.write_policy(model, text)
         self.document: dict[str, Any] = {
@@ -166,6 +168,9 @@ class Stack:
     async def __aenter__(self) -> Self:
         if self._create:
             await self.kafka.create_topics(self.settings)
+        # A route that another test left there would be one of somebody else's.
+        for model in self._models:
+            await self.redis.delete(redis_route_key(model), redis_state_key(model))
         # Idempotent: what a test sends is there once, also when the broker restarts meanwhile.
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self.kafka.bootstrap, enable_idempotence=True, linger_ms=5, max_request_size=2**24
