@@ -56,6 +56,7 @@ from holdfast.adapters.kafka import KafkaUnavailable, check_topics
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import watch_malformed
 from holdfast.adapters.metrics import HTTP_REFUSED
+from holdfast.adapters.oidc import AWAY, BEGUN_LASTS, CALLBACK, SignInError
 from holdfast.adapters.policies import known_models
 from holdfast.adapters.policies_here import watch_policies
 from holdfast.adapters.service import OWN_PATHS, run_service
@@ -291,7 +292,7 @@ class Api:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for tokens that cannot be read, ServiceError where nobody could come in."""
         self.settings = settings
-        self.entry = Entry(settings.api)
+        self.entry = Entry(settings.api, settings.notify.console_url)
         self.streams = Share(settings.api.streams, settings.api.streams_per_person)
         self.board = Board(
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
@@ -853,12 +854,56 @@ async def login(request: Request) -> Response:
             "that signs in works once, and for a minute."
         )
         return HTMLResponse(_door(api, wanted, problem), 401)
-    # Only to a place of our own: neither another site's address nor `//` nor a backslash that browsers take for one.
-    here = re.fullmatch(r"/(\?[!-~]*)?", wanted) is not None and "\\" not in wanted
-    answer = RedirectResponse(wanted if here else "/", 303)
-    lasts = int(api.settings.api.session_lasts.total_seconds())
+    answer = RedirectResponse(_of_ours(wanted), 303)
+    lasts = int(api.entry.sessions.lasts.total_seconds())
     answer.set_cookie(value=session, max_age=lasts, **_cookie(api, request))
     return answer
+
+
+def _of_ours(wanted: str) -> str:
+    """A place of our own: neither another site's address nor `//` nor a backslash that browsers take for one."""
+    here = re.fullmatch(r"/(\?[!-~]*)?", wanted) is not None and "\\" not in wanted
+    return wanted if here else "/"
+
+
+@pages.get("/login/oidc")
+async def login_at_provider(request: Request, next: str = "/") -> Response:  # noqa: A002  the name in the address
+    """Send the browser to the provider of `api.oidc`."""
+    api: Api = request.app.state.api
+    if (provider := api.entry.provider) is None:
+        raise HTTPException(404)
+    try:
+        begun = await provider.begin(_of_ours(next))
+    except SignInError as error:
+        api.entry.refuse_sign_in(error, _client(request))
+        return HTMLResponse(_door(api, next, str(error)), 503)
+    answer = RedirectResponse(begun.address, 303)
+    answer.set_cookie(value=begun.cookie, max_age=BEGUN_LASTS, **_begun_cookie(api, request))
+    return answer
+
+
+@pages.get(CALLBACK)
+async def login_from_provider(request: Request) -> Response:
+    """Open a session for who comes back from the provider."""
+    api: Api = request.app.state.api
+    begun = _begun_cookie(api, request)
+    try:
+        session, wanted = await api.entry.finish_sign_in(
+            dict(request.query_params), request.cookies.get(begun["key"], ""), _client(request)
+        )
+    except SignInError as error:
+        answer: Response = HTMLResponse(_door(api, "/", str(error)), 503 if error.reason == AWAY else 403)
+    else:
+        answer = RedirectResponse(_of_ours(wanted), 303)
+        lasts = int(api.entry.sessions.person_lasts.total_seconds())
+        answer.set_cookie(value=session, max_age=lasts, **_cookie(api, request))
+    answer.delete_cookie(**begun)
+    return answer
+
+
+def _begun_cookie(api: Api, request: Request) -> dict[str, Any]:
+    """How the cookie is kept that ties the provider's answer to the browser which asked."""
+    return {**_cookie(api, request), "key": f"{COOKIE}_begun", "path": "/login/oidc"}
 
 
 @pages.post("/login/code")
@@ -874,7 +919,17 @@ async def login_code(
 
 
 def _door(api: Api, wanted: str, problem: str | None) -> str:
-    return api.console.other_page("login.html", next=wanted, problem=problem, at_start=not api.entry.tokens.configured)
+    entry = api.entry
+    provider, place = entry.provider, _of_ours(wanted)
+    return api.console.other_page(
+        "login.html",
+        next=place,
+        problem=problem,
+        takes_tokens=entry.takes_tokens,
+        at_start=not entry.configured,
+        provider=provider.title if provider is not None else None,
+        begin_at=f"{provider.begin_at}?{urlencode({'next': place})}" if provider is not None else None,
+    )
 
 
 @pages.post("/logout")
@@ -944,10 +999,9 @@ def make_app(api: Api, service: ASGIApp | None = None) -> ASGIApp:
         app.router.routes += [Endpoint(path, service) for path in OWN_PATHS]
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     app.openapi()["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
-    configured = api.entry.tokens.configured
     return Edge(
         app,
-        None if configured else LOOPBACK_NAMES | {api.settings.api.host},
+        None if api.entry.configured else LOOPBACK_NAMES | {api.settings.api.host},
         at_once=api.settings.api.requests_at_once,
         beyond=("/health", "/ready", "/metrics", "/events"),
     )

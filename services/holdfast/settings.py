@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
+from holdfast.core.claims import EVERY_MODEL, Rules
 from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import Addresses, Host, PlainName, TopicName
@@ -34,7 +35,7 @@ from holdfast.core.route_signature import RouteSigner, RouteVerifier
 from holdfast.core.toml_text import parse_toml
 from holdfast.login import is_loopback, renewable, secret, tls_context
 from holdfast.redis_url import check_redis_url
-from holdfast_schemas import MAX_VALUE_BYTES, TOPICS
+from holdfast_schemas import MAX_VALUE_BYTES, TOPICS, Name
 
 T = TypeVar("T")
 
@@ -446,6 +447,68 @@ class NotifySettings(_Section):
         return self
 
 
+MOST_MODELS_BYTES = 2000
+"""Of the names of models that sessions of people are limited to: browsers keep cookies of 4 KB."""
+
+
+class OidcSettings(_Section):
+    """The OpenID Connect provider by which people sign in at the console, and who they are here."""
+
+    issuer: str
+    """As the provider writes it itself; what else is needed is read from below it."""
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret: SecretStr | None = None
+    client_secret_file: Path | None = None
+    """Without a secret this is a public client, which PKCE protects alone."""
+    scopes: str = "openid profile email"
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"
+    """The claim of the ID token that names a person in the audit. People must not be able to choose it freely."""
+    roles_claim: Annotated[str, Field(min_length=1)]
+    """The path of the claim with a person's roles or groups: `groups`, `realm_access.roles`."""
+    roles: Annotated[dict[str, Literal["viewer", "operator", "admin"]], Field(min_length=1)]
+    """The role of each value of it. The one that may do most counts; nobody without a role gets in."""
+    models_claim: str = ""
+    """The path of the claim that says which models a person may see; without it, that of the roles."""
+    models: dict[str, tuple[Literal["*"] | Name, ...]] | None = None
+    """The models of each value of it; `*`: all. Without this, everybody sees all models."""
+    ssl_ca_file: Path | None = None
+    """Of the provider; the system's authorities without it."""
+    session_lasts: Duration = timedelta(hours=4)
+    """When a person must sign in again, if not before by `api.session_lasts`: until then what the provider said holds,
+    also where an account was locked there meanwhile."""
+    title: str = ""
+    """What the sign-in page calls the provider; without it, the host of the issuer."""
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.name_claim, self.roles_claim, self.roles, self.models_claim, self.models)
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        _not_twice(self, "client_secret")
+        issuer = urlsplit(self.issuer)
+        if issuer.scheme not in ("http", "https") or not issuer.hostname or issuer.query or issuer.fragment:
+            raise ValueError("issuer is not an address; write it as in 'https://idp.example'")
+        if issuer.username or issuer.password:
+            raise ValueError("issuer holds a login; set client_id and client_secret_file instead")
+        if issuer.scheme != "https" and not is_loopback(issuer.hostname):
+            raise ValueError(
+                f"anybody between here and {issuer.hostname} could say who signs in, because issuer is without TLS; "
+                "write https://"
+            )
+        if "openid" not in self.scopes.split():
+            raise ValueError("scopes has no openid, so the provider would not say who signs in; add it")
+        if self.models is None and self.models_claim:
+            raise ValueError("models_claim is set, but no value of it is mapped; write [api.oidc.models]")
+        named = {model for models in (self.models or {}).values() for model in models} - {EVERY_MODEL}
+        if sum(len(model.encode()) + 4 for model in named) > MOST_MODELS_BYTES:
+            raise ValueError(
+                f"models names more than {MOST_MODELS_BYTES:,} bytes of models, which no cookie holds; let '*' stand "
+                "for all of them, or split the installation"
+            )
+        return self
+
+
 class ApiSettings(_Section):
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -467,6 +530,7 @@ class ApiSettings(_Section):
     """Of the API that `url` names; the system's authorities without it."""
     session_lasts: Duration = timedelta(hours=12)
     """When a browser must sign in again."""
+    oidc: OidcSettings | None = None
     session_key_file: Path | None = None
     """32 bytes or more with which sessions are signed, the same for all instances of the API. Without it each process
     makes its own: a restart signs all browsers out, and one instance does not know the sessions of another."""
@@ -551,6 +615,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _comes_back_safely(self) -> Self:
+        url = urlsplit(self.notify.console_url)
+        if self.api.oidc is None or url.scheme == "https" or is_loopback(url.hostname or ""):
+            return self
+        raise ValueError(
+            f"api.oidc is set, and notify.console_url is {self.notify.console_url!r}, so who signs in would come back "
+            "without TLS; write the https:// address of the console"
+        )
+
     @property
     def release_max_age(self) -> timedelta:
         """How old a prediction may be that is released."""
@@ -622,6 +696,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"there is no such key; the keys here are {_keys_beside(first['loc'])}"
+        elif first["type"] == "missing":
+            message = "it is missing; set it"
         where = f"{named or 'holdfast.toml'} or the environment"
         named_key = f" {key}:" if key else ""
         raise SettingsError(f"Configuration refused ({where}):{named_key} {message}.") from None
@@ -641,6 +717,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> str:
     section: Any = Settings
     for part in location[:-1]:
         section = section.model_fields[str(part)].annotation
+        section = next((one for one in get_args(section) if hasattr(one, "model_fields")), section)
     return ", ".join(sorted(section.model_fields))
 
 

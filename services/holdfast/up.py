@@ -52,7 +52,7 @@ def run_all(
             settings = load_settings(config)
             api = settings.api
             console, login, token = login_link(api.host, api.port).removesuffix("/login"), None, None
-            if not api.tokens and api.tokens_file is None:
+            if not api.tokens and api.tokens_file is None and api.oidc is None:
                 token = api.start_token.get_secret_value() if api.start_token is not None else make_start_token()
                 login = login_link(api.host, api.port, token)
             services: list[GuardedService] = []

@@ -22,7 +22,8 @@ VISIBLE, SECRET = "pricing", "salaries"
 class Site:
     """The whole site in this process, with a board of two models, and no servers."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, url: str = URL, **settings: Any) -> None:
+        self.url = url
         self.tokens: dict[str, str] = {}
         lines = []
         for name, role, limits in (
@@ -35,7 +36,11 @@ class Site:
             lines.append(line)
         self.file = folder / "tokens"
         self.file.write_text("\n".join(lines))
-        document = {"api": {"tokens_file": str(self.file), **settings}, "policies": str(folder)}
+        document = {
+            "api": {"tokens_file": str(self.file), **settings},
+            "notify": {"console_url": url},
+            "policies": str(folder),
+        }
         self.api = Api(Settings.model_validate(document))
         self.api.follower.caught_up.set()
         self.app = make_app(self.api)
@@ -81,7 +86,7 @@ class Site:
 
     def client(self, name: str | None = None) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
-        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=URL, headers=headers)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=self.url, headers=headers)
 
     async def browser(self, name: str) -> httpx.AsyncClient:
         async with self.client() as client:

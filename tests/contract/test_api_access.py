@@ -202,28 +202,33 @@ def sessions(key: bytes | None = b"k" * 32, clock: Any = None) -> Sessions:
     return Sessions(key, timedelta(hours=12), clock or Clock())
 
 
+def owner(known: Sessions, cookie: str) -> str | None:
+    found = known.read(cookie)
+    return found.owner if found is not None else None
+
+
 def test_a_session_ends_by_time_and_by_sign_out() -> None:
     """Whatever the browser still sends."""
     clock = Clock()
     known = sessions(clock=clock)
     one, other = known.open("me"), known.open("me")
-    assert known.owner(one) == known.owner(other) == "me"
+    assert owner(known, one) == owner(known, other) == "me"
     known.close(one)
-    assert known.owner(one) is None
-    assert known.owner(other) == "me"
+    assert owner(known, one) is None
+    assert owner(known, other) == "me"
     clock.now += 12 * 3600 - 1
-    assert known.owner(other) == "me"
+    assert owner(known, other) == "me"
     clock.now += 1
-    assert known.owner(other) is None
+    assert owner(known, other) is None
     known.close(other)
     known.close("nonsense")
 
 
 def test_a_session_holds_for_every_instance_with_the_key_and_for_no_other() -> None:
     cookie = sessions().open("me")
-    assert sessions().owner(cookie) == "me"
-    assert sessions(b"l" * 32).owner(cookie) is None
-    assert sessions(None).owner(cookie) is None
+    assert owner(sessions(), cookie) == "me"
+    assert owner(sessions(b"l" * 32), cookie) is None
+    assert owner(sessions(None), cookie) is None
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -232,12 +237,12 @@ def test_a_session_that_was_changed_is_none(place: int) -> None:
     known = sessions()
     parts = known.open("me").split(".")
     parts[place] = {1: "admin", 2: "1800000001"}.get(place, parts[place][:-1] + "0" + "0")
-    assert known.owner(".".join(parts)) is None
+    assert owner(known, ".".join(parts)) is None
 
 
 @pytest.mark.parametrize("cookie", ["", ".", "v1.me.0.n.", "é", "v1.me.0.n.é", "x" * 10_000, "a.b.c.d.e.f"])
 def test_what_is_no_session_is_refused(cookie: str) -> None:
-    assert sessions().owner(cookie) is None
+    assert owner(sessions(), cookie) is None
     sessions().close(cookie)
 
 

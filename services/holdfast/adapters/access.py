@@ -197,6 +197,12 @@ class Tokens:
         everyone = {**self._fixed, **self._from_file}
         return next((principal for digest, principal in everyone.items() if owner_of(digest) == owner), None)
 
+    def has_name(self, name: str) -> bool:
+        """Whether a token has this name, or one that differs only in case."""
+        self._refresh()
+        key = actor_key(name)
+        return any(principal.key == key for principal in (*self._fixed.values(), *self._from_file.values()))
+
     def _refresh(self) -> None:
         if self._file is None:
             return

@@ -208,7 +208,9 @@ SIGN_INS = Counter(
 )
 ACCESS_REFUSED = Counter(
     "holdfast_access_refused_total",
-    "Requests to the API that were refused, by reason: no_credential, unknown_credential, expired_token, role, model.",
+    "Requests to the API that were refused, by reason: no_credential, unknown_credential, expired_token, role, model; "
+    "and sign-ins through a provider: oidc_state, oidc_provider, oidc_id_token, oidc_away, oidc_name, oidc_role, "
+    "oidc_models.",
     ["reason"],
     registry=REGISTRY,
 )
