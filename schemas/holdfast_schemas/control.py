@@ -76,6 +76,8 @@ class Tally(Contract):
     versions: Annotated[BatchCount, Field(ge=1)] = 1
     """How many versions it counts: more than one where `model_version` is `holdfast:others`, the versions of a batch
     beyond those that are counted one by one. Neither entities nor samples are given of them."""
+    promoted: bool = True
+    """False: no output of the version is approved, because it was never promoted, or does not serve."""
     keyless: BatchCount = 0
     """Of `seen`, those whose record had no key: their order and their entities' memory are not kept."""
     misplaced: BatchCount = 0

@@ -1,11 +1,13 @@
 """The route of a model: which version serves."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from holdfast_schemas._base import Contract, Count, Name, UtcTime
+
+MAX_PROMOTED = 100
 
 
 class RouteState(StrEnum):
@@ -44,6 +46,9 @@ class Route(Contract):
     """When this record was decided."""
     fenced: tuple[Name, ...] = ()
     """The versions whose outputs are blocked, sorted."""
+    promoted: Annotated[tuple[Name, ...], Field(max_length=MAX_PROMOTED)] = ()
+    """The versions that have served as active, the latest 100, sorted: by default outputs of others are blocked. Empty:
+    none has, so that outputs of every version may be approved."""
 
     @model_validator(mode="after")
     def _held_routes_have_no_version(self) -> Self:

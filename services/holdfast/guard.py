@@ -55,6 +55,7 @@ from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
 from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
+from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
@@ -618,7 +619,7 @@ def _policies_loaded(policies: PolicySet) -> None:
             # What is malformed has a metric of its own.
             if name not in ("no_policy", MALFORMED, UNREMEMBERED):
                 metrics.FINDINGS.labels(policy.model, name, "true")
-        for name in ("non_finite", OFF_KEY, UNREMEMBERED):
+        for name in ("non_finite", NOT_PROMOTED, OFF_KEY, UNREMEMBERED):
             metrics.FINDINGS.labels(policy.model, name, "false")
         for check in policy.active_checks():
             metrics.FINDINGS.labels(policy.model, check.name, str(policy.enforces(check)).lower())

@@ -26,6 +26,12 @@ def policy(model="pricing", mode="enforce", **modes):
         ([policy(mode="off", a="off")], False, ["none of the checks of pricing runs (mode)"]),
         ([policy(a="off", b="enforce")], False, ["the check a of pricing is off"]),
         ([policy(a="off", b="off")], False, ["the checks a, b of pricing are off"]),
+        ([policy_of('model = "m"\nversions = "routed"\n' + JUMP)], False, []),
+        (
+            [policy_of('model = "m"\nversions = "any"\n' + JUMP)],
+            False,
+            ["outputs of m pass whether or not somebody promoted their version (versions)"],
+        ),
         (
             [policy_of('model = "m"\noff_key = "pass"\nambiguous = "pass"\n' + JUMP)],
             False,

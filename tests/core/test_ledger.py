@@ -129,10 +129,13 @@ def history(
     restarts: int | None = None,
     restores: int = 10,
     partitions: int = 0,
+    route: Route | None = None,
 ) -> History:
     """Judge as the guard does, with the same core, and write down what it writes; `at` and `by` are of each batch.
 
-    `partitions` is how many there are, if keys tell. Before the batch `restarts` the guard starts again, and reads the
+    `partitions` is how many there are, if keys tell; `route` is what the guard knows of routes.
+
+    Before the batch `restarts` the guard starts again, and reads the
     last `restores` offsets back.
     """
     made = History(list(predictions))
@@ -150,7 +153,9 @@ def history(
             memory, tail = Memory(), [r for r in approved if r.offset >= 2 * len(approved) - restores]
             for _, before in decode_by_model(policies, [r.value for r in tail if not is_condemned(r.headers)])[0]:
                 remember(memory, before.columns, by(number))
-        written = write_verdicts(predictions[first : first + batch], policies, memory, now, partitions=partitions)
+        written = write_verdicts(
+            predictions[first : first + batch], policies, memory, now, partitions=partitions, route=route
+        )
         written.learn()
         for stream, records in written.out.items():
             for record in records:
@@ -729,3 +734,64 @@ def test_what_could_not_be_decoded_adds_up_too() -> None:
     less = {"seen": told.seen - 1, "blocked": 0, "failed": 0, "blocked_by_check": {}}
     made.tallies[place] = told.model_copy(update=less), at
     assert made.violations() == [Kind.TALLY], made.details
+
+
+def promoting(*versions: str) -> Route:
+    return Route(
+        model="pricing",
+        version=versions[-1],
+        epoch=1,
+        state=RouteState.AUTO,
+        reason="r",
+        actor="a",
+        since=NOW,
+        promoted=versions,
+    )
+
+
+def of_two_versions() -> list[Rec]:
+    """One entity, of which v2 says less and less, each within what the last one allows."""
+    values = [(1000, "v1"), (700, "v2"), (500, "v2"), (900, "v1"), (400, "v2"), (800, "v1"), (600, "v2"), (700, "v1")]
+    return [prediction(i, "E", value, version) for i, (value, version) in enumerate(values)]
+
+
+@pytest.mark.parametrize("versions", ["promoted", "routed", "any"])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_checker_knows_which_versions_were_promoted(versions: str, known: bool, batch: int) -> None:
+    """What a guard makes of a version that was not is right, and no reference for either of them."""
+    route, rules = promoting("v1"), policy(versions=versions)
+    made = history(of_two_versions(), batch=batch, by=lambda _: rules, route=route)
+    made.routes = [(route, NOW_MS - 100_000)] if known else []
+    assert made.violations() == [], made.details
+    of_v2 = [r for r in made.out[Stream.APPROVED] if json.loads(r.value or b"")["model_version"] == "v2"]
+    assert len(of_v2) == (3 if versions == "any" else 0)
+
+
+@pytest.mark.parametrize(
+    ("promoted_at", "found"),
+    [(None, 4), (60, 4), (5, 0), (-60, 0)],
+)
+def test_what_is_approved_of_a_version_that_was_not_promoted_is_found(promoted_at: int | None, found: int) -> None:
+    """Unless it was promoted before, or so soon afterwards that two clocks may differ about it; seconds."""
+    rules = policy(versions="promoted", checks=[])
+    made = history(of_two_versions(), batch=8, by=lambda _: rules)
+    made.routes = [(promoting("v1"), NOW_MS - 100_000)]
+    if promoted_at is not None:
+        made.routes.append((promoting("v1", "v2"), NOW_MS + promoted_at * SECOND))
+    assert made.violations() == [Kind.WRONGLY_APPROVED] * found, made.details
+
+
+def test_a_finding_does_not_make_an_output_of_another_version_right() -> None:
+    """Where the policy blocks it, a record that says otherwise was not written by a guard."""
+    lenient, strict = policy(versions="any"), policy(versions="promoted")
+    made = history(of_two_versions(), batch=8, by=lambda _: lenient, route=promoting("v1"))
+    for stream, records in made.out.items():
+        made.out[stream] = [
+            dataclasses.replace(
+                r, headers=tuple((n, strict.id.encode() if n == Header.POLICY.value else v) for n, v in r.headers)
+            )
+            for r in records
+        ]
+    made.policies = [strict]
+    assert Kind.WRONGLY_APPROVED in made.violations()

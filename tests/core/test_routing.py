@@ -401,6 +401,47 @@ def test_versions_without_end_hold_the_route():
     assert "v0" in model.routes[-1].fenced
 
 
+def test_versions_without_end_that_nobody_promoted_hold_no_model():
+    """Guards block them by the route: anybody may invent them, and those that serve go on."""
+    model = Model().earn_good("v0")
+    for number in range(MAX_FENCED + MAX_VERSIONS):
+        model.tally(f"request-{number}", 1, critical=1, failed=1, promoted=False)
+    assert model.shows() == ("v0", "auto")
+    assert len(model.routes[-1].fenced) == MAX_FENCED
+    assert len(model.latest_incidents()) == OWN_INCIDENTS
+    assert fits(model)
+
+
+def test_a_route_names_the_versions_that_have_served():
+    """Promoted, pinned or gone back to; fenced ones too, and versions that never served do not push them out."""
+    model = Model()
+    model.tally("v0")
+    model.command("fence", "v0")
+    assert model.route.promoted == ()
+    model.earn_good("v1").command("promote", "v2")
+    assert model.route.promoted == ("v1", "v2")
+    model.command("pin", "v3")
+    model.command("fence", "v2")
+    assert model.route.promoted == ("v1", "v2", "v3")
+    for number in range(2 * MAX_VERSIONS):
+        model.tick(seconds=1)
+        model.tally(f"canary-{number}")
+    model.command("fence", "v3")
+    assert model.shows() == ("v1", "auto")
+    assert model.route.promoted == ("v1", "v2", "v3")
+
+
+def test_a_route_of_before_is_published_again_with_the_versions_that_have_served():
+    """A switch of an earlier version did not write them: then guards approve outputs of every version."""
+    model = Model().earn_good("v1")
+    before = model.route.model_copy(update={"promoted": ()})
+    model.state = model.state.model_copy(update={"route": before})
+    decision = model.tick(seconds=1)
+    assert (decision.route.promoted, decision.route.epoch) == (("v1",), before.epoch + 1)
+    assert model.shows() == ("v1", "auto")
+    assert model.tick(seconds=1).route is None
+
+
 def test_candidates_keep_their_windows_beside_many_fenced_versions():
     """Two that send in turn trip both."""
     model = Model().earn_good("v0")

@@ -12,7 +12,7 @@ from holdfast.core.ledger import VERDICTS, Stream
 from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet
 from holdfast.core.record_keys import Keys
-from holdfast_schemas import Header, Tally
+from holdfast_schemas import Header, Route, Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ def write_verdicts(
     *,
     partition: int = 0,
     partitions: int = 0,
+    route: Route | None = None,
 ) -> Written:
     """Judge one batch of a partition of the topic `predictions`; `partitions`: how many there are, if keys tell."""
     out: dict[Stream, list[Rec]] = {stream: [] for stream in VERDICTS}
@@ -69,7 +70,7 @@ def write_verdicts(
     for model, group in groups:
         known = policies.policies.get(model)
         keys = partial(Keys, [records[i].key for i in group.positions], partition, partitions)
-        judged = judge(group, known, memory, None, now, model=model, keys=keys)
+        judged = judge(group, known, memory, route, now, model=model, keys=keys)
         versions = group.columns.values("model_version")
         for row, i in enumerate(group.positions):
             ours = [
@@ -87,7 +88,7 @@ def write_verdicts(
                 write(Stream.BLOCKED, i, [*ours, named[i]])
         if known is not None:
             learned.append((known, group.columns, judged))
-            told[model] = tally(group, judged, known, source, now)
+            told[model] = tally(group, judged, known, source, now, route)
     for model, versions in blame.items():
         told[model] = with_malformed(
             told.get(model, []), versions, malformed, policies.policies[model], None, source, now

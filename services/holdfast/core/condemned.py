@@ -1,8 +1,9 @@
 """What a check in shadow condemns is approved, and is no reference: as if the check were in force.
 
-The same holds for a record that has not the key of its entity: nothing may be held against it. The guard knows both
-when it judges. From the approved record everybody else reads the same off the header with the findings: one that is
-not enforced, of a severity that would block, or one about the key.
+The same holds for a record that has not the key of its entity, and for one of a version that nobody promoted: nothing
+may be held against it. The guard knows all of it when it judges. From the approved record everybody else reads the same
+off the header with the findings: one that is not enforced, of a severity that would block, or one about the key or the
+version.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +11,12 @@ from typing import Protocol
 
 import msgspec
 
+from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast_schemas import Header, Severity
 
 BLOCKING = frozenset((Severity.CRITICAL, Severity.ERROR))
+_NO_REFERENCE = frozenset((OFF_KEY, NOT_PROMOTED))
 
 
 class Condemning(Protocol):
@@ -38,8 +41,8 @@ _NAME = Header.FINDINGS.value
 
 
 def condemn(findings: Iterable[Condemning]) -> bool:
-    """Whether one of them would block if it were enforced, or says that the key is not that of the entity."""
-    return any(not one.enforced and (one.severity in BLOCKING or one.check == OFF_KEY) for one in findings)
+    """Whether one of them would block if it were enforced, or says that the record may be no reference."""
+    return any(not one.enforced and (one.severity in BLOCKING or one.check in _NO_REFERENCE) for one in findings)
 
 
 def is_condemned(headers: Sequence[tuple[str, bytes | None]] | Mapping[str, bytes]) -> bool:

@@ -16,6 +16,8 @@ def unchecked(policies: Iterable[Policy], *, no_policy_approves: bool) -> list[s
         if off := policy.checks_off():
             what = "the check" if len(off) == 1 else "the checks"
             found.append(f"{what} {', '.join(off)} of {policy.model} {'is' if len(off) == 1 else 'are'} off")
+        if policy.versions == "any" and policy.mode != "off":
+            found.append(f"outputs of {policy.model} pass whether or not somebody promoted their version (versions)")
         if policy.ignores_keys():
             found.append(f"the keys of the records of {policy.model} are not looked at (off_key)")
         if policy.ambiguous == "pass" and policy.mode != "off":

@@ -38,6 +38,8 @@ from holdfast.core.in_order import are_doubtful, judge_in_order
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
 from holdfast.core.policy import Policy, PolicySet
+from holdfast.core.promoted import CHECK as NOT_PROMOTED
+from holdfast.core.promoted import PROMOTED, accepted_versions, others, wanted
 from holdfast.core.recent import MAX_SEGMENTS, Segments, learn_recent
 from holdfast.core.record import Record, time_of
 from holdfast.core.record_keys import CHECK as OFF_KEY
@@ -95,6 +97,7 @@ class Judgement:
     `failed` are the blocked rows that the breaker counts, `critical` those of them that a critical check failed.
     `condemned` are the rows that a check in shadow would block: they are no references.
     `off_key` are the rows whose record has not the key that the policy demands: they are no references either.
+    `unpromoted` are the rows of versions that the policy does not let serve: neither are they.
     `used` are the references that approved rows were the first to be held against.
     `last` are the rows by field that the memory must learn once the verdicts stand, `recent` is what it then holds.
     """
@@ -107,6 +110,7 @@ class Judgement:
     condemned: Mask = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     unknown: dict[str, Mask] = field(default_factory=dict)
     off_key: Mask | None = None
+    unpromoted: Mask | None = None
     last: dict[str, Mask] = field(default_factory=dict)
     recent: dict[str, Segments] = field(default_factory=dict)
     used: dict[int, list[tuple[str, Given]]] = field(default_factory=dict)
@@ -148,6 +152,8 @@ def judge(
             result.approved[:] = False
         return result
 
+    if policy.mode != "off":
+        _note_unpromoted(columns, route, policy, result)
     listed = policy.listed_segments()
     if listed is not None and policy.unlisted_segment == "block":
         _block_unlisted(columns, listed, policy, result, countable)
@@ -178,6 +184,8 @@ def judge(
     teaches = result.approved & ~result.condemned
     if off is not None:
         teaches &= ~off
+    if result.unpromoted is not None:
+        teaches &= ~result.unpromoted
     waiting = pending(given, {check.field for check, _ in changes}, memory.used, columns) if given else {}
     if waiting:
         known = WithGiven(memory.of(policy.model), waiting)
@@ -207,6 +215,11 @@ def judge(
             (seen,), (limit,) = explain_keys([row])[1:]
             if all(one.check != OFF_KEY for one in result.findings.get(row, ())):
                 _find(result, row, OFF_KEY, Severity.WARNING, False, "key", seen, limit)
+    if result.unpromoted is not None and policy.versions == "any" and policy.checks_with_memory():
+        for row in np.flatnonzero(result.unpromoted & result.approved).tolist():
+            # As with a key: who reads the record back knows by this that it is no reference.
+            version = columns.values("model_version")[row]
+            _find(result, row, NOT_PROMOTED, Severity.WARNING, False, "model_version", version, PROMOTED)
     if waiting:
         result.used = used_by(waiting, result.last, columns)
     return result
@@ -276,6 +289,21 @@ class _BuiltIn:
 
 
 _ENOUGH_SEGMENTS = f"one of the {MAX_SEGMENTS:,} segments whose values are remembered"
+
+
+def _note_unpromoted(columns: Columns, route: Route | None, policy: Policy, result: Judgement) -> None:
+    """Find the rows of versions that may not serve; block them, unless the policy takes any version."""
+    versions = columns.values("model_version")
+    found = result.unpromoted = others(versions, accepted_versions(route, policy.versions))
+    if found is None or route is None or policy.versions == "any":
+        return
+
+    def explain(rows: list[int]) -> Explanations:
+        return repeat("model_version"), [versions[row] for row in rows], repeat(wanted(route, policy.versions))
+
+    # That nobody promoted it is no failure of the version: its breaker counts what its checks find.
+    nowhere = np.zeros(len(columns), dtype=np.bool_)
+    _apply(result, _BuiltIn(NOT_PROMOTED), policy.mode == "enforce", Outcome(found, None, explain), nowhere)
 
 
 def _block_unlisted(
@@ -564,7 +592,7 @@ def tally(
             grouped.setdefault(version, []).append(row)
         own = counted_one_by_one({version: len(rows) for version, rows in grouped.items()}, route, GUARD_BUDGET)
         rows_of, others = with_others(grouped, own)
-    found = [_tally(version, rows, batch, judgement, policy, source, now) for version, rows in rows_of.items()]
+    found = [_tally(version, rows, batch, judgement, policy, source, now, route) for version, rows in rows_of.items()]
     return [*found[:-1], _of_others(found[-1], others)] if others else found
 
 
@@ -586,7 +614,14 @@ def _some_distinct(ids: Sequence[str], rows: NDArray[np.intp]) -> tuple[str, ...
 
 
 def _tally(
-    version: str, rows: Any, batch: Batch, judgement: Judgement, policy: Policy, source: Source, now: datetime
+    version: str,
+    rows: Any,
+    batch: Batch,
+    judgement: Judgement,
+    policy: Policy,
+    source: Source,
+    now: datetime,
+    route: Route | None,
 ) -> Tally:
     numbers = np.arange(len(batch.columns)) if isinstance(rows, slice) else np.array(rows, dtype=np.intp)
     approved = int(np.count_nonzero(judgement.approved[rows]))
@@ -623,6 +658,7 @@ def _tally(
         },
         entities=entities,
         approved_entities=approved_entities,
+        promoted=policy.accepts(version, route),
         first_blocked_at=None if first_blocked is None else time_of(first_blocked),
         samples=tuple(
             _sample(batch, row, source, position, tuple(found.finding() for found in judgement.findings[row]))
@@ -710,6 +746,7 @@ def with_malformed(
             approved=0,
             blocked=0,
             failed=0,
+            promoted=policy.accepts(version, route),
         )
         result[version] = base.model_copy(
             update={

@@ -46,6 +46,7 @@ from holdfast.core.entity_key import EntityKey, entity_key
 from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.policy import Policy, PolicySet, Remembered
+from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.recent import Segments
 from holdfast.core.record import MAX_KEY_BYTES, Record, produced_at
 from holdfast.core.record_keys import CHECK as OFF_KEY
@@ -53,6 +54,7 @@ from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 from holdfast_schemas.control import OTHERS
+from holdfast_schemas.route import MAX_PROMOTED
 
 LIMIT = 1000
 """Records of one stream held while the others catch up; what the checker needs at its peak follows from it."""
@@ -179,6 +181,17 @@ class RouteHistory:
             since = (written_ms if since is None else since) if forbidden else None
         return since
 
+    def accepts(self, model: str, version: str, policy: Policy, from_ms: int, to_ms: int) -> bool:
+        """Whether, by a route in force at some time from `from_ms` to `to_ms`, `policy` let the version be approved."""
+        in_force: Route | None = None
+        for written_ms, route in self._records.get(model, ()):
+            if written_ms > to_ms:
+                break
+            if written_ms > from_ms and policy.accepts(version, in_force):
+                return True
+            in_force = route
+        return policy.accepts(version, in_force)
+
 
 @dataclass(slots=True, eq=False)
 class _Prediction:
@@ -238,6 +251,8 @@ class _Group:
     keys: list[int | None] = field(default_factory=list)
     unremembered: set[int] = field(default_factory=set)
     """Places in `values` of records whose guard did not remember their segment."""
+    unpromoted: set[str] = field(default_factory=set)
+    """Versions that were approved although they were not promoted."""
     size: int = 0
     """Bytes of the values."""
 
@@ -815,6 +830,12 @@ class Ledger:
         if since is not None and judged_ms - since > self._rules.fence_within_ms:
             late = (judged_ms - since) / 1000
             self._report(Kind.AFTER_FENCE, offset, model, f"{version} had been forbidden for {late:.1f} s")
+        policies, within = self._policy(found.tally.policy), self._rules.fence_within_ms
+        policy = policies.policies.get(model) if policies is not None else None
+        if policy is not None and not self._routes.accepts(
+            model, version, policy, judged_ms - within, judged_ms + within
+        ):
+            self._report(Kind.WRONGLY_APPROVED, offset, model, f"{policy.id} blocks it: {NOT_PROMOTED}")
 
     # Judging again.
 
@@ -833,6 +854,8 @@ class Ledger:
             group.used[len(group.values)] = parse_header(verdict.headers[Header.REFERENCE.value])
         if UNREMEMBERED in found:
             group.unremembered.add(len(group.values))
+        if NOT_PROMOTED in found:
+            group.unpromoted.add(_text(verdict.headers, Header.MODEL_VERSION))
         group.values.append(verdict.value or b"")
         group.offsets.append(offset)
         group.approved_offsets.append(verdict.offset)
@@ -878,7 +901,8 @@ class Ledger:
                 for field_name, one in group.used.get(position, ()):
                     given.setdefault(field_name, {}).setdefault(entities[row], one)
             keys = partial(Keys, [group.keys[position] for position in batch.positions], form=hash)
-            judgement = judge(batch, policy, self._memory, None, group.tally.at, model=model, given=given, keys=keys)
+            route = _route_of(group, batch, model)
+            judgement = judge(batch, policy, self._memory, route, group.tally.at, model=model, given=given, keys=keys)
             for row in np.flatnonzero(~judgement.approved).tolist():
                 position = batch.positions[row]
                 at = group.approved_offsets[position]
@@ -1037,6 +1061,23 @@ class _GuardsKnowledge:
             return whole and is_sure(offsets[-min(len(offsets), check.window)] if offsets else None)
 
         return knows
+
+
+def _route_of(group: _Group, batch: Batch, model: str) -> Route | None:
+    """The route that the guard judged by, as far as findings tell it; None: they tell nothing of it."""
+    if not group.unpromoted:
+        return None
+    accepted = sorted(set(batch.columns.values("model_version")) - group.unpromoted)
+    return Route(
+        model=model,
+        version=accepted[0] if len(accepted) == 1 else None,
+        epoch=0,
+        state=RouteState.AUTO,
+        reason="as the findings tell",
+        actor="verifier",
+        since=group.tally.at,
+        promoted=(*accepted[:MAX_PROMOTED],) or (OTHERS,),
+    )
 
 
 def _failed_checks(

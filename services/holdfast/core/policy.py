@@ -21,13 +21,15 @@ from holdfast.core.checks import (
 from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
 from holdfast.core.errors import HoldfastError
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
+from holdfast.core.promoted import CHECK as NOT_PROMOTED
+from holdfast.core.promoted import Versions, accepted_versions
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import KeyForm, OffKey, RecordKey
 from holdfast.core.second_places import places_of
 from holdfast.core.segments import UNLISTED as UNLISTED_SEGMENT
 from holdfast.core.segments import UNREMEMBERED as UNREMEMBERED_SEGMENT
 from holdfast.core.segments import UnlistedSegment, with_listed
-from holdfast_schemas import Name
+from holdfast_schemas import Name, Route
 
 BUILT_IN_CHECKS = (
     "non_finite",
@@ -36,6 +38,7 @@ BUILT_IN_CHECKS = (
     "held",
     "no_policy",
     "malformed",
+    NOT_PROMOTED,
     OFF_KEY,
     UNLISTED_SEGMENT,
     UNREMEMBERED_SEGMENT,
@@ -74,6 +77,9 @@ class Policy(BaseModel):
     """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Numbers that are none, fences and
     holds block in every mode."""
     runbook_url: str = ""
+    versions: Versions = "promoted"
+    """Whose outputs may be approved once a version was promoted: those of `promoted` versions, of the version that is
+    `routed`, or of `any`, where traffic is split elsewhere."""
     fields: dict[str, Mapped] = {}
     """Field name to where it stands, for events of another shape than the contract's."""
     non_finite: Literal["read", "all"] = "read"
@@ -233,6 +239,11 @@ class Policy(BaseModel):
             "no check blocks, so that only malformed records and numbers that are not finite can trip a version: set "
             'mode = "enforce", and severity = "error" on a check'
         )
+
+    def accepts(self, version: str, route: Route | None) -> bool:
+        """Whether an output of this version may be approved, as far as promotions decide it."""
+        accepted = None if self.versions == "any" or self.mode != "enforce" else accepted_versions(route, self.versions)
+        return accepted is None or version in accepted
 
     def remembered_fields(self) -> frozenset[Remembered]:
         """What the memory must hold."""

@@ -15,7 +15,7 @@ covers is in force again after it, unless its own end has passed, or another ver
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -58,7 +58,7 @@ from holdfast_schemas import (
     UtcTime,
 )
 from holdfast_schemas.control import OTHERS
-from holdfast_schemas.route import EPOCHS_AHEAD
+from holdfast_schemas.route import EPOCHS_AHEAD, MAX_PROMOTED
 
 UPDATE_EVERY = timedelta(seconds=1)
 """How often an open incident is published again while its counts rise; more seldom as it grows older."""
@@ -270,6 +270,12 @@ def was_seen(state: ModelState | None, version: str) -> bool:
     return state is not None and version in state.versions and state.versions[version].last_seen is not None
 
 
+def promoted(versions: Mapping[str, Version]) -> tuple[str, ...]:
+    """The versions that served as active last, sorted: as many as a route names."""
+    served = sorted((one.activated, name) for name, one in versions.items() if one.activated is not None)
+    return tuple(sorted(name for _, name in served[-MAX_PROMOTED:]))
+
+
 def standing(state: ModelState) -> Standing:
     match state.route:
         case Route(state=RouteState.HELD):
@@ -388,6 +394,7 @@ class _Turn:
             actor=actor,
             since=self.now,
             fenced=tuple(sorted(n for n, v in self.state.versions.items() if v.state is VersionState.FENCED)),
+            promoted=promoted(self.state.versions),
         )
         self._set(route=self._route)
         self._let_incidents_follow()
@@ -497,8 +504,13 @@ class _Turn:
             cause = f"{cause}; {in_words(tally.policy, change.since, self.now)}"
         reason = f"{name} tripped: {cause}"
         trip = Trip(policy=tally.policy, at=self.now, was_good=version.state is VersionState.GOOD)
+        too_many = version.activated is None and self._fenced_unserved() >= MAX_FENCED
+        if too_many and not tally.promoted:
+            # Guards block its outputs without a fence, and versions that anybody can invent hold no model.
+            self._set_version(name, window=Window())
+            return
         self._tripping = True
-        if version.activated is None and self._fenced_unserved() >= MAX_FENCED:
+        if too_many:
             self._hold_for_too_many(name, cause, reason, policy=tally.policy)
         else:
             detail = self._fence(
@@ -629,7 +641,10 @@ class _Turn:
         needed = {keep, self.active, self.state.resume_to}
         candidates = self._silent_longest_first(
             lambda name, version: (
-                version.state is VersionState.CANDIDATE and name not in needed and version.fence_at is None
+                version.state is VersionState.CANDIDATE
+                and version.activated is None
+                and name not in needed
+                and version.fence_at is None
             )
         )
         drop = set(candidates[:-MAX_VERSIONS])
@@ -817,6 +832,9 @@ class _Turn:
     # Time
 
     def tick(self) -> None:
+        if self.state.route is not None and self.state.route.promoted != promoted(self.state.versions):
+            self._republish(reason="the route names the versions that were promoted", actor=HOLDFAST)
+            return  # One route record for each decision.
         self._let_incidents_follow()
         if self._ended:
             self._automatic("resolved", self._ended[-1], reason="the route is not held", detail="nothing else changed")
