@@ -1,4 +1,4 @@
-"""A version that nobody promoted is judged and counted, and once a model has a route neither approved nor learnt from."""
+"""Once a model has a route, what nobody promoted is judged and counted, and neither approved nor learnt from."""
 
 import pytest
 
