@@ -160,7 +160,7 @@ class Auditor:
     def __init__(self, settings: Settings, since: datetime | None, *, once: bool = False) -> None:
         self.findings = Findings()
         self._settings, self._since, self._once = settings, since, once
-        self._policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc)
+        self._policies = PolicyStore(settings.policies, metrics.POLICIES_REFUSED.inc, carries=settings.carries)
         self._known: OrderedDict[str, PolicySet] = OrderedDict()
         self._reload_at = 0.0
         self._routes = RouteHistory()
@@ -200,6 +200,7 @@ class Auditor:
             predictions_topic=names.predictions,
             exactly_once=settings.guard.delivery == "exactly_once",
             approve_without_policy=settings.guard.no_policy == "approve",
+            carries=settings.carries,
             fence_within_ms=int(settings.audit.fence_within.total_seconds() * 1000),
             restore_records=settings.guard.restore_records,
             ahead=4 * settings.guard.max_batch_records,
@@ -637,6 +638,8 @@ class Auditor:
         return ledger is not None and ledger.is_past(tally.last_offset)
 
     def _take_tally(self, tally: Tally, written_ms: int) -> None:
+        if not self._settings.carries(tally.model):
+            return  # Its predictions are in another topic.
         if is_another(tally.topic_id, self._ids.by_name.get(self._settings.topics.predictions)):
             # Of the topic that had this name before: its offsets are others.
             return

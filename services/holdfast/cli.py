@@ -33,7 +33,19 @@ from holdfast.policy_commands import policy_app
 from holdfast.reference_commands import reference_app
 from holdfast.settings import Settings, load_settings
 from holdfast.shadow import shadow_app
-from holdfast.terminal import ConfigOption, JsonOption, Refused, duration, fail, perform, run, show, show_line, tell
+from holdfast.terminal import (
+    ConfigOption,
+    InputOption,
+    JsonOption,
+    Refused,
+    duration,
+    fail,
+    perform,
+    run,
+    show,
+    show_line,
+    tell,
+)
 from holdfast_schemas import TOPICS, Party, utc_now
 
 app = typer.Typer(
@@ -73,12 +85,12 @@ def everything(
     """Checks every live model prediction, blocks the bad ones, and switches back to the last good version."""
 
 
-def _serve(service: str, config: Path | None) -> None:
+def _serve(service: str, config: Path | None, input_name: str | None = None) -> None:
     # What only services need is imported where one runs: the other commands start sooner.
     from holdfast.adapters.service import ServiceError, configure_logging
 
     def action() -> None:
-        settings = load_settings(config)
+        settings = load_settings(config, input_name=input_name)
         configure_logging(settings.log_format)
         structlog.contextvars.bind_contextvars(service=service)
         serve = importlib.import_module(f"holdfast.{service}").serve
@@ -96,9 +108,12 @@ def _serve(service: str, config: Path | None) -> None:
 
 
 @app.command()
-def guard(config: ConfigOption = None) -> None:
-    """Check predictions and publish verdicts; run as many as there are partitions to share."""
-    _serve("guard", config)
+def guard(config: ConfigOption = None, input_name: InputOption = None) -> None:
+    """Check predictions and publish verdicts; run as many as there are partitions to share.
+
+    A guard works on one input: each of [[inputs]] needs guards of its own.
+    """
+    _serve("guard", config, input_name)
 
 
 @app.command()
@@ -174,6 +189,7 @@ def audit(
         timedelta | None,
         typer.Option(help="With --once: only what came in that time, such as 1h.", metavar="TIME", parser=duration),
     ] = None,
+    input_name: InputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every prediction with its verdict, and judge what was approved again, independently of the guards.
@@ -183,13 +199,13 @@ def audit(
     if not once:
         if since or as_json:
             raise typer.BadParameter("--since and --json go with --once")
-        _serve("audit", config)
+        _serve("audit", config, input_name)
         return
     from holdfast.adapters.service import configure_logging
     from holdfast.audit import Findings, audit_once
 
     def action() -> Findings:
-        settings = load_settings(config)
+        settings = load_settings(config, input_name=input_name)
         configure_logging(settings.log_format)
         return run(audit_once(settings, since, tell))
 
@@ -377,13 +393,17 @@ def topics_create(
 
     def action() -> tuple[dict[str, str], list[Difference]]:
         settings = load_settings(config)
-        result: dict[str, str] = run(create_topics(settings))
-        fitted: Fitted = run(fit_topics(settings, fix=fix))
-        for one in fitted.corrected:
-            before = result[one.topic].removeprefix("exists")
-            result[one.topic] = f"{before or 'corrected:'}{before and ','} {one.key} {one.has} -> {one.wanted}"
-        run(check_topics(settings, TOPICS))
-        return result, fitted.left
+        result: dict[str, str] = {}
+        left: dict[str, Difference] = {}
+        for one_input in settings.of_inputs():
+            result |= run(create_topics(one_input)) | result
+            fitted: Fitted = run(fit_topics(one_input, fix=fix))
+            for one in fitted.corrected:
+                before = result[one.topic].removeprefix("exists")
+                result[one.topic] = f"{before or 'corrected:'}{before and ','} {one.key} {one.has} -> {one.wanted}"
+            run(check_topics(one_input, TOPICS))
+            left |= {one.sentence(): one for one in fitted.left}
+        return result, list(left.values())
 
     facts, left = perform(action)
 

@@ -18,6 +18,7 @@ from holdfast.adapters.commands import routes_in_kafka
 from holdfast.adapters.counterparts import Counterparts
 from holdfast.adapters.judged_by import judged_by
 from holdfast.adapters.kafka import KafkaUnavailable, bounds, read_latest, topic_id_of
+from holdfast.adapters.kafka import describe_topics as partition_counts
 from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import find_malformed
 from holdfast.adapters.open_transactions import held_partitions
@@ -38,7 +39,7 @@ from holdfast.core.progress import Committed, Removed, where_to_go_on
 from holdfast.core.routing import MAX_FENCED, ModelState
 from holdfast.core.topic_rules import partition_differences
 from holdfast.core.version_budget import ADVICE as VERSIONS_ADVICE
-from holdfast.settings import Settings, SettingsError
+from holdfast.settings import OF_INPUT, Settings, SettingsError
 from holdfast_schemas import Route, utc_now
 
 MAX_SKEW = timedelta(seconds=2)
@@ -173,6 +174,9 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
             tps = [TopicPartition(names["releases"], number) for number in range(counts["releases"])]
             async for diagnosis in _as_far_as_told("releases", _releases(settings, admin, tps)):
                 yield diagnosis
+        for one in settings.of_inputs()[1:]:
+            async for diagnosis in _input(one, admin):
+                yield diagnosis
     finally:
         await admin.close()
     if "routes" in counts:
@@ -197,7 +201,7 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                     f"Unfence those that nobody sends any more: holdfast route unfence {model} VERSION --reason …",
                 )
     if {"malformed", "predictions"} <= counts.keys():
-        async for diagnosis in _as_far_as_told("malformed", _malformed(settings, counts["predictions"])):
+        async for diagnosis in _as_far_as_told("malformed", _malformed(settings)):
             yield diagnosis
     if "control" in counts:
         async for diagnosis in _as_far_as_told("policies", _judged_by(settings, counts["control"])):
@@ -209,14 +213,37 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
             yield diagnosis
 
 
-async def _malformed(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
+async def _input(settings: Settings, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    """Look at the topics and the guards of a further input."""
+    described = await describe_topics(admin, settings, OF_INPUT)
+    names, counts = described.names, described.partitions
+    for diagnosis in _topics(described):
+        yield diagnosis
+    for area, looked_at in (
+        ("topics", _topic_settings(described, admin)),
+        ("topics", _old_timestamps(described, admin)),
+    ):
+        async for diagnosis in _as_far_as_told(area, looked_at):
+            yield diagnosis
+    if "predictions" in counts:
+        group = _group(settings, admin, "guard", settings.guard.group, names["predictions"], counts["predictions"])
+        async for diagnosis in _as_far_as_told("guard", group):
+            yield diagnosis
+    if "releases" in counts:
+        tps = [TopicPartition(names["releases"], number) for number in range(counts["releases"])]
+        async for diagnosis in _as_far_as_told("releases", _releases(settings, admin, tps)):
+            yield diagnosis
+
+
+async def _malformed(settings: Settings) -> AsyncIterator[Diagnosis]:
     """What could not be decoded of late, and why."""
     since = utc_now() - LATELY
     found = await find_malformed(settings, since, limit=1, tail=LATEST)
     if not found.count:
         yield Diagnosis("malformed", Health.OK, f"every record of the last {format_duration(LATELY)} could be decoded")
         return
-    tps = [TopicPartition(settings.topics.predictions, number) for number in range(partitions)]
+    counts = await partition_counts(settings.kafka, [one.topics.predictions for one in settings.of_inputs()])
+    tps = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
     starts, ends = await bounds(settings.kafka, tps, since, "read_committed")
     came = max(found.count, sum(ends[tp] - starts[tp] for tp in tps))
     reasons = "; ".join(f"{count:,} {kind}: {found.reasons[kind]}" for kind, count in found.kinds.most_common(3))
@@ -422,10 +449,11 @@ async def _group(
     except GroupCoordinatorNotAvailableError:
         # A new cluster has no coordinator before the first group comes.
         members, offsets = 0, {}
+    of = f" --input {settings.input}" if settings.input is not None else ""
     if members:
         yield Diagnosis(service, Health.OK, f"{members} in the group {group}")
     else:
-        yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}")
+        yield Diagnosis(service, Health.FAILED, f"none runs in the group {group}", f"Start one: holdfast {service}{of}")
     tps = [TopicPartition(topic, number) for number in range(partitions)]
     if service == "guard" and not any(tp in offsets and offsets[tp].offset >= 0 for tp in tps):
         yield Diagnosis(
@@ -450,7 +478,7 @@ async def _group(
                 f"{topic}/{tp.partition} has stopped: the records from offset {go_on.first} to {go_on.last} were "
                 "removed before it read them",
                 "Lengthen the topic's retention, then say where to go on: "
-                f"holdfast offsets set {service} --partition {tp.partition} --to earliest",
+                f"holdfast offsets set {service}{of} --partition {tp.partition} --to earliest",
             )
         elif go_on.offset > ends[tp]:
             yield Diagnosis(
@@ -459,7 +487,7 @@ async def _group(
                 f"{topic}/{tp.partition} ends at offset {ends[tp]}, before {go_on.offset}, up to which it was checked",
                 "Records were lost. See what the brokers' log says of unclean elections, then say where to go on "
                 "(earliest needs --force, for it judges what is left of them again): "
-                f"holdfast offsets set {service} --partition {tp.partition} --to OFFSET",
+                f"holdfast offsets set {service}{of} --partition {tp.partition} --to OFFSET",
             )
         else:
             begins[tp] = go_on.offset

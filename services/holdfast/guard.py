@@ -43,6 +43,7 @@ from holdfast.adapters.releases import Releases
 from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_settings import refuse_uncompacted
+from holdfast.core import not_allowed
 from holdfast.core.accepted import References, header_value
 from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
@@ -185,6 +186,7 @@ class GuardWork:
         self._others: Counter[str] = Counter()
         self._oldest_ms: int | None = None
         self._deleted = 0
+        self._not_allowed = 0
         self._said = _Said()
         # By offset, what a topic does not take as it is.
         self._refused: dict[int, _Refused] = {}
@@ -285,7 +287,13 @@ class GuardWork:
         told: dict[str, list[Tally]] = {}
         keyless, self._keyless = without_key(records), Counter()
         elsewhere, self._misplaced = self._guard.misplaced(records, self._partition), Counter()
+        self._not_allowed = 0
         for model, batch in groups:
+            if not self._settings.carries(model):
+                refused = not_allowed.block(batch, model, topics.predictions)
+                self._say_verdicts(records, batch, refused, None, model, approved, blocked)
+                self._not_allowed += len(batch.positions)
+                continue
             policy = policies.policies.get(model)
             judgement = judge(
                 batch,
@@ -490,7 +498,7 @@ class GuardWork:
         self._pending, self._malformed = [], Counter({(NO_POLICY, flaw.kind): 1})
         self._keyless, self._misplaced, self._others = Counter(), Counter(), Counter()
         self._told_of_policies = ()
-        self._said, self._deleted = _Said([record.offset], [None], [None], [0]), 0
+        self._said, self._deleted, self._not_allowed = _Said([record.offset], [None], [None], [0]), 0, 0
         out = self._put_aside(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
@@ -531,6 +539,9 @@ class GuardWork:
         if self._deleted:
             metrics.PREDICTIONS.labels(NO_POLICY, Verdict.DELETED.value).inc(self._deleted)
             self._deleted = 0
+        if self._not_allowed:
+            metrics.NOT_ALLOWED_HERE.labels(self._settings.topics.predictions).inc(self._not_allowed)
+            self._not_allowed = 0
         for role, number in self._restamped.items():
             metrics.RESTAMPED.labels(role).inc(number)
         self._restamped.clear()
@@ -617,7 +628,7 @@ def _policies_loaded(policies: PolicySet) -> None:
             metrics.MALFORMED.labels(policy.model, kind.value)
         for name in BUILT_IN_CHECKS:
             # What is malformed has a metric of its own.
-            if name not in ("no_policy", MALFORMED, UNREMEMBERED):
+            if name not in ("no_policy", not_allowed.CHECK, MALFORMED, UNREMEMBERED):
                 metrics.FINDINGS.labels(policy.model, name, "true")
         for name in ("non_finite", NOT_PROMOTED, OFF_KEY, UNREMEMBERED):
             metrics.FINDINGS.labels(policy.model, name, "false")
@@ -632,7 +643,9 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.policy_log = PolicyLog(settings.worker)
-        self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded, self.policy_log.note)
+        self.policies = PolicyStore(
+            settings.policies, _policies_refused, _policies_loaded, self.policy_log.note, settings.carries
+        )
         self.follower = RouteFollower(settings)
         self._partitions, self.control_partitions, self.audit_partitions = 0, 0, 0
         self.loop: TransactionalLoop | None = None
@@ -725,6 +738,7 @@ class Guard:
             begin=lambda tp: self._begin(tp, begin),
         )
         begin = GuardBegin(self.settings, self.loop)
+        metrics.NOT_ALLOWED_HERE.labels(self.settings.topics.predictions)
         # Without the fences nothing may be approved.
         beside = (
             self.follower.follow(

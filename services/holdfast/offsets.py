@@ -23,7 +23,7 @@ from holdfast.adapters.offsets import committed_progress
 from holdfast.adapters.topic_ids import topic_ids
 from holdfast.core.progress import Committed
 from holdfast.settings import Settings, load_settings
-from holdfast.terminal import ConfigOption, JsonOption, Refused, perform, run, show
+from holdfast.terminal import ConfigOption, InputOption, JsonOption, Refused, perform, run, show
 
 offsets_app = typer.Typer(help="See and set where the guard and the switch go on.", no_args_is_help=True)
 
@@ -222,9 +222,9 @@ def _group_and_topic(settings: Settings, service: Service) -> tuple[str, str]:
 
 
 @offsets_app.command("show")
-def offsets_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def offsets_show(config: ConfigOption = None, input_name: InputOption = None, as_json: JsonOption = False) -> None:
     """Show up to which offset each partition is checked, and how much waits."""
-    found = perform(lambda: run(positions(load_settings(config), list(Service))))
+    found = perform(lambda: run(positions(load_settings(config, input_name=input_name), list(Service))))
 
     def display(console: Console) -> None:
         table = Table("service", "partition", "first", "goes on at", "end", "waits")
@@ -252,6 +252,7 @@ def offsets_set(
         ),
     ] = False,
     config: ConfigOption = None,
+    input_name: InputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say where a partition goes on, also while its service runs.
@@ -262,7 +263,7 @@ def offsets_set(
     """
 
     def action() -> list[Move]:
-        settings = load_settings(config)
+        settings = load_settings(config, input_name=input_name)
         moves = run(plan(settings, service, partition or [], to))
         asks = sys.stdin.isatty() and not yes
         if not force and not asks and (again := [move for move in moves if move.repeated]):

@@ -135,6 +135,7 @@ async def find_blocked(settings: Settings, wanted: Wanted, *, limit: int) -> tup
 
     Raises KafkaUnavailable.
     """
+    settings = settings.of_model(wanted.model)
     count, latest = 0, list[Blocked]()
 
     def keep(page: list[Blocked]) -> None:
@@ -167,6 +168,7 @@ async def _ask(settings: Settings, wanted: Wanted, asked: Asked, action: str) ->
     source that was named is answered too. Raises KafkaUnavailable, also when no guard answers in time: the commands may
     be carried out later.
     """
+    settings = settings.of_model(wanted.model)
     role = "malformed" if action == RETRY else "blocked"
     command_id = os.urandom(12).hex()
     try:

@@ -54,6 +54,7 @@ async def read_segment(
                 found.take_approved(entities[row], produced_at(records[position]))
 
     try:
+        settings = settings.of_model(model)
         counts = await check_topics(settings, ["blocked", "approved"])
         blocked, approved = settings.topics.blocked, settings.topics.approved
         tps = [TopicPartition(blocked, number) for number in range(counts["blocked"])]

@@ -3,6 +3,7 @@
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -296,6 +297,39 @@ class TopicNames(_Section):
             if names.count(name) > 1:
                 raise ValueError(f"two topics are named {name!r}; give each its own name")
         return self
+
+
+OF_INPUT = ("predictions", "approved", "blocked", "malformed", "releases")
+"""The roles of topics that each input has for itself."""
+
+
+class InputSettings(_Section):
+    """A further topic of predictions, which may carry these models and no other topic may, with its own verdicts.
+
+    Guards and verifiers of it are processes of their own, which are started with `--input` and its name.
+    """
+
+    topic: TopicName
+    models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    name: PlainName = ""
+    """How commands call it; the topic's name unless it is given."""
+    approved: TopicName = ""
+    """Of this and the following topics: the topic's name with the role behind it, unless it is given."""
+    blocked: TopicName = ""
+    malformed: TopicName = ""
+    releases: TopicName = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("topic"), str):
+            return given
+        topic = given["topic"]
+        return {"name": topic} | {role: f"{topic}.{role}" for role in OF_INPUT if role != "predictions"} | given
+
+    def topics(self) -> dict[str, str]:
+        """By role."""
+        return {role: self.topic if role == "predictions" else str(getattr(self, role)) for role in OF_INPUT}
 
 
 class TopicSettings(_Section):
@@ -593,6 +627,10 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     release: ReleaseSettings = ReleaseSettings()
     audit: AuditSettings = AuditSettings()
+    inputs: tuple[InputSettings, ...] = ()
+    """Further topics of predictions; what `topics` names is the input of all models that no other one carries."""
+    input: PlainName | None = None
+    """Which of `inputs` this process works on; without it, that of `topics`."""
     policies: Path = Path("policies")
     worker: PlainName = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -624,6 +662,70 @@ class Settings(BaseSettings):
             f"api.oidc is set, and notify.console_url is {self.notify.console_url!r}, so who signs in would come back "
             "without TLS; write the https:// address of the console"
         )
+
+    @model_validator(mode="after")
+    def _inputs_are_apart(self) -> Self:
+        topics = Counter(self.topics.model_dump().values())
+        for one in self.inputs:
+            topics.update(one.topics().values())
+        names = Counter(one.name for one in self.inputs)
+        models = Counter(model for one in self.inputs for model in one.models)
+        for what, counts in (("topics", topics), ("inputs", names)):
+            for name, count in counts.items():
+                if count > 1:
+                    raise ValueError(f"two {what} are named {name!r}; give each its own name")
+        for model, count in models.items():
+            if count > 1:
+                raise ValueError(f"two inputs carry the model {model!r}; a model has one input")
+        if self.input is not None and self.input not in names:
+            known = ", ".join(names) or "none; write [[inputs]]"
+            raise ValueError(f"there is no input {self.input!r}; the inputs are {known}")
+        return self
+
+    def carries(self, model: str) -> bool:
+        """Whether the input of this process may carry the model."""
+        return self._input_by_model.get(model) == self.input
+
+    @cached_property
+    def _input_by_model(self) -> dict[str, str]:
+        return {model: one.name for one in self.inputs for model in one.models}
+
+    def of_input(self, name: str) -> Self:
+        """Return the settings as processes of that input have them: with its topics and a group of its own.
+
+        Raises SettingsError where there is no such input.
+        """
+        for one in self.inputs:
+            if one.name == name:
+                return self.model_copy(
+                    update={
+                        "input": name,
+                        "topics": self.topics.model_copy(update=one.topics()),
+                        "guard": self.guard.model_copy(update={"group": f"{self.guard.group}-{name}"}),
+                    }
+                )
+        known = ", ".join(one.name for one in self.inputs)
+        raise SettingsError(
+            f"There is no input {name!r}. The inputs are {known}."
+            if known
+            else f"There is no input {name!r}, for the configuration has no [[inputs]]."
+        )
+
+    def of_model(self, model: str) -> Self:
+        """Return the settings of the input that carries the model.
+
+        Raises SettingsError where `input` names another one.
+        """
+        name = self._input_by_model.get(model)
+        if name is None or self.input is None:
+            return self if name is None and self.input is None else self.of_input(name or "")
+        if name != self.input:
+            raise SettingsError(f"{model} is of the input {name}, and this is about {self.input}. Leave `input` out.")
+        return self
+
+    def of_inputs(self) -> tuple[Self, ...]:
+        """Return the settings of each input, that of `topics` first."""
+        return (self, *(self.of_input(one.name) for one in self.inputs)) if self.input is None else (self,)
 
     @property
     def release_max_age(self) -> timedelta:
@@ -677,8 +779,11 @@ def _from_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
-    """Read the configuration. Raises SettingsError, naming the file or variable and the key."""
+def load_settings(config: Path | None = None, *, input_name: str | None = None, **overrides: Any) -> Settings:
+    """Read the configuration, as processes of that input have it. Raises SettingsError, naming the key and where it is.
+
+    Without `input_name` the input is what the configuration says, or the one of `topics`.
+    """
     if config is not None:
         os.environ["HOLDFAST_CONFIG"] = str(config)
     named = os.environ.get("HOLDFAST_CONFIG")
@@ -686,7 +791,9 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(f"The configuration file {named} is not there. Check --config or HOLDFAST_CONFIG.")
     _refuse_unknown_variables()
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
+        name = input_name or settings.input
+        return settings if name is None else settings.of_input(name)
     except SourceError as error:
         # What could not be parsed may hold a secret; the message names only the section.
         raise SettingsError(f"Configuration refused: {error}. Write JSON, or one variable for each key.") from None
@@ -718,6 +825,9 @@ def _keys_beside(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         section = section.model_fields[str(part)].annotation
         section = next((one for one in get_args(section) if hasattr(one, "model_fields")), section)
+=======
+        # A number is a place in a list of such sections.
+        section = get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
     return ", ".join(sorted(section.model_fields))
 
 

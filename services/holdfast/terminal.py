@@ -31,6 +31,10 @@ T = TypeVar("T")
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file; holdfast.toml, or HOLDFAST_CONFIG.")
 ]
+InputOption = Annotated[
+    str | None,
+    typer.Option("--input", help="Of this one of [[inputs]]; without it, of the topics of [topics].", metavar="NAME"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ReasonOption = Annotated[
     str, typer.Option("--reason", "-r", help="Why; it is kept in the audit.", parser=lambda text: _said(text))

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.adapters.access import login_link, make_start_token
 from holdfast.adapters.browser import show_in_browser
-from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis
+from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, free_port
 from holdfast.adapters.kafka import create_topics
 from holdfast.adapters.policies import load_policies
 from holdfast.adapters.topic_settings import fit_topics
@@ -90,8 +90,9 @@ def _servers(stack: contextlib.ExitStack, config: Path | None, *, embedded: bool
         os.environ.update(servers, HOLDFAST_GUARD__START_FROM="earliest")
         kafka.create_topics(load_settings(config))
     else:
-        run(create_topics(settings))
-        run(fit_topics(settings))
+        for one in settings.of_inputs():
+            run(create_topics(one))
+            run(fit_topics(one))
     return servers
 
 
@@ -118,3 +119,12 @@ def _start(settings: Settings, config: Path | None, token: str | None) -> Iterat
         if name == "api" and token is not None:
             environment[_START_TOKEN] = token
         yield GuardedService(name, health[name], arguments, environment)
+        # Each further input has a guard of its own.
+        for one in settings.of_inputs()[1:] if name == "guard" else ():
+            port = free_port()
+            yield GuardedService(
+                name,
+                (settings.guard.health_host, port),
+                [*arguments, "--input", str(one.input)],
+                environment | {"HOLDFAST_GUARD__HEALTH_PORT": str(port)},
+            )

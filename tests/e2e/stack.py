@@ -154,7 +154,8 @@ class Stack:
             "api": {"start_token": START_TOKEN},
         }
         for section, values in (settings or {}).items():
-            self.document[section] = {**self.document.get(section, {}), **values}
+            plain = not isinstance(values, Mapping)
+            self.document[section] = values if plain else {**self.document.get(section, {}), **values}
         self.settings: Settings = load_settings_from(self.write_config("base"))
         self.redis: Redis = Redis.from_url(redis_url, decode_responses=True)
         size = self.settings.topic_settings
@@ -221,9 +222,9 @@ class Stack:
         for service in services:
             port, number = free_port(), len(self.workers)
             port_name = "port" if service == "api" else "health_port"
-            changes = {"worker": f"{service}-{number}", service: {port_name: port}}
+            changes: dict[str, Any] = {"worker": f"{service}-{number}", service: {port_name: port}}
             for section, values in (settings or {}).items():
-                changes[section] = {**changes.get(section, {}), **values}
+                changes[section] = {**changes.get(section, {}), **values} if isinstance(values, Mapping) else values
             worker = Worker(service, self.write_config(f"{service}-{number}", changes), port, program)
             self.workers.append(worker)
             started.append(worker)
@@ -435,8 +436,14 @@ def headers(record: ConsumerRecord) -> dict[str, bytes]:
 
 
 def _toml(document: Mapping[str, Any]) -> str:
-    plain = [f"{key} = {json.dumps(value)}" for key, value in document.items() if not isinstance(value, Mapping)]
-    for section, values in document.items():
-        if isinstance(values, Mapping):
-            plain += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-    return "\n".join(plain) + "\n"
+    plain: list[str] = []
+    tables: list[str] = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            tables += [f"[{key}]", *(f"{name} = {json.dumps(one)}" for name, one in value.items())]
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for entry in value:
+                tables += [f"[[{key}]]", *(f"{name} = {json.dumps(one)}" for name, one in entry.items())]
+        else:
+            plain.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([*plain, *tables]) + "\n"

@@ -1,7 +1,7 @@
 """Who may do what in Kafka and in Redis: it follows from the table of topics and the configuration."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,9 @@ from holdfast_schemas.route import REDIS_CHANNEL
 
 PRINCIPALS: dict[Party, str] = {party: f"User:holdfast-{party}" for party in Party}
 """The login of each party, unless another is named."""
+
+_OF_AN_INPUT = frozenset((Party.PRODUCER, Party.CONSUMER, Party.SWITCH))
+"""The parties whose login is for one input, and the switch, which puts malformed control records into one topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,17 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
 
     Kafka lets whoever may read or write a topic describe it, and lets whoever may write one do so idempotently. A
     group of consumers must have a name that begins like the consumer's principal without its `User:`.
+
+    Each of `inputs` has a producer and a consumer of its own, whose logins begin with its name, as
+    User:prices-holdfast-producer: so a producer is bound to the models of its input.
     """
+    inputs = settings.of_inputs()
     names = {role: str(getattr(settings.topics, role)) for role in TOPICS}
-    everything = list(names.values())
     found: list[Grant] = []
+
+    def of_all(roles: Iterable[str]) -> list[str]:
+        """The topics of these roles, of every input."""
+        return list(dict.fromkeys(str(getattr(one.topics, role)) for role in roles for one in inputs))
 
     def grant(
         party: Party,
@@ -50,35 +60,49 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
         names: Sequence[str],
         *operations: str,
         prefixed: bool = False,
+        principal: str = "",
     ) -> None:
         if names:
-            found.append(Grant(party, principals[party], kind, tuple(names), operations, prefixed))
+            found.append(Grant(party, principal or principals[party], kind, tuple(names), operations, prefixed))
 
     for party in Party:
-        grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.readers], "Read")
-        grant(party, "topic", [names[role] for role, topic in TOPICS.items() if party in topic.writers], "Write")
+        of = (lambda roles: [names[role] for role in roles]) if party in _OF_AN_INPUT else of_all
+        grant(party, "topic", of(role for role, topic in TOPICS.items() if party in topic.readers), "Read")
+        grant(party, "topic", of(role for role, topic in TOPICS.items() if party in topic.writers), "Write")
+    for one in inputs[1:]:
+        # In front, since a consumer's groups begin with its name: no other consumer's name may begin so.
+        producer, consumer = (
+            f"User:{one.input}-{principals[party].removeprefix('User:')}" for party in (Party.PRODUCER, Party.CONSUMER)
+        )
+        grant(Party.PRODUCER, "topic", [one.topics.predictions], "Write", principal=producer)
+        grant(Party.CONSUMER, "topic", [one.topics.approved], "Read", principal=consumer)
+        own = [consumer.removeprefix("User:")]
+        grant(Party.CONSUMER, "group", own, "Read", prefixed=True, principal=consumer)
     for party in (Party.GUARD, Party.SWITCH):
         # They start only where these are compacted.
         grant(party, "topic", [names[role] for role in compacted_roles(party)], "DescribeConfigs")
-    guard, switch, releases = settings.guard.group, settings.switch.group, settings.release_group
-    grant(Party.GUARD, "group", [guard, releases], "Read")
-    for group, topic in ((guard, names["predictions"]), (releases, names["releases"])):
-        grant(Party.GUARD, "transactional-id", [f"{group}-{topic}-"], "Write", prefixed=True)
+    guards, switch = [one.guard.group for one in inputs], settings.switch.group
+    releases = [one.release_group for one in inputs]
+    grant(Party.GUARD, "group", [*guards, *releases], "Read")
+    for one in inputs:
+        of_guard = ((one.guard.group, one.topics.predictions), (one.release_group, one.topics.releases))
+        for group, topic in of_guard:
+            grant(Party.GUARD, "transactional-id", [f"{group}-{topic}-"], "Write", prefixed=True)
     # How long the topics of verdicts keep what is written to them.
-    judged = [names[role] for role in ("predictions", "approved", "blocked", "malformed")]
+    judged = of_all(("predictions", "approved", "blocked", "malformed"))
     grant(Party.GUARD, "topic", judged, "DescribeConfigs")
     grant(Party.SWITCH, "group", [switch], "Read")
     grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
     # What `holdfast doctor` looks at.
-    grant(Party.OPERATOR, "topic", everything, "Describe", "DescribeConfigs")
-    grant(Party.OPERATOR, "group", [guard, releases, switch], "Describe")
+    grant(Party.OPERATOR, "topic", of_all(TOPICS), "Describe", "DescribeConfigs")
+    grant(Party.OPERATOR, "group", [*guards, *releases, switch], "Describe")
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
-    grant(Party.AUDITOR, "group", [guard], "Describe")
+    grant(Party.AUDITOR, "group", guards, "Describe")
     # Whether they are compacted.
     grant(Party.AUDITOR, "topic", judged, "DescribeConfigs")
     # To correct with `--fix` what somebody else has made.
-    grant(Party.ADMIN, "topic", everything, "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
+    grant(Party.ADMIN, "topic", of_all(TOPICS), "Create", "Describe", "DescribeConfigs", "Alter", "AlterConfigs")
     return sorted(found, key=lambda one: list(Party).index(Party(one.party)))
 
 

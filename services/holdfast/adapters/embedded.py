@@ -110,9 +110,10 @@ class EmbeddedKafka:
             "control": settings.topic_settings.control_partitions,
         }
         counts = {
-            getattr(settings.topics, role): sizes[topic.partitions]
+            getattr(one.topics, role): sizes[topic.partitions]
             if isinstance(topic.partitions, str)
             else topic.partitions
+            for one in settings.of_inputs()
             for role, topic in TOPICS.items()
         }
         for name, partitions in counts.items():

@@ -73,6 +73,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 
 class _Tally(msgspec.Struct):
     type: str = ""
+    model: str = ""
     partition: _Number = -1
     last_offset: _Number = -1
     topic_id: str | None = None
@@ -223,7 +224,7 @@ async def _read_tallies(settings: Settings) -> Tallies:
                     tally = _TALLY.decode(record.value or b"")
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     continue  # The switch says what is wrong with it.
-                if tally.type != "tally" or tally.last_offset < 0:
+                if tally.type != "tally" or tally.last_offset < 0 or not settings.carries(tally.model):
                     continue
                 first_at = record.timestamp if first_at is None else min(first_at, record.timestamp)
                 if is_another(tally.topic_id, topic_id):

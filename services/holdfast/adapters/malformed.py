@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
+from holdfast.adapters.kafka import KafkaUnavailable, describe_topics, read_to_end
 from holdfast.adapters.kafka_login import explain
 from holdfast.core.errors import describe
 from holdfast.core.record import produced_at, time_of
@@ -88,13 +88,16 @@ async def find_malformed(
     limit: int = 50,
     tail: int | None = None,
 ) -> Found:
-    """What could not be decoded since then; of `model`, what it is to blame for. Raises KafkaUnavailable."""
+    """What could not be decoded since then, of all inputs; of `model`, what it is to blame for.
+
+    Raises KafkaUnavailable.
+    """
     found = Found()
 
     def take(records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             try:
-                one = MalformedRecord.of(record, settings.topics.predictions)
+                one = MalformedRecord.of(record, predictions_of[record.topic])
             except ValueError:
                 continue
             if one.at < since or model not in (None, one.model) or kind not in (None, one.kind):
@@ -106,9 +109,11 @@ async def find_malformed(
         found.latest.sort(key=lambda one: (one.at, one.record.partition, one.record.offset))
         del found.latest[: -limit or None]
 
+    inputs = (settings.of_model(model),) if model is not None else settings.of_inputs()
+    predictions_of = {one.topics.malformed: one.topics.predictions for one in inputs}
     try:
-        counts = await check_topics(settings, ["malformed"])
-        tps = [TopicPartition(settings.topics.malformed, number) for number in range(counts["malformed"])]
+        counts = await describe_topics(settings.kafka, list(predictions_of))
+        tps = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
         await read_to_end(settings.kafka, tps, take, since=since, tail=tail)
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None

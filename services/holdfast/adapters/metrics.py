@@ -69,6 +69,12 @@ COUNTED_TOGETHER = Counter(
     ["model"],
     registry=REGISTRY,
 )
+NOT_ALLOWED_HERE = Counter(
+    "holdfast_predictions_not_allowed_here_total",
+    "Predictions that were blocked because their topic may not carry their model.",
+    ["topic"],
+    registry=REGISTRY,
+)
 STATE_FULL = Counter(
     "holdfast_state_full_total",
     "Batches of control records that would have made a model's state larger than its record may be.",

@@ -118,7 +118,9 @@ class PolicyStore:
     """The policies in force. A change that does not load is refused: the old ones stay.
 
     `on_loaded` is called with the policies whenever the files were read, `on_refused` whenever they did not load.
-    `on_events` is told of each policy that is another one, before it is in force, and of each refusal once.
+    `on_events` is told of each policy that is another one, before it is in force, and of each refusal once. Only
+    policies of models that this process `carries` are in force; a file of another one that does not load is refused
+    all the same.
     """
 
     def __init__(
@@ -127,14 +129,16 @@ class PolicyStore:
         on_refused: Callable[[], None] = lambda: None,
         on_loaded: Callable[[PolicySet], None] = lambda _: None,
         on_events: Callable[[Sequence[PolicyEvent]], None] = lambda _: None,
+        carries: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._folder, self._on_refused, self._on_loaded, self._on_events = folder, on_refused, on_loaded, on_events
+        self._carries = carries
         self.refused: str | None = None
         """Why what the files say now is not in force."""
         wait_for_tables(folder)
         self._stamps_in_force = stamps(folder)
         self._held: int | None = None
-        self.current = load_policies(folder)
+        self.current = self._load()
         on_events(changes({}, self.current.policies, self._author(), at_start=True))
         self._warn()
         on_loaded(self.current)
@@ -145,7 +149,7 @@ class PolicyStore:
         Raises ChangedMeanwhile where they are not as `expected` any more once they were read; nothing has changed then.
         """
         try:
-            fresh = load_policies(self._folder)
+            fresh = self._load()
             for model, policy in fresh.policies.items():
                 if model in self.current.policies and (lost := collapsed_table(self.current.policies[model], policy)):
                     raise PolicyError(f"{self._folder}: the policy of {model}: {lost}").of(model)
@@ -169,6 +173,11 @@ class PolicyStore:
             self._warn()
         self._on_loaded(self.current)
         return True
+
+    def _load(self) -> PolicySet:
+        every = load_policies(self._folder)
+        mine = [policy for model, policy in every.policies.items() if self._carries(model)]
+        return every if len(mine) == len(every.policies) else PolicySet.of(mine)
 
     def _warn(self) -> None:
         with contextlib.suppress(PolicyError, KeyError):  # They may be changing again.

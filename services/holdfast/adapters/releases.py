@@ -257,6 +257,8 @@ class ReleaseWork:
             command = command.model_copy(update={"actor": actor_name(command.actor)})
         except ValueError as error:
             return _Prepared(command, refusal=str(error))
+        if not self._settings.carries(command.model):
+            return _Prepared(command, refusal=f"{self._topics.predictions} may not carry {command.model}")
         if (reason := self._refused_commands.get(record.offset)) is not None:
             return _Prepared(command, refusal=reason)
         try:

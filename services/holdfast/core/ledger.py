@@ -145,6 +145,8 @@ class Rules:
     predictions_topic: str
     exactly_once: bool = True
     approve_without_policy: bool = False
+    carries: Callable[[str], bool] = lambda _: True
+    """Whether the topic may carry a model."""
     fence_within_ms: int = 10_000
     """How long after a fence was written a guard may still judge without it."""
     restore_records: int = 2_000_000
@@ -741,7 +743,9 @@ class Ledger:
         policy_id = _text(headers, Header.POLICY)
         approved = prediction.stream is Stream.APPROVED
         if policy_id == NO_POLICY:
-            if approved and not self._rules.approve_without_policy:
+            if approved and not self._rules.carries(model):
+                self._report(Kind.WRONGLY_APPROVED, offset, model, "its topic may not carry this model")
+            elif approved and not self._rules.approve_without_policy:
                 self._report(Kind.WRONGLY_APPROVED, offset, model, "no policy, and the configuration says block")
             return True
         # Beyond the budget of versions several are counted together.

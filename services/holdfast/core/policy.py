@@ -38,6 +38,7 @@ BUILT_IN_CHECKS = (
     "held",
     "no_policy",
     "malformed",
+    "not_allowed_here",
     NOT_PROMOTED,
     OFF_KEY,
     UNLISTED_SEGMENT,
