@@ -822,12 +822,10 @@ def _is_there(path: Path) -> bool:
 
 def _keys_beside(location: tuple[int | str, ...]) -> str:
     section: Any = Settings
-    for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
+    # A number is a place in a list of such sections.
+    for part in (one for one in location[:-1] if isinstance(one, str)):
+        section = section.model_fields[part].annotation
         section = next((one for one in get_args(section) if hasattr(one, "model_fields")), section)
-=======
-        # A number is a place in a list of such sections.
-        section = get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
     return ", ".join(sorted(section.model_fields))
 
 
