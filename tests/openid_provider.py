@@ -103,11 +103,17 @@ class OpenIdProvider:
         """More keys that are published."""
         self.metadata: dict[str, Any] = {}
         """Put over what the provider says of itself."""
+        self.thin: set[str] = set()
+        """Claims that are not in ID tokens; the userinfo endpoint has them."""
+        self.userinfo_of: str | None = None
+        """Whose claims it gives, whoever asks."""
         self.forge: Callable[[dict[str, Any]], str] | None = None
         self.asked: Counter[str] = Counter()
         self._browser = httpx.Client(verify=False)  # noqa: S501  nothing is sent by TLS
         self._client = _Client(method, redirect_uris)
         self._codes: dict[str, _Code] = {}
+        self._given: dict[str, str] = {}
+        """The subject of each access token."""
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = werkzeug.serving.make_server("127.0.0.1", self.port, self._app(), threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -184,7 +190,8 @@ class OpenIdProvider:
                 return {"alg": self.get_client_algorithm(client), "kid": provider.key.kid}
 
             def generate_user_info(self, user: str, scope: str) -> dict[str, Any]:
-                return {"sub": user, **provider.people[user]}
+                said = {"sub": user, **provider.people[user]}
+                return {name: value for name, value in said.items() if name not in provider.thin}
 
             def encode_id_token(self, token: Any, request: Any) -> str:
                 signed = super().encode_id_token(token, request)
@@ -197,7 +204,7 @@ class OpenIdProvider:
         server = AuthorizationServer(
             app,
             query_client=lambda client_id: provider._client if client_id == CLIENT else None,
-            save_token=lambda token, request: None,
+            save_token=lambda token, request: provider._given.update({token["access_token"]: request.user}),
         )
         server.register_grant(Grant, [Tokens(require_nonce=True), Challenge(required=True)])
 
@@ -212,6 +219,7 @@ class OpenIdProvider:
                 "authorization_endpoint": f"{provider.issuer}/authorize",
                 "token_endpoint": f"{provider.issuer}/token",
                 "jwks_uri": f"{provider.issuer}/keys",
+                "userinfo_endpoint": f"{provider.issuer}/userinfo",
                 "response_types_supported": ["code"],
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["RS256", "ES256"],
@@ -223,6 +231,14 @@ class OpenIdProvider:
         @app.get("/keys")
         def keys() -> Any:
             return {"keys": [*KeySet([provider.key]).as_dict(private=False)["keys"], *provider.others]}
+
+        @app.get("/userinfo")
+        def userinfo() -> Any:
+            subject = provider._given.get(flask.request.headers.get("Authorization", "").removeprefix("Bearer "))
+            if subject is None:
+                return {"error": "invalid_token"}, 401
+            subject = provider.userinfo_of or subject
+            return {"sub": subject, **provider.people[subject]}
 
         @app.route("/authorize", methods=["GET", "POST"])
         def authorize() -> Any:

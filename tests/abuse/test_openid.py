@@ -50,6 +50,7 @@ def running() -> Iterator[OpenIdProvider]:
 @pytest.fixture
 def provider(running: OpenIdProvider) -> OpenIdProvider:
     running.forge, running.metadata, running.others, running.people = None, {}, [], dict(PEOPLE)
+    running.thin, running.userinfo_of = set(), None
     running.asked.clear()
     return running
 
@@ -395,6 +396,30 @@ async def test_new_keys_of_the_provider_are_read_and_a_flood_of_unknown_ones_is_
             assert provider.asked["/keys"] == 2
     finally:
         provider.key = first
+
+
+async def test_what_the_id_token_leaves_out_is_asked_of_the_provider_itself(
+    site: Site, provider: OpenIdProvider
+) -> None:
+    """As OpenID Connect allows it; but not of another person, and never over what the ID token says."""
+    provider.thin = {"preferred_username", "groups"}
+    async with site.client() as browser:
+        assert (await sign_in(browser, provider, "ann")).status_code == 303
+        assert provider.asked["/userinfo"] == 1
+        who = site.api.entry.who(None, browser.cookies[COOKIE])
+        assert who is not None
+        assert (who.name, who.role) == ("ann", "operator")
+        browser.cookies.clear()
+        provider.userinfo_of = "root"
+        await refused(browser, await come_back(browser, provider, "ann"), "oidc_provider")
+        provider.userinfo_of = None
+        await refused(browser, await come_back(browser, provider, "none"), "oidc_role")
+        provider.thin = {"preferred_username"}
+        provider.forge = lambda claims: provider.sign({**claims, "groups": ["watchers"]})
+        assert (await sign_in(browser, provider, "root")).status_code == 303
+        who = site.api.entry.who(None, browser.cookies[COOKIE])
+        assert who is not None
+        assert (who.name, who.role) == ("chief@corp.example", "viewer")
 
 
 # Where the browser goes

@@ -220,8 +220,8 @@ class Stack:
         """Start one worker for each name, and wait until all of them are ready (`ready=False`: until they answer)."""
         started = []
         for service in services:
-            port, number = free_port(), len(self.workers)
             port_name = "port" if service == "api" else "health_port"
+            port, number = (settings or {}).get(service, {}).get(port_name) or free_port(), len(self.workers)
             changes: dict[str, Any] = {"worker": f"{service}-{number}", service: {port_name: port}}
             for section, values in (settings or {}).items():
                 changes[section] = {**changes.get(section, {}), **values} if isinstance(values, Mapping) else values
@@ -440,10 +440,16 @@ def _toml(document: Mapping[str, Any]) -> str:
     tables: list[str] = []
     for key, value in document.items():
         if isinstance(value, Mapping):
-            tables += [f"[{key}]", *(f"{name} = {json.dumps(one)}" for name, one in value.items())]
+            tables += [f"[{key}]", *(f"{name} = {_toml_value(one)}" for name, one in value.items())]
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             for entry in value:
-                tables += [f"[[{key}]]", *(f"{name} = {json.dumps(one)}" for name, one in entry.items())]
+                tables += [f"[[{key}]]", *(f"{name} = {_toml_value(one)}" for name, one in entry.items())]
         else:
-            plain.append(f"{key} = {json.dumps(value)}")
+            plain.append(f"{key} = {_toml_value(value)}")
     return "\n".join([*plain, *tables]) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)

@@ -2,8 +2,9 @@
 
 `begin` gives the address of the provider's page, and a signed cookie that ties the answer to this browser. `finish`
 takes what the browser came back with, exchanges the code for an ID token over a connection of our own, verifies it, and
-says who that is. Nothing is kept in between: nonce and verifier are made of the state and a key that only the instances
-of the API have, so any of them can finish what another began. A state is finished once.
+says who that is; the userinfo endpoint is asked for what the ID token leaves out. Nothing is kept in between: nonce and
+verifier are made of the state and a key that only the instances of the API have, so any of them can finish what another
+began. A state is finished once.
 
 What the provider says of itself, and its keys, are read when they are needed, and kept for an hour. Every answer of it
 is bounded in time and bytes. Where it is away, the page says so, and tokens let people in as before.
@@ -28,7 +29,7 @@ from joserfc import jwt
 from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import Key, KeySet
 
-from holdfast.core.claims import ClaimsError, Person, person_of
+from holdfast.core.claims import ClaimsError, Person, claim, person_of
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.login import is_loopback, secret, tls_context
 from holdfast.settings import OidcSettings, SettingsError
@@ -96,7 +97,14 @@ class _Endpoints:
     authorization: str
     token: str
     keys: str
+    userinfo: str | None
     secret_in_body: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    id_token: str
+    access_token: str | None
 
 
 class Provider:
@@ -161,8 +169,9 @@ class Provider:
             raise self._refused(PROVIDER, f"{_plain(query['error'])}: {query.get('error_description', '')[:300]}")
         try:
             async with asyncio.timeout(WITHIN), self._asking:
-                id_token = await self._exchange(query.get("code", ""), self._made_of(state, "verifier"))
-                claims = await self._verified(id_token, self._made_of(state, "nonce"))
+                tokens = await self._exchange(query.get("code", ""), self._made_of(state, "verifier"))
+                claims = await self._verified(tokens.id_token, self._made_of(state, "nonce"))
+                claims = await self._completed(claims, tokens.access_token)
         except TimeoutError:
             raise self._away("it took too long") from None
         try:
@@ -203,8 +212,8 @@ class Provider:
 
     # The provider
 
-    async def _exchange(self, code: str, verifier: str) -> str:
-        """The ID token for a code. Raises SignInError."""
+    async def _exchange(self, code: str, verifier: str) -> _Tokens:
+        """The tokens for a code. Raises SignInError."""
         endpoints, client_secret = await self._known(), self._client_secret_now()
         form = {
             "grant_type": "authorization_code",
@@ -230,7 +239,8 @@ class Provider:
         id_token = answer.get("id_token")
         if status != 200 or not isinstance(id_token, str):
             raise self._refused(PROVIDER, f"its token endpoint answered with status {status} and no ID token")
-        return id_token
+        access_token = answer.get("access_token")
+        return _Tokens(id_token, access_token if isinstance(access_token, str) else None)
 
     async def _verified(self, id_token: str, nonce: str) -> dict[str, Any]:
         """The claims of an ID token (OpenID Connect Core, 3.1.3.7). Raises SignInError."""
@@ -259,6 +269,22 @@ class Provider:
         except (JoseError, ValueError, RecursionError) as error:
             raise self._refused(ID_TOKEN, f"its ID token is refused: {describe(error)}") from None
         return claims
+
+    async def _completed(self, claims: dict[str, Any], access_token: str | None) -> dict[str, Any]:
+        """The claims, with those of the userinfo endpoint where the ID token lacks one that the rules read.
+
+        Raises SignInError.
+        """
+        rules, endpoints = self.settings.rules, await self._known()
+        wanted = (rules.name_claim, rules.roles_claim, rules.models_claim or rules.roles_claim)
+        known = all(claim(claims, path) is not None for path in wanted)
+        if known or access_token is None or endpoints.userinfo is None:
+            return claims
+        headers = {"Authorization": f"Bearer {access_token}"}
+        status, more = await self._ask("GET", endpoints.userinfo, headers=headers)
+        if status != 200 or more.get("sub") != claims["sub"]:
+            raise self._refused(PROVIDER, f"its userinfo was answered with status {status}, or is of another person")
+        return {**more, **claims}
 
     async def _known(self) -> _Endpoints:
         """Where the provider is asked what. Raises SignInError."""
@@ -290,9 +316,12 @@ class Provider:
             if not isinstance(address, str) or not _is_private(address, issuer):
                 raise self._away(f"its configuration has no {name}, or one without TLS")
             found.append(address)
+        userinfo = said.get("userinfo_endpoint")
+        if not isinstance(userinfo, str) or not _is_private(userinfo, issuer):
+            userinfo = None
         methods = said.get("token_endpoint_auth_methods_supported")
         in_body = isinstance(methods, list) and "client_secret_basic" not in methods
-        return _Endpoints(found[0], found[1], found[2], in_body)
+        return _Endpoints(found[0], found[1], found[2], userinfo, in_body)
 
     async def _key_set(self, *, changed: bool = False) -> KeySet:
         """The keys of the provider; with `changed` they are read again, unless that was just now."""
