@@ -1,10 +1,12 @@
 """What `[api.oidc]` may say, and that it is a credential."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends import ROOT
 from holdfast.adapters.entry import Entry
 from holdfast.adapters.oidc import Provider
 from holdfast.settings import OidcSettings, Settings, SettingsError, load_settings
@@ -74,6 +76,19 @@ def test_what_would_let_in_the_wrong_people_is_refused(changes: dict[str, Any], 
         loaded(tmp_path, toml(written(**changes)))
     assert says in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+def test_what_the_document_shows_is_taken(tmp_path: Path) -> None:
+    """People copy it; and what stands in comments of holdfast.toml."""
+    document = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    (shown,) = [one for one in re.findall(r"```toml\n(.*?)```", document, re.DOTALL) if "[api.oidc]" in one]
+    oidc = loaded(tmp_path, shown).api.oidc
+    assert oidc is not None
+    assert set(oidc.roles.values()) == {"viewer", "operator", "admin"}
+    assert oidc.models is not None
+    example = (ROOT / "holdfast.toml").read_text(encoding="utf-8").partition("# [api.oidc]")
+    lines = [line.removeprefix("# ") for line in example[2].strip().splitlines() if line.startswith("# ")]
+    assert loaded(tmp_path, "\n".join(["[api.oidc]", *lines])).api.oidc is not None
 
 
 @pytest.mark.parametrize(
