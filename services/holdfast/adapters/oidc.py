@@ -115,6 +115,8 @@ class Provider:
         self.settings = settings
         self.title = settings.title or urlsplit(settings.issuer).hostname or settings.issuer
         self.begin_at = f"{console_url.rstrip('/')}/login/oidc"
+        self.rules_id = _rules_id(settings)
+        """The same for the same provider and rules: a session that was given by others is over."""
         self._redirect_to = f"{console_url.rstrip('/')}{CALLBACK}"
         self._key, self._clock = hmac.digest(key, b"holdfast sign-in", "sha256"), clock
         self._used: dict[str, float] = {}
@@ -129,13 +131,6 @@ class Provider:
             self._client_secret()
         except ValueError as error:
             raise SettingsError(f"api.oidc cannot be used: {error}.") from None
-
-    @property
-    def rules_id(self) -> str:
-        """The same for the same provider and rules: a session that was given by others is over."""
-        said = self.settings.model_dump(include={"issuer", "client_id", "name_claim", "roles_claim", "roles"})
-        said["models"] = [self.settings.models_claim, self.settings.models]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
     async def begin(self, wanted: str) -> Begun:
         """`wanted` is a path of our own. Raises SignInError."""
@@ -378,6 +373,12 @@ class Provider:
         what = "answered with an ID token that is refused" if reason == ID_TOKEN else "did not let this sign-in through"
         message = f"{self.title} {what}. Sign in again; if it stays so, an administrator finds why in the API's log."
         return SignInError(reason, message, why)
+
+
+def _rules_id(settings: OidcSettings) -> str:
+    said = settings.model_dump(include={"issuer", "client_id", "name_claim", "roles_claim", "roles"})
+    said["models"] = [settings.models_claim, settings.models]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _key(said: Any) -> Key | None:
