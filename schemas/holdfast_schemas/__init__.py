@@ -32,7 +32,7 @@ from holdfast_schemas.incident import (
 )
 from holdfast_schemas.prediction import Prediction
 from holdfast_schemas.reference import MAX_REFERENCES, AcceptedValue, Reference, UsedReference
-from holdfast_schemas.release import MAX_RELEASES, ReleaseAnswer, ReleaseCommand, WaitingPrediction
+from holdfast_schemas.release import MAX_RELEASES, ReleaseAnswer, ReleaseCommand, SourceName, WaitingPrediction
 from holdfast_schemas.route import Route, RouteState, redis_route_key, redis_state_key
 from holdfast_schemas.topics import MAX_VALUE_BYTES, TOPICS, Party, Topic
 from holdfast_schemas.verdict import (
@@ -86,6 +86,7 @@ __all__ = [
     "Sample",
     "Severity",
     "ShadowTally",
+    "SourceName",
     "Tally",
     "Topic",
     "UsedReference",

@@ -177,6 +177,9 @@ class AuditRecord(Contract):
     """Of a released prediction: its `topic/partition/offset`. The record that answers the whole command has none."""
     answers: Annotated[tuple[ReleaseAnswer, ...], Field(max_length=MAX_RELEASES)] | None = None
     """Of a command that asks for releases: what became of each prediction."""
+    through: Literal["api", "kafka"] | None = None
+    """Of a command: `api` where the API has signed it, `kafka` where it came straight to Kafka, by a login for
+    emergencies. Absent where commands are not signed, and of automatic decisions."""
     epoch: Count
     """The model's epoch after the decision."""
     policy: str | None = None

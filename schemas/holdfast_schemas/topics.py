@@ -29,13 +29,18 @@ class Party(StrEnum):
     NOTIFY = "notify"
     API = "api"
     OPERATOR = "operator"
-    """The command line: people and pipelines that see, command, ask for releases and diagnose."""
+    """The command line where it reads Kafka itself: people who see and diagnose. They command through the API."""
+    BREAK_GLASS = "break-glass"
+    """An operator who also commands straight to Kafka, for a laptop and for when the API is away."""
     CONSUMER = "consumer"
     """The systems downstream that act on approved predictions."""
     AUDITOR = "auditor"
     """Judges again what was approved, and changes nothing."""
     ADMIN = "admin"
     """Creates the topics."""
+
+
+PEOPLE = (Party.OPERATOR, Party.BREAK_GLASS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ TOPICS: dict[str, Topic] = {
             (Prediction,),
             # This is the gate: what people release is written by a guard, too.
             (Party.GUARD,),
-            (Party.CONSUMER, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
+            (Party.CONSUMER, Party.GUARD, *PEOPLE, Party.AUDITOR),
             "What passed, byte for byte; read it with isolation level read_committed.",
             ApprovedHeaders,
             extra=_PRODUCERS_TIME,
@@ -115,7 +120,7 @@ TOPICS: dict[str, Topic] = {
             "entity_id",
             (Prediction,),
             (Party.GUARD,),
-            (Party.GUARD, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, *PEOPLE, Party.AUDITOR),
             "What did not pass, byte for byte, with the findings in the headers.",
             BlockedHeaders,
             extra=_PRODUCERS_TIME,
@@ -126,7 +131,7 @@ TOPICS: dict[str, Topic] = {
             "as it came",
             (),
             (Party.GUARD, Party.SWITCH),
-            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, *PEOPLE, Party.AUDITOR),
             "What could not be decoded, as it came, with the reason in the headers.",
             MalformedHeaders,
             extra=_PRODUCERS_TIME,
@@ -136,8 +141,8 @@ TOPICS: dict[str, Topic] = {
             "holdfast.control",
             "model",
             (Tally, Command),
-            (Party.GUARD, Party.API, Party.OPERATOR),
-            (Party.SWITCH, Party.API, Party.GUARD, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, Party.BREAK_GLASS),
+            (Party.SWITCH, Party.API, Party.GUARD, *PEOPLE, Party.AUDITOR),
             "One total order for each model of what guards saw and what people ask for.",
             partitions="control",
             extra=_BROKER_TIME,
@@ -147,7 +152,7 @@ TOPICS: dict[str, Topic] = {
             "holdfast.releases",
             "model",
             (ReleaseCommand,),
-            (Party.API, Party.OPERATOR),
+            (Party.API, Party.BREAK_GLASS),
             (Party.GUARD,),
             "What people ask the guards to release; the partition is that of the predictions.",
         ),
@@ -157,7 +162,7 @@ TOPICS: dict[str, Topic] = {
             "model",
             (),
             (Party.SWITCH,),
-            (Party.SWITCH, Party.API, Party.OPERATOR),
+            (Party.SWITCH, Party.API, *PEOPLE),
             "The switch's own memory, restored from here; private to it.",
             cleanup="compact",
             partitions="control",
@@ -169,7 +174,7 @@ TOPICS: dict[str, Topic] = {
             "model",
             (Route,),
             (Party.SWITCH,),
-            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, *PEOPLE, Party.AUDITOR),
             "The latest record of a model is its route: guards obey it, Redis mirrors it.",
             cleanup="compact",
             partitions=1,
@@ -182,7 +187,7 @@ TOPICS: dict[str, Topic] = {
             (Reference,),
             # The guard's are of what was released, in the same transaction.
             (Party.SWITCH, Party.GUARD),
-            (Party.GUARD, Party.OPERATOR),
+            (Party.GUARD, *PEOPLE),
             "What people accepted as an entity's next reference; the latest record of a key counts.",
             cleanup="compact",
             partitions=1,
@@ -194,7 +199,7 @@ TOPICS: dict[str, Topic] = {
             "incident_id",
             (Incident,),
             (Party.SWITCH,),
-            (Party.NOTIFY, Party.API, Party.OPERATOR),
+            (Party.NOTIFY, Party.API, *PEOPLE),
             "Each update is the full incident; the latest one counts.",
             retention_ms=90 * 24 * HOUR_MS,
             partitions=1,
@@ -206,7 +211,7 @@ TOPICS: dict[str, Topic] = {
             (AuditRecord,),
             # The guard's are of releases, in the same transaction, and of policies.
             (Party.GUARD, Party.SWITCH),
-            (Party.GUARD, Party.API, Party.OPERATOR, Party.AUDITOR),
+            (Party.GUARD, Party.API, *PEOPLE, Party.AUDITOR),
             "The outcome of every command, every automatic decision, every release, and every change of a policy.",
             retention_ms=365 * 24 * HOUR_MS,
             partitions=1,

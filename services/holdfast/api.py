@@ -26,7 +26,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
@@ -36,6 +36,7 @@ from starlette.routing import Route as Endpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.adapters.access import Principal
+from holdfast.adapters.asked import Lasts, Reason, duration
 from holdfast.adapters.commands import CommandWriter
 from holdfast.adapters.decisions import read_decisions
 from holdfast.adapters.entry import MODEL, ROLE, Entry
@@ -68,9 +69,18 @@ from holdfast.console.runbook import INDEX, runbook, runbooks
 from holdfast.core.actors import actor_key
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import Mode
-from holdfast.core.duration import Duration
 from holdfast.core.routing import VersionState
 from holdfast.core.shadow import Report, VersionFacts
+from holdfast.release_desk import (
+    AskRelease,
+    BlockedList,
+    Kind,
+    OfBlocked,
+    ReleaseDesk,
+    ReleaseDone,
+    body_of,
+    said,
+)
 from holdfast.settings import Settings
 from holdfast_schemas import (
     MAX_REFERENCES,
@@ -194,11 +204,7 @@ def _rfc_3339(value: Any) -> Any:
     return value
 
 
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
 Until = Annotated[UtcTime, BeforeValidator(_rfc_3339), WithJsonSchema({"type": "string", "format": "date-time"})]
-# Every text that fits is a duration within the bounds of Duration.
-Lasts = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]{0,4}[sm]|[1-9][0-9]{0,3}h|[1-9][0-9]{0,2}d)$")]
-_duration = TypeAdapter[Any](Duration).validate_python
 
 
 class OfShadow(BaseModel):
@@ -298,9 +304,11 @@ class Api:
             settings.topics, keep_incidents=settings.api.keep_incidents, keep_audit=settings.api.keep_audit
         )
         self.board.no_policy_approves = settings.guard.no_policy == "approve"
+        self.board.no_policy_until = settings.guard.no_policy_until
         self.follower = Follower(settings.kafka, self.board.take)
         self.console = Console(self.board)
         self.writer = CommandWriter(settings)
+        self.releases = ReleaseDesk(settings)
         self.stopping = False
         self._shadow = asyncio.Semaphore(SHADOW_AT_ONCE)
         self._limit = RateLimitItemPerMinute(settings.api.commands_per_minute)
@@ -337,6 +345,7 @@ class Api:
 
     async def stop(self) -> None:
         self.stopping = True
+        await self.releases.stop()
         await self.writer.close()
 
     def not_ready(self) -> str | None:
@@ -354,22 +363,15 @@ class Api:
     async def command(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> AuditRecord:
         """Send a command and return its audit record. Raises ProblemError when it is not applied."""
         if not who.may(action):
-            self.entry.refuse(ROLE, "", actor=who.name, action=action.value)
-            raise ProblemError(
-                403,
-                "forbidden",
-                "Not allowed",
-                f"{who.name} has the role {who.role.value}, which may not {action.value}. Ask somebody whose role "
-                "may, or an administrator for another token.",
-            )
+            raise self._role_may_not(who, action.value)
         incident_id = wanted.get("incident_id")
         self.must_see(who, wanted["model"] if incident_id is None else self.incident(incident_id).model)
-        command_id = self._command_id(who, action, wanted, key)
+        command_id = self._command_id(who, action.value, wanted, key)
         audit = self.board.outcomes.get(command_id)
         if audit is None:
             self._count_against_limit(who)
             command = Command(command_id=command_id, action=action, actor=who.name, **self._complete(wanted))
-            self._refuse_unknown(command.model)
+            self.must_exist(command.model)
             if key is not None:
                 self._use_up(command_id)
             audit = await self._send(command)
@@ -377,6 +379,31 @@ class Api:
             outcome = audit.model_dump(mode="json", exclude_none=True)
             raise ProblemError(409, "refused", "The command was refused", f"Refused: {audit.detail}.", outcome=outcome)
         return audit
+
+    def _role_may_not(self, who: Principal, what: str) -> ProblemError:
+        self.entry.refuse(ROLE, "", actor=who.name, action=what)
+        return ProblemError(
+            403,
+            "forbidden",
+            "Not allowed",
+            f"{who.name} has the role {who.role.value}, which may not {what}. Ask somebody whose role may, or an "
+            "administrator for another token.",
+        )
+
+    async def release(self, who: Principal, kind: Kind, ask: AskRelease, key: str | None) -> ReleaseDone:
+        """Have the guards release what is asked for. Raises ProblemError when they do not answer it."""
+        if not who.may_release(force=ask.force):
+            raise self._role_may_not(who, f"{kind} with force" if ask.force else kind)
+        self.must_see(who, ask.model)
+        command_id = self._command_id(who, kind, said(ask), key)
+        parts = (one for name, one in self.board.outcomes.items() if name.startswith(f"{command_id}."))
+        answered = next(parts, None)
+        if answered is None and not self.releases.is_asking(command_id):
+            self._count_against_limit(who)
+            self.must_exist(ask.model)
+            if key is not None:
+                self._use_up(command_id)
+        return await self.releases.release(kind, ask, who.name, command_id, answered, of_all_models=who.models is None)
 
     def must_see(self, who: Principal, model: str) -> None:
         """Raises ProblemError (403) where the token is for other models."""
@@ -390,13 +417,15 @@ class Api:
             f"The token of {who.name} is limited to other models than {model}. Ask an administrator for another token.",
         )
 
-    def _command_id(self, who: Principal, action: Action, wanted: Mapping[str, Any], key: str | None) -> str:
+    def _command_id(self, who: Principal, action: str, wanted: Mapping[str, Any], key: str | None) -> str:
         """Made of the token's name, the key and the request: the same after a restart, and on another instance."""
         if key is None:
             return f"api-{secrets.token_hex(16)}"
         named = f"api-{_hash(who.name, key)}"
-        command_id = f"{named}-{_hash(action.value, json.dumps(wanted, sort_keys=True))}"
+        command_id = f"{named}-{_hash(action, json.dumps(wanted, sort_keys=True))}"
         earlier = self._keys.get(named) or next((one for one in self.board.outcomes if one.startswith(named)), None)
+        # A request for releases has several commands, whose ids begin alike.
+        earlier = earlier.partition(".")[0] if earlier is not None else None
         if earlier not in (None, command_id):
             raise ProblemError(
                 422,
@@ -412,7 +441,7 @@ class Api:
         if len(self._keys) > REMEMBERED_KEYS:
             del self._keys[next(iter(self._keys))]
 
-    def _refuse_unknown(self, model: str) -> None:
+    def must_exist(self, model: str) -> None:
         """Raises ProblemError (404)."""
         if model in self.board.models or model in known_models(self.settings.policies, ()):
             return
@@ -425,12 +454,12 @@ class Api:
 
     async def shadow(self, of: OfShadow) -> Report:
         """Raises ProblemError: 404 for an unknown model, 503 where Kafka does not give it in time."""
-        self._refuse_unknown(of.model)
+        self.must_exist(of.model)
         here = self.board.policies.policies.get(of.model)
         breaker = here.breaker if here is not None else BreakerPolicy()
         try:
             async with asyncio.timeout(SHADOW_WITHIN), self._shadow:
-                since = utc_now() - _duration(of.since)
+                since = utc_now() - duration(of.since)
                 return await read_report(
                     self.settings, of.model, since, breaker, version=of.version, tail=SHADOW_TALLIES
                 )
@@ -462,7 +491,7 @@ class Api:
         """The command's members: the end of what lasts for a while, and the model and version of an incident."""
         members = dict(wanted)
         lasts, expires_at = members.pop("lasts", None), members.pop("expires_at", None)
-        ends = [utc_now() + _duration(lasts)] if lasts is not None else []
+        ends = [utc_now() + duration(lasts)] if lasts is not None else []
         ends += [datetime.fromisoformat(expires_at)] if expires_at is not None else []
         if (incident_id := members.get("incident_id")) is not None:
             incident = self.incident(incident_id)
@@ -716,6 +745,14 @@ async def shadow(api: TheApi, who: Caller, of: Annotated[OfShadow, Query()]) -> 
     )
 
 
+@router.get("/blocked", response_model=BlockedList, responses=_READ | problem_responses(403, 404), tags=["read"])
+async def blocked(api: TheApi, who: Caller, of: Annotated[OfBlocked, Query()]) -> Response:
+    """The latest blocked predictions of a model, and what was found."""
+    api.must_see(who, of.model)
+    api.must_exist(of.model)
+    return json_of(await api.releases.blocked(of))
+
+
 def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
     async def command(
         api: TheApi,
@@ -738,6 +775,29 @@ def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:
 
 for _action, (_body, _summary) in _COMMANDS.items():
     _add_command(_action, _body, _summary)
+
+
+def _add_release(kind: Kind, summary: str) -> None:
+    async def release(
+        api: TheApi,
+        who: Caller,
+        ask: body_of(kind),  # type: ignore[valid-type]
+        key: IdempotencyKey = None,
+    ) -> Response:
+        return json_of(await api.release(who, kind, ask, key))
+
+    router.post(
+        f"/commands/{kind}",
+        operation_id=kind,
+        summary=summary,
+        response_model=ReleaseDone,
+        responses=problem_responses(400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 503, 504),
+        tags=["command"],
+    )(release)
+
+
+_add_release("release", "Have the guards judge blocked predictions again, and approve what passes.")
+_add_release("retry", "Have the guards decode and judge malformed records again, and approve what passes.")
 
 
 # The console

@@ -201,6 +201,9 @@ class Auditor:
             exactly_once=settings.guard.delivery == "exactly_once",
             approve_without_policy=settings.guard.no_policy == "approve",
             carries=settings.carries,
+            no_policy_until_ms=int(until.timestamp() * 1000)
+            if (until := settings.guard.no_policy_until) is not None
+            else None,
             fence_within_ms=int(settings.audit.fence_within.total_seconds() * 1000),
             restore_records=settings.guard.restore_records,
             ahead=4 * settings.guard.max_batch_records,

@@ -110,6 +110,8 @@ class Board:
         self.policies = PoliciesHere()
         self.no_policy_approves = False
         """By the configuration here, which guards share."""
+        self.no_policy_until: datetime | None = None
+        """When that ends by itself."""
         self._policies_since: dict[str, datetime] = {}
         """By policy id: since when the files say so."""
         self.other_policy: dict[str, tuple[str, datetime]] = {}
@@ -123,6 +125,10 @@ class Board:
     @property
     def models(self) -> set[str]:
         return self.routes.keys() | self.states.keys()
+
+    def approves_without_policy(self, now: datetime) -> bool:
+        """Whether outputs of models without a policy pass."""
+        return self.no_policy_approves and (self.no_policy_until is None or now < self.no_policy_until)
 
     async def change(self) -> None:
         """Wait for the next change."""

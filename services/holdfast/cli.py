@@ -24,6 +24,7 @@ from holdfast.adapters.kafka import check_topics, create_topics
 from holdfast.adapters.policies import load_policies, unlike_their_files
 from holdfast.adapters.topic_settings import Fitted, fit_topics
 from holdfast.core.errors import HoldfastError, describe
+from holdfast.core.fail_open import ends
 from holdfast.core.open_ends import open_ends
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
@@ -338,6 +339,7 @@ def check(
             "warnings": [
                 *(f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())),
                 *(f"{p.model}: {what}" for p in policies.values() for what in open_ends(p)),
+                *ends(policies.values(), utc_now(), settings.guard.no_policy_until),
                 *unlike_their_files(settings.policies),
             ],
         }

@@ -30,7 +30,7 @@ from holdfast.adapters.topic_settings import FIX, Described, setting_differences
 from holdfast.adapters.topic_settings import describe as describe_topics
 from holdfast.core.duration import format_duration
 from holdfast.core.errors import describe
-from holdfast.core.fail_open import unchecked
+from holdfast.core.fail_open import ends, unchecked
 from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
 from holdfast.core.keyless import is_told
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
@@ -129,7 +129,9 @@ def _unchecked(settings: Settings) -> Iterator[Diagnosis]:
         policies = list(load_policies(settings.policies).policies.values())
     except PolicyError:  # Said before.
         policies = []
-    if found := unchecked(policies, no_policy_approves=settings.guard.no_policy == "approve"):
+    now = utc_now()
+    in_force = [policy.at(now) for policy in policies]
+    if found := unchecked(in_force, no_policy_approves=settings.guard.approves_without_policy(now)):
         yield Diagnosis(
             "policies",
             Health.WARNING,
@@ -137,6 +139,8 @@ def _unchecked(settings: Settings) -> Iterator[Diagnosis]:
             "Close what was opened for a moment: guard.no_policy = 'block' in the configuration, mode = 'enforce' in "
             "the policy. A model that is not to be blocked yet is better in mode = 'shadow', which counts what fails.",
         )
+    for sentence in ends(policies, now, settings.guard.no_policy_until):
+        yield Diagnosis("policies", Health.OK, sentence)
 
 
 async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[Diagnosis]:

@@ -206,7 +206,7 @@ class GuardWork:
         await self._guard.follower.catch_up()
         started, known = time.monotonic(), self._known
         async with self._guard.restoring:
-            policies = self._guard.policies.current
+            policies = self._guard.policies.current.at(utc_now())
             fields, until = policies.remembered_fields(), known.until
             # What is read back halfway is of no use.
             known.until = None
@@ -229,7 +229,7 @@ class GuardWork:
     @property
     def memory(self) -> Memory | None:
         """What the checks remember of the partition; None where that is not what the policies in force look at."""
-        known, fields = self._known, self._guard.policies.current.remembered_fields()
+        known, fields = self._known, self._guard.policies.current.at(utc_now()).remembered_fields()
         return known.memory if known.fields == fields else None
 
     async def prepare(self, records: Sequence[Record]) -> None:
@@ -242,12 +242,13 @@ class GuardWork:
             self._progress.set_to_current_time()
             self._oldest_ms = None
             return self._of_policies(idle=True)
-        policies = self._guard.policies.current
+        now = utc_now()
+        policies = self._guard.policies.current.at(now)
         if policies.remembered_fields() != self._known.fields:
             # A new policy looks at what was not remembered so far, or no more: that is not learnt meanwhile.
             raise ReopenLane
         with metrics.BATCH_SECONDS.time():
-            return [*self._judge(policies, records), *self._of_policies()]
+            return [*self._judge(policies, records, now), *self._of_policies()]
 
     def _of_policies(self, *, idle: bool = False) -> list[Write]:
         """The audit records of policies that must be committed before, or with, what is judged by them."""
@@ -265,8 +266,8 @@ class GuardWork:
             for audit in audits
         ]
 
-    def _judge(self, policies: PolicySet, records: Sequence[Record]) -> list[Write]:
-        now, topics, limit = utc_now(), self._settings.topics, self._settings.guard.max_record_bytes
+    def _judge(self, policies: PolicySet, records: Sequence[Record], now: datetime) -> list[Write]:
+        topics, limit = self._settings.topics, self._settings.guard.max_record_bytes
         self._pending, self._oldest_ms = [], records[0].timestamp
         self._restamped.clear()
         raws: list[bytes | None] = [record.value for record in records]
@@ -302,7 +303,7 @@ class GuardWork:
                 self._guard.follower.routes.get(model),
                 now,
                 model=model,
-                approve_without_policy=self._settings.guard.no_policy == "approve",
+                approve_without_policy=self._settings.guard.approves_without_policy(now),
                 arrived=partial(source.arrived, batch.positions),
                 given=self._guard.follower.references.of(model),
                 keys=partial(self._keys, records, batch),
@@ -658,7 +659,7 @@ class Guard:
         self._told_of_misplaced: set[str] = set()
         self.retention = Retention(settings)
         self.releases = Releases(
-            settings, lambda: self.policies.current, self.follower, self.memory_of, self.partitions_by_key
+            settings, lambda: self.policies.current.at(utc_now()), self.follower, self.memory_of, self.partitions_by_key
         )
         self._tasks: list[asyncio.Task[None]] = []
 

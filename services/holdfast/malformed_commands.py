@@ -21,12 +21,12 @@ from holdfast.terminal import (
     ReasonOption,
     Refused,
     duration,
-    login_name,
     name,
     perform,
     run,
     show,
     table,
+    who_acts,
 )
 from holdfast_schemas import Finding, utc_now
 
@@ -124,9 +124,10 @@ def malformed_retry(
     """
 
     def action() -> Answers:
-        asked = Asked(login_name(actor), reason, force, superseded, dry_run, wait.total_seconds())
+        settings = load_settings(config)
+        asked = Asked(who_acts(settings, actor), reason, force, superseded, dry_run, wait.total_seconds())
         wanted = Wanted(model, utc_now() - since, version, None, frozenset(source or ()))
-        answers = run(retry(load_settings(config), wanted, asked))
+        answers = run(retry(settings, wanted, asked))
         if not answers.results:
             raise Refused(
                 f"Nothing that fits and could be {model}'s was malformed in that time. See what was: "

@@ -14,7 +14,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.adapters.blocked import Blocked
 from holdfast.adapters.commands import (
     follow_promotion,
     read_incidents,
@@ -29,10 +28,9 @@ from holdfast.core import findings
 from holdfast.core.consequences import Consequence, consequence
 from holdfast.core.findings import cut
 from holdfast.core.incidents import is_held, serving, what_consumers_have, what_was_done
-from holdfast.core.malformed import Identity
 from holdfast.core.policy_change import advice
 from holdfast.core.releases import Answer
-from holdfast.release import Answers, Asked, Wanted, find_blocked, reader_of, release
+from holdfast.release import Answers, Asked, Listed, Wanted, find_blocked, release
 from holdfast.released import WAIT, WaitOption, show_released
 from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
@@ -42,7 +40,6 @@ from holdfast.terminal import (
     ReasonOption,
     Refused,
     duration,
-    login_name,
     name,
     perform,
     run,
@@ -50,6 +47,7 @@ from holdfast.terminal import (
     show_line,
     table,
     warn,
+    who_acts,
 )
 from holdfast_schemas import (
     AcceptedValue,
@@ -194,8 +192,6 @@ def send(
 ) -> AuditRecord:
     """Send a command, after a question where its effect may surprise. Raises Refused."""
     by_token = settings.api.url is not None
-    if by_token and actor is not None:
-        raise Refused("The token of api.url says who acts. Leave out --actor, or use the token of who acts.")
     command = Command(
         command_id=os.urandom(12).hex(),
         model=model,
@@ -204,8 +200,7 @@ def send(
         incident_id=incident_id,
         policy=policy,
         references=references,
-        # The API puts the token's name there.
-        actor="whose token it is" if by_token else login_name(actor),
+        actor=who_acts(settings, actor),
         reason=reason,
         expires_at=None if lasts is None else utc_now() + lasts,
     )
@@ -223,10 +218,13 @@ def send(
 
 def answer(audit: AuditRecord, as_json: bool) -> None:
     """Print the outcome; a refusal ends with exit code 1."""
+    past_the_api = "; the audit says that it came straight to Kafka" if audit.through == "kafka" else ""
     show(
         as_json,
         audit.model_dump(mode="json", exclude_none=True),
-        lambda console: console.print(f"{audit.outcome.value}: {audit.detail}", markup=False, soft_wrap=True),
+        lambda console: console.print(
+            f"{audit.outcome.value}: {audit.detail}{past_the_api}", markup=False, soft_wrap=True
+        ),
     )
     if audit.outcome is Outcome.REFUSED:
         raise typer.Exit(1)
@@ -563,10 +561,9 @@ def blocked_list(
 ) -> None:
     """List blocked predictions with what was found."""
 
-    async def find(settings: Settings) -> tuple[int, list[tuple[Blocked, Identity]], str]:
+    async def find(settings: Settings) -> tuple[int, list[Listed], str]:
         count, found = await find_blocked(settings, _wanted(model, since, version, check), limit=limit)
-        read = reader_of(settings, model)
-        return count, [(one, read(one)) for one in found], "" if found else await _nothing_blocked(settings, model)
+        return count, found, "" if found else await _nothing_blocked(settings, model)
 
     count, found, nothing = perform(lambda: run(find(load_settings(config))))
 
@@ -575,15 +572,24 @@ def blocked_list(
             console.print(nothing, markup=False)
             return
         rows = table("at", "version", "entity", "source", "what was found")
-        for one, identity in found:
-            entity = Text(cut(identity.entity_id or ""))
+        for one in found:
+            entity = Text(cut(one.entity_id or ""))
             rows.add_row(f"{one.at:%H:%M:%S}", Text(one.version), entity, Text(one.source), _seen(one.findings))
         console.print(rows)
         console.print(f"{count:,} blocked" + (f"; the latest {len(found):,} are shown." if count > len(found) else "."))
 
     predictions = [
-        {**one.facts(), "entity_id": identity.entity_id, "prediction_id": identity.prediction_id}
-        for one, identity in found
+        {
+            "source": one.source,
+            "at": one.at.isoformat(),
+            "model": model,
+            "model_version": one.version,
+            "findings": [finding.model_dump(mode="json", exclude_none=True) for finding in one.findings],
+            "prediction": one.prediction,
+            "entity_id": one.entity_id,
+            "prediction_id": one.prediction_id,
+        }
+        for one in found
     ]
     show(as_json, {"count": count, "predictions": predictions}, display)
 
@@ -626,7 +632,7 @@ def blocked_release(
         return answers
 
     show_released(
-        perform(lambda: run(find_and_release(load_settings(config), login_name(actor)))),
+        perform(lambda: run(find_and_release(settings := load_settings(config), who_acts(settings, actor)))),
         as_json=as_json,
         heading="what still fails",
         why=findings.in_words,

@@ -29,14 +29,16 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from holdfast.core.claims import EVERY_MODEL, Rules
+from holdfast.core.command_signature import CommandSigner, CommandVerifier
 from holdfast.core.duration import Duration
+from holdfast.core.end_of_switch import end_of_switch
 from holdfast.core.errors import HoldfastError
 from holdfast.core.names import Addresses, Host, PlainName, TopicName
 from holdfast.core.route_signature import RouteSigner, RouteVerifier
 from holdfast.core.toml_text import parse_toml
 from holdfast.login import is_loopback, renewable, secret, tls_context
 from holdfast.redis_url import check_redis_url
-from holdfast_schemas import MAX_VALUE_BYTES, TOPICS, Name
+from holdfast_schemas import MAX_VALUE_BYTES, TOPICS, Name, UtcTime
 
 T = TypeVar("T")
 
@@ -351,6 +353,8 @@ class GuardSettings(_Section):
     """Where a new installation begins: `latest` (what is in predictions already stays unchecked), `earliest`, or a
     time with its zone, such as 2026-11-24T10:00:00Z. It is read once, at the first start of all."""
     no_policy: Literal["block", "approve"] = "block"
+    no_policy_until: UtcTime | None = None
+    """When `approve` ends by itself: from then on outputs of models without a policy are blocked."""
     tombstones: Literal["malformed", "pass"] = "malformed"
     """A record with a key and without a value deletes its key for consumers of a compacted topic: `pass` writes it to
     the approved topic too. It names no model, so no policy can say it."""
@@ -382,6 +386,24 @@ class GuardSettings(_Section):
     def entities_of_partition(self, partitions: int) -> int:
         """How many entities are remembered of one of so many partitions. The verifier reckons with the same number."""
         return max(1, min(self.max_entities, self.max_remembered_bytes // ENTITY_BYTES // max(1, partitions)))
+
+    def approves_without_policy(self, now: datetime) -> bool:
+        """Whether outputs of models without a policy pass at that time."""
+        return self.no_policy == "approve" and (self.no_policy_until is None or now < self.no_policy_until)
+
+    @field_validator("no_policy_until", mode="before")
+    @classmethod
+    def _has_a_zone(cls, at: Any) -> Any:
+        return end_of_switch(at)
+
+    @model_validator(mode="after")
+    def _ends_an_approval(self) -> Self:
+        if self.no_policy_until is not None and self.no_policy == "block":
+            raise ValueError(
+                'no_policy_until is the end of no_policy = "approve", and no_policy is "block"; set it, or leave '
+                "no_policy_until out"
+            )
+        return self
 
     @field_validator("start_from")
     @classmethod
@@ -562,6 +584,10 @@ class ApiSettings(_Section):
     """The command line's own token."""
     ssl_ca_file: Path | None = None
     """Of the API that `url` names; the system's authorities without it."""
+    command_key_file: Path | None = None
+    """The API's: an Ed25519 private key in PEM, by which it signs every command that it sends."""
+    command_public_key_file: Path | None = None
+    """Its public key, or several, for switch and guards: they record what is not signed as straight to Kafka."""
     session_lasts: Duration = timedelta(hours=12)
     """When a browser must sign in again."""
     oidc: OidcSettings | None = None
@@ -594,6 +620,14 @@ class ApiSettings(_Section):
         if url.scheme != "https" and not is_loopback(url.hostname):
             raise ValueError(f"the token would go to {url.hostname} without TLS; write https://")
         return self
+
+    def command_signer(self) -> CommandSigner | None:
+        """What signs commands; None: nothing does. Raises SettingsError for a file that cannot be used."""
+        return _of_key_file("api.command_key_file", self.command_key_file, CommandSigner)
+
+    def command_verifier(self) -> CommandVerifier | None:
+        """What tells whether a command is the API's; None: no key is given. Raises SettingsError."""
+        return _of_key_file("api.command_public_key_file", self.command_public_key_file, CommandVerifier)
 
 
 class ReleaseSettings(_Section):

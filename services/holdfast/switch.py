@@ -36,6 +36,7 @@ from holdfast.adapters.service import run_service
 from holdfast.adapters.topic_ids import SOURCE_TOPIC_ID
 from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.command_signature import Through
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.fit import STATE_BYTES, STATE_BYTES_OF_COMMANDS, encode, fit_incident, fit_state
 from holdfast.core.policy import PolicySet
@@ -199,6 +200,8 @@ class SwitchWork:
         self._pending: dict[str, ModelState] = {}
         self._encoded: dict[str, bytes] = {}
         self._decisions: list[Decision] = []
+        self._through: dict[str, Through] = {}
+        """How the commands of this turn came, by their ids; empty where commands are not signed."""
         # The topic may take less than its settings should say.
         self._limit = STATE_BYTES
         self._next_tick = 0.0
@@ -219,7 +222,7 @@ class SwitchWork:
         log.info("state restored", partition=self._partition, models=len(self._states))
 
     def process(self, records: Sequence[Record]) -> list[Write]:
-        self._pending, self._decisions = {}, []
+        self._pending, self._decisions, self._through = {}, [], {}
         aside: list[Out] = []
         events: list[Tally | Command] = []
         for record in records:
@@ -236,6 +239,10 @@ class SwitchWork:
                     self._put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept")
                 )
                 continue
+            if isinstance(event, Command) and (verifier := self._switch.verifier) is not None:
+                value = record.value or b""
+                through = verifier.through(self._topics.control, value, record.timestamp, record.headers)
+                self._through.setdefault(event.command_id, through)
             events.append(event)
         for event in self._within_budget(events):
             self._decide(event.model, event)
@@ -316,6 +323,7 @@ class SwitchWork:
             runbook_url=(policy.runbook_url if policy is not None else "") or self._switch.settings.runbook_url,
             approvals=self._switch.settings.switch.approvals,
         )
+        decision = _with_marks(decision, before, self._through)
         if decision.route is not None and self._switch.mirror.up is False:
             decision = _with_warning(decision)
         if decision.state is not None and decision.state != before:
@@ -424,6 +432,22 @@ def _model_of(decision: Decision) -> str | None:
     return decision.state.model if decision.state is not None else None
 
 
+def _with_marks(decision: Decision, before: ModelState | None, through: Mapping[str, Through]) -> Decision:
+    """The decision, whose audit records say how their commands came; one that is repeated says what it said."""
+    fresh = {name: how for name, how in through.items() if before is None or name not in before.commands}
+
+    def marked(audit: AuditRecord) -> AuditRecord:
+        how = fresh.get(audit.command_id or "")
+        return audit.model_copy(update={"through": how.value}) if how is not None else audit
+
+    if not fresh:
+        return decision
+    state = decision.state
+    if state is not None:
+        state = state.model_copy(update={"commands": {name: marked(one) for name, one in state.commands.items()}})
+    return replace(decision, state=state, audits=tuple(map(marked, decision.audits)))
+
+
 _OPEN = (IncidentStatus.TRIGGERED, IncidentStatus.ACKNOWLEDGED)
 
 
@@ -469,6 +493,7 @@ def _report_audit(audit: AuditRecord) -> None:
         reason=audit.reason,
         detail=audit.detail,
         epoch=audit.epoch,
+        **({"through": audit.through} if audit.through is not None else {}),
     )
 
 
@@ -493,9 +518,11 @@ class Switch:
     """The service: policies for the breakers, one lane for each assigned partition of control, and the mirror."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for a key that cannot be used."""
         self.settings = settings
         self.policies = PolicyStore(settings.policies, _policies_refused, _policies_loaded)
         self.mirror = Mirror(settings)
+        self.verifier = settings.api.command_verifier()
         self.partitions: dict[str, int] = {}
         self.loop: TransactionalLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []

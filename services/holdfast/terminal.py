@@ -24,6 +24,7 @@ from holdfast.core.duration import Duration
 from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.visible import ESCAPES, visible
 from holdfast.interrupts import INTERRUPTED, interruptible
+from holdfast.settings import Settings
 from holdfast_schemas import Name, Said
 
 T = TypeVar("T")
@@ -162,6 +163,15 @@ def login_name(given: str | None) -> str:
     except ValueError as error:
         message = str(error)
         raise Refused(f"{message[0].upper()}{message[1:]}. Use --actor to name the person or the pipeline.") from None
+
+
+def who_acts(settings: Settings, given: str | None) -> str:
+    """The actor of a command. Raises Refused for one that is given where the token of `api.url` says it."""
+    if settings.api.url is None:
+        return login_name(given)
+    if given is not None:
+        raise Refused("The token of api.url says who acts. Leave out --actor, or use the token of who acts.")
+    return "whose token it is"  # The API puts its name there.
 
 
 def duration(text: str | timedelta) -> timedelta:

@@ -96,7 +96,7 @@ def _try(settings: Settings, policies: Any, events: Sequence[Event]) -> Trial:
         policies,
         events,
         max_record_bytes=settings.guard.max_record_bytes,
-        approve_without_policy=settings.guard.no_policy == "approve",
+        approve_without_policy=settings.guard.approves_without_policy(utc_now()),
     )
 
 

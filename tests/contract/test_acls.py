@@ -65,6 +65,20 @@ def test_nobody_but_guards_and_switch_writes_what_is_approved_or_decided(default
     assert ids == {Party.GUARD, Party.SWITCH}
 
 
+def test_people_command_through_the_api_or_by_a_login_for_emergencies(defaults: Settings) -> None:
+    """Nobody else but guards, whose tallies stand there, writes control; an operator's login writes nothing at all."""
+    may_write = {
+        name: {grant.party for grant in grants(defaults) if name in grant.names and "Write" in grant.operations}
+        for name in ("holdfast.control", "holdfast.releases")
+    }
+    assert may_write == {
+        "holdfast.control": {Party.GUARD, Party.API, Party.BREAK_GLASS},
+        "holdfast.releases": {Party.API, Party.BREAK_GLASS},
+    }
+    theirs = {operation for grant in grants(defaults) if grant.party == "operator" for operation in grant.operations}
+    assert theirs == {"Read", "Describe", "DescribeConfigs"}
+
+
 def test_grants_follow_the_configuration() -> None:
     """Other topics, groups and logins: no default name is left."""
     settings = Settings(topics={role: f"shop.{role}" for role in TOPICS}, guard={"group": "g"}, switch={"group": "s"})

@@ -151,14 +151,20 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def operate(site: Site, stack: Stack, *arguments: str) -> str:
-    """What the command line prints for the operator's login."""
-    config = stack.write_config(
-        "operator", {"kafka": site.login("operator"), "redis": site.redis_login("holdfast-serving")}
-    )
+async def operate(site: Site, stack: Stack, *arguments: str, party: str = "operator") -> str:
+    """What the command line prints for the login of an operator, straight from Kafka."""
+    config = stack.write_config(party, {"kafka": site.login(party), "redis": site.redis_login("holdfast-serving")})
     done = await asyncio.to_thread(holdfast, *arguments, "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def command_keys(folder: Path) -> tuple[Path, Path]:
+    """A key pair of the API, as files."""
+    private, public = folder / "command-key.pem", folder / "command-public-key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
 
 
 def no_secret(text: str) -> bool:
@@ -192,10 +198,17 @@ async def test_the_whole_way_with_a_login_for_each(
     secrets["api"].write_text(password("api"))
     secrets["alertmanager"].write_text("hunter2-wrong")
     token, line = create_token("olga", Role.OPERATOR)
+    admins_token, admins_line = create_token("alice", Role.ADMIN)
+    private, public = command_keys(tmp_path)
+    verifies = {"command_public_key_file": str(public)}
     away = {"url": "redis://127.0.0.1:1/0"}
     logins: dict[str, dict[str, Any]] = {
-        "guard": {"kafka": site.login("guard", sasl_mechanism="SCRAM-SHA-256"), "redis": away},
-        "switch": {"kafka": site.login("switch"), "redis": site.redis_login("holdfast-switch")},
+        "guard": {
+            "kafka": site.login("guard", sasl_mechanism="SCRAM-SHA-256"),
+            "redis": away,
+            "api": verifies,
+        },
+        "switch": {"kafka": site.login("switch"), "redis": site.redis_login("holdfast-switch"), "api": verifies},
         "notify": {
             "kafka": site.login("notify"),
             "redis": away,
@@ -209,7 +222,7 @@ async def test_the_whole_way_with_a_login_for_each(
         "api": {
             "kafka": site.login("api", sasl_password=None, sasl_password_file=str(secrets["api"])),
             "redis": away,
-            "api": {"tokens": [line]},
+            "api": {"tokens": [line, admins_line], "command_key_file": str(private)},
         },
         "audit": {"kafka": site.login("auditor"), "redis": away},
     }
@@ -223,12 +236,12 @@ async def test_the_whole_way_with_a_login_for_each(
         assert checked.returncode == 0, checked.stderr
         assert no_secret(checked.stdout + checked.stderr)
 
-    async def command(action: str, **body: Any) -> httpx.Response:
+    async def command(action: str, token: str = token, **body: Any) -> httpx.Response:
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=backends.GENEROUS) as client:
             url = f"http://127.0.0.1:{api.port}/api/v1/commands/{action}"
             return await client.post(url, json={"model": "pricing", **body})
 
-    await operate(site, stack, "route", "promote", "pricing", "v1", "--reason", "first")
+    await operate(site, stack, "route", "promote", "pricing", "v1", "--reason", "first", party="break-glass")
     producer = AIOKafkaProducer(**KafkaSettings(**site.login("producer")).client_options())
     await producer.start()
     try:
@@ -284,11 +297,18 @@ async def test_the_whole_way_with_a_login_for_each(
 
         assert json.loads(await operate(site, stack, "incidents", "list", "--json"))
         await operate(site, stack, "blocked", "list", "pricing", "--json")
-        await operate(site, stack, "blocked", "release", "pricing", "--force", "--reason", "a drill")
+        forced = await command("release", admins_token, force=True, reason="a drill")
+        assert forced.json()["counts"] == {"released": 40}, forced.text
         released = [r for r in stack.seen["approved"] if headers(r)["holdfast-verdict"] == b"released"]
         await stack.until(lambda: released or len(stack.seen["approved"]) == 80, "all are released")
         await stack.until(lambda: audit.metric("holdfast_audit_checked_total") == 80, "every verdict is compared")
         assert audit.metric("holdfast_audit_violations_total") == 0
+        commands = [one for one in stack.audits("pricing") if one.get("command_id")]
+        assert {(one["version"], one["through"]) for one in commands if one["action"] == "promote"} == {
+            ("v1", "kafka"),
+            ("v2", "api"),
+        }
+        assert {one["through"] for one in commands if one["action"] == "release"} == {"api"}
     finally:
         await producer.stop()
 

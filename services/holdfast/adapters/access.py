@@ -58,6 +58,10 @@ class Principal:
     def may(self, action: Action) -> bool:
         return action in MAY_SEND[self.role]
 
+    def may_release(self, *, force: bool) -> bool:
+        """Whether it may ask the guards for releases; with `force` of what fails the policy, too."""
+        return self.role is Role.ADMIN or (self.role is Role.OPERATOR and not force)
+
     def sees(self, model: str) -> bool:
         return self.models is None or model in self.models
 

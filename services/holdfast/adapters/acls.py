@@ -9,6 +9,7 @@ from holdfast.adapters.topic_settings import compacted_roles
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL
+from holdfast_schemas.topics import PEOPLE
 
 PRINCIPALS: dict[Party, str] = {party: f"User:holdfast-{party}" for party in Party}
 """The login of each party, unless another is named."""
@@ -94,8 +95,9 @@ def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> 
     grant(Party.SWITCH, "group", [switch], "Read")
     grant(Party.SWITCH, "transactional-id", [f"{switch}-{names['control']}-"], "Write", prefixed=True)
     # What `holdfast doctor` looks at.
-    grant(Party.OPERATOR, "topic", of_all(TOPICS), "Describe", "DescribeConfigs")
-    grant(Party.OPERATOR, "group", [*guards, *releases, switch], "Describe")
+    for party in PEOPLE:
+        grant(party, "topic", of_all(TOPICS), "Describe", "DescribeConfigs")
+        grant(party, "group", [*guards, *releases, switch], "Describe")
     grant(Party.CONSUMER, "group", [principals[Party.CONSUMER].removeprefix("User:")], "Read", prefixed=True)
     # How far the guard has come, which the auditor holds against what it reads.
     grant(Party.AUDITOR, "group", guards, "Describe")

@@ -5,6 +5,7 @@ Through the API where `api.url` is set, else straight from and to Kafka.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from holdfast.adapters import through_api
 from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.adapters.kafka_login import explain
+from holdfast.core.command_signature import CommandSigner
 from holdfast.core.errors import first_flaw
 from holdfast.core.routing import ModelState, VersionState
 from holdfast.settings import Settings
@@ -66,11 +68,18 @@ async def send_command(settings: Settings, command: Command) -> AuditRecord:
         await close(answers)
 
 
+def signed(signer: CommandSigner | None, topic: str, value: bytes) -> list[tuple[str, bytes]]:
+    """The headers of a command."""
+    return [signer.header(topic, value, int(time.time() * 1000))] if signer is not None else []
+
+
 class CommandWriter:
-    """Writes commands to `holdfast.control` through one producer that stays open."""
+    """Writes commands to `holdfast.control` through one producer that stays open, signed where there is a key."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for a key that cannot be used."""
         self._settings = settings
+        self._signer = settings.api.command_signer()
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
 
@@ -81,9 +90,9 @@ class CommandWriter:
                 async with self._starting:
                     if self._producer is None:
                         self._producer = await self._open()
-            await self._producer.send_and_wait(
-                self._settings.topics.control, command.to_json(), key=command.model.encode()
-            )
+            topic, value = self._settings.topics.control, command.to_json()
+            headers = signed(self._signer, topic, value)
+            await self._producer.send_and_wait(topic, value, key=command.model.encode(), headers=headers)
         except KafkaError as error:
             # After some errors a producer takes nothing any more.
             await self.close()

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from holdfast.adapters.policies import PolicyStore
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import Mode
 from holdfast.core.policy import Policy, PolicyError
+from holdfast_schemas import utc_now
 
 LOOK_EVERY = 15.0
 """Seconds until files that did not load at the start are read again."""
@@ -25,10 +27,19 @@ class PolicyHere:
     breaker: BreakerPolicy
     off: tuple[str, ...] = ()
     """The checks that do not run, where the others do."""
+    mode_until: datetime | None = None
+    """When the mode ends by itself."""
 
     @classmethod
     def of(cls, policy: Policy) -> "PolicyHere":
-        return cls(policy.id, policy.mode, policy.checks_in_shadow(), policy.breaker, policy.checks_off())
+        return cls(
+            policy.id,
+            policy.mode,
+            policy.checks_in_shadow(),
+            policy.breaker,
+            policy.checks_off(),
+            policy.mode_until,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +58,20 @@ async def watch_policies(folder: Path, tell: Callable[[PoliciesHere], None]) -> 
     loop = asyncio.get_running_loop()
     store: PolicyStore | None = None
 
+    at_an_end: asyncio.TimerHandle | None = None
+
     def look() -> None:
-        if store is not None:
-            here = {model: PolicyHere.of(policy) for model, policy in store.current.policies.items()}
-            tell(PoliciesHere(here, store.refused))
+        nonlocal at_an_end
+        if store is None:
+            return
+        now = utc_now()
+        policies = store.current.at(now).policies
+        tell(PoliciesHere({model: PolicyHere.of(policy) for model, policy in policies.items()}, store.refused))
+        if at_an_end is not None:
+            at_an_end.cancel()
+        if ends := [policy.mode_until for policy in policies.values() if policy.mode_until is not None]:
+            # At least once an hour, for the clock may be set.
+            at_an_end = loop.call_later(min(3600.0, max(1.0, (min(ends) - now).total_seconds())), look)
 
     def changed(*_: object) -> None:
         loop.call_soon_threadsafe(look)  # The store reads in a thread.
@@ -63,4 +84,8 @@ async def watch_policies(folder: Path, tell: Callable[[PoliciesHere], None]) -> 
                 tell(PoliciesHere(refused=str(error)))
             await asyncio.sleep(LOOK_EVERY)
     look()
-    await store.follow()
+    try:
+        await store.follow()
+    finally:
+        if at_an_end is not None:
+            at_an_end.cancel()

@@ -15,7 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -47,6 +47,7 @@ from holdfast.adapters.refusals import Refusal
 from holdfast.core.accepted import References
 from holdfast.core.actors import actor_name
 from holdfast.core.checks import Memory
+from holdfast.core.command_signature import Through
 from holdfast.core.errors import HoldfastError, describe, first_flaw
 from holdfast.core.malformed import MalformedKind
 from holdfast.core.policy import EMPTY, PolicySet
@@ -202,6 +203,7 @@ class _Prepared:
     rules: Rules | None = None
     waiting: Mapping[str, Waiting] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
+    through: Through | None = None
 
 
 class _Written(NamedTuple):
@@ -238,7 +240,16 @@ class ReleaseWork:
 
     async def prepare(self, records: Sequence[Record]) -> None:
         """Read what the commands name, and what they are judged by."""
-        self._prepared = {record.offset: await self._look_at(record) for record in records}
+        self._prepared = {
+            record.offset: replace(await self._look_at(record), through=self._through(record)) for record in records
+        }
+
+    def _through(self, record: Record) -> Through | None:
+        """How the command came; None: commands are not signed here."""
+        verifier = self._releases.verifier
+        if verifier is None or isinstance(record, UnreadableBatch):
+            return None
+        return verifier.through(self._topics.releases, record.value or b"", record.timestamp, record.headers)
 
     async def _look_at(self, record: Record) -> _Prepared:
         if isinstance(record, UnreadableBatch):
@@ -289,7 +300,7 @@ class ReleaseWork:
         rules = Rules(
             policies,
             self._settings.release_max_age,
-            guard.no_policy == "approve",
+            guard.approves_without_policy(utc_now()),
             max_record_bytes=guard.max_record_bytes,
             partition=self._partition,
             partitions=self._releases.partitions_by_key(),
@@ -404,17 +415,20 @@ class ReleaseWork:
                 partition_for(command.model, self._releases.counts["references"]),
                 [_reference(command, one, taught, now) for one in released for taught in one.taught],
             ),
-            self._audits(audits),
+            self._audits(audits, prepared.through),
         ]
 
     def _refuse(self, record: Record, command: ReleaseCommand, reason: str) -> list[Write]:
         self._judged, self._written = [], _Written(record.offset, command, reason)
         route = self._releases.follower.routes.get(command.model)
         epoch = route.epoch if route is not None else 0
-        return [self._audits([_closing(command, Outcome.REFUSED, reason, epoch, utc_now(), None)])]
+        closing = _closing(command, Outcome.REFUSED, reason, epoch, utc_now(), None)
+        return [self._audits([closing], self._prepared[record.offset].through)]
 
-    def _audits(self, audits: Sequence[AuditRecord]) -> Write:
+    def _audits(self, audits: Sequence[AuditRecord], through: Through | None) -> Write:
         to = partition_for(audits[0].model, self._releases.counts["audit"])
+        if through is not None:
+            audits = [one.model_copy(update={"through": through.value}) for one in audits]
         return Write(self._topics.audit, to, [(None, one.model.encode(), one.to_json(), []) for one in audits])
 
     def _set_aside(self, record: Record, reason: str) -> Out:
@@ -585,8 +599,10 @@ class Releases:
     ) -> None:
         """`policies` are those in force; `memory_of` gives the guard's memory of a partition that it judges.
 
-        `partitions_by_key`: how many partitions of predictions keys are held against; 0: none.
+        `partitions_by_key`: how many partitions of predictions keys are held against; 0: none. Raises SettingsError
+        for a key of commands that cannot be used.
         """
+        self.verifier = settings.api.command_verifier()
         self.settings, self.policies, self.follower, self.memory_of = settings, policies, follower, memory_of
         self.partitions_by_key = partitions_by_key
         self.counts: dict[str, int] = {}

@@ -6,7 +6,10 @@ it tells what the command line shows.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+import math
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -15,12 +18,14 @@ from holdfast.core.errors import HoldfastError, describe
 from holdfast.core.routing import ModelState
 from holdfast.login import secret, tls_context
 from holdfast.settings import ApiSettings, Settings
-from holdfast_schemas import Action, AuditRecord, Command, Incident, Route
+from holdfast_schemas import Action, AuditRecord, Command, Incident, Route, utc_now
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a promotion."""
 ANSWER_WITHIN = 30.0
 """Seconds; the API itself waits `api.outcome_within` for the switch."""
+RELEASED_WITHIN = 150.0
+"""Seconds for a request for releases; the API waits less for the guards."""
 _OF_AN_INCIDENT = frozenset((Action.ACKNOWLEDGE, Action.RESOLVE))
 
 
@@ -95,6 +100,36 @@ async def incidents(settings: Settings, left_out: Callable[[str], None]) -> dict
             if (after := page.get("next")) is None:
                 return found
             query["after"] = after
+
+
+async def ask_for_releases(settings: Settings, action: str, since: datetime, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the API ask the guards; what they answered, which is nothing where nothing fits. Raises ApiUnavailable."""
+    said = {name: value for name, value in body.items() if value not in (None, [], False)} | {"since": _ago(since)}
+    async with _client(settings.api) as client:
+        key = os.urandom(12).hex()
+        answer: dict[str, Any] = await _ask(
+            client,
+            "POST",
+            f"/commands/{action}",
+            json=said,
+            headers={"Idempotency-Key": key},
+            timeout=RELEASED_WITHIN,
+        )
+    return answer
+
+
+async def blocked(settings: Settings, since: datetime, query: Mapping[str, Any]) -> dict[str, Any]:
+    """The latest blocked predictions, without their contents. Raises ApiUnavailable."""
+    asked = {name: value for name, value in query.items() if value is not None} | {"since": _ago(since)}
+    async with _client(settings.api) as client:
+        found: dict[str, Any] = await _ask(client, "GET", "/blocked", params=asked)
+    return found
+
+
+def _ago(since: datetime) -> str:
+    """A time as the API takes it: how long ago it was, in whole seconds, or where these are too many in minutes."""
+    seconds = max(1, math.ceil((utc_now() - since).total_seconds()))
+    return f"{seconds}s" if seconds < 100_000 else f"{min(math.ceil(seconds / 60), 99_999)}m"
 
 
 async def follow_state(settings: Settings, model: str) -> AsyncGenerator[ModelState, None]:

@@ -306,7 +306,8 @@ class Console:
             "open": len(still_open),
             "unserved": sorted(name for name in self._unserved() if who.sees(name)),
             "policies_refused": board.policies.refused if who.models is None else None,
-            "no_policy_approves": board.no_policy_approves,
+            "no_policy_approves": board.approves_without_policy(utc_now()),
+            "no_policy_until": board.no_policy_until,
             "malformed": malformed,
             "malformed_lately": format_duration(LATELY),
             # As many as one look reads: there may be more.
@@ -524,10 +525,11 @@ def in_shadow(model: str, policy: PolicyHere | None) -> str:
     """What of a model's policy blocks nothing, in words; empty: every check that should block does."""
     if policy is None:
         return ""
+    until = f" It enforces from {policy.mode_until:%Y-%m-%d %H:%M} UTC on." if policy.mode_until is not None else ""
     if policy.mode == "shadow":
-        return f"{model} is in shadow: no check of it blocks."
+        return f"{model} is in shadow: no check of it blocks.{until}"
     if policy.mode == "off":
-        return f"The checks of {model} are off: none of them runs."
+        return f"The checks of {model} are off: none of them runs.{until}"
     shadow = ""
     if policy.in_shadow:
         shadow = f"Checks in shadow, which block nothing: {', '.join(policy.in_shadow)}."

@@ -136,6 +136,7 @@ def judge(
     references that people gave for this model. `keys` gives the (n,) keys of the records; without it nothing is said
     about them.
     """
+    policy = policy.at(now) if policy is not None else None
     columns, size = batch.columns, len(batch.columns)
     result = Judgement(np.ones(size, dtype=np.bool_))
     result.failed = np.zeros(size, dtype=np.bool_)

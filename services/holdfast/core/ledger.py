@@ -147,6 +147,8 @@ class Rules:
     approve_without_policy: bool = False
     carries: Callable[[str], bool] = lambda _: True
     """Whether the topic may carry a model."""
+    no_policy_until_ms: int | None = None
+    """When that ends by itself."""
     fence_within_ms: int = 10_000
     """How long after a fence was written a guard may still judge without it."""
     restore_records: int = 2_000_000
@@ -159,6 +161,14 @@ class Rules:
     ahead: int = 20_000
     """Offsets at a verdict topic's end that may be of predictions beyond the guard's committed offset: brokers show
     the two one after the other. More than two batches."""
+
+    def may_approve_without_policy(self, produced_ms: int) -> bool:
+        """Whether a guard may have approved a prediction of that time although its model has no policy.
+
+        No tally says when it was judged: at the earliest when it was predicted.
+        """
+        until = self.no_policy_until_ms
+        return self.approve_without_policy and (until is None or produced_ms < until)
 
 
 class RouteHistory:
@@ -745,7 +755,7 @@ class Ledger:
         if policy_id == NO_POLICY:
             if approved and not self._rules.carries(model):
                 self._report(Kind.WRONGLY_APPROVED, offset, model, "its topic may not carry this model")
-            elif approved and not self._rules.approve_without_policy:
+            elif approved and not self._rules.may_approve_without_policy(verdict.produced_ms):
                 self._report(Kind.WRONGLY_APPROVED, offset, model, "no policy, and the configuration says block")
             return True
         # Beyond the budget of versions several are counted together.
@@ -883,6 +893,7 @@ class Ledger:
             self.unjudged += len(group.values)
             self._guards.unread[model] = group.approved_offsets[-1]
             return
+        policies = policies.at(group.tally.at)
         policy = policies.policies.get(model)
         if policy is None:
             for offset in group.offsets:
@@ -954,6 +965,8 @@ class Ledger:
         for model, (policy_id, records) in to_learn.items():
             policies = self._policy(policy_id)
             policy = policies.policies.get(model) if policies is not None else None
+            # No tally says when these were judged.
+            policy = policy.eventually() if policy is not None else None
             if policies is None or policy is None:
                 self._guards.unread[model] = records[-1].offset
                 continue

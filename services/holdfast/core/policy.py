@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -19,6 +21,7 @@ from holdfast.core.checks import (
     Table,
 )
 from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
+from holdfast.core.end_of_switch import end_of_switch
 from holdfast.core.errors import HoldfastError
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
 from holdfast.core.promoted import CHECK as NOT_PROMOTED
@@ -29,7 +32,7 @@ from holdfast.core.second_places import places_of
 from holdfast.core.segments import UNLISTED as UNLISTED_SEGMENT
 from holdfast.core.segments import UNREMEMBERED as UNREMEMBERED_SEGMENT
 from holdfast.core.segments import UnlistedSegment, with_listed
-from holdfast_schemas import Name, Route
+from holdfast_schemas import Name, Route, UtcTime
 
 BUILT_IN_CHECKS = (
     "non_finite",
@@ -77,6 +80,8 @@ class Policy(BaseModel):
     mode: Mode = "enforce"
     """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Numbers that are none, fences and
     holds block in every mode."""
+    mode_until: UtcTime | None = None
+    """When `shadow` or `off` ends by itself: from then on the policy enforces."""
     runbook_url: str = ""
     versions: Versions = "promoted"
     """Whose outputs may be approved once a version was promoted: those of `promoted` versions, of the version that is
@@ -101,6 +106,22 @@ class Policy(BaseModel):
     max_table_shrink: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The share of its rows that a table may lose in one change; beyond it the new policy is refused."""
     _id: str = PrivateAttr(default="")
+    _ended: "Policy | None" = PrivateAttr(default=None)
+    """The same policy after `mode_until`."""
+
+    @field_validator("mode_until", mode="before")
+    @classmethod
+    def _has_a_zone(cls, at: Any) -> Any:
+        return end_of_switch(at)
+
+    @model_validator(mode="after")
+    def _ends_a_mode(self) -> Self:
+        if self.mode_until is not None and self.mode == "enforce":
+            raise ValueError(
+                'mode_until is the end of mode = "shadow" or "off", and the mode is "enforce"; set one of them, or '
+                "leave mode_until out"
+            )
+        return self
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -199,6 +220,19 @@ class Policy(BaseModel):
     def id(self) -> str:
         """`pricing@<12 hex digits>`: the same content, tables included, gives the same id."""
         return self._id
+
+    def at(self, now: datetime) -> "Policy":
+        """The policy as it is in force at that time."""
+        return self.eventually() if self.mode_until is not None and now >= self.mode_until else self
+
+    def eventually(self) -> "Policy":
+        """The policy as it is in force once its mode has ended; what has no end stays. The id is the same."""
+        if self.mode_until is None:
+            return self
+        if self._ended is None:
+            self._ended = self.model_copy(update={"mode": "enforce", "mode_until": None})
+        self._ended._id = self._id
+        return self._ended
 
     def active_checks(self) -> tuple[AnyCheck, ...]:
         """The checks that run."""
@@ -371,6 +405,8 @@ def shape_of(policies: list[Policy], texts: Iterable[str] = (), others: Iterable
 
     `others` are the policies of every other mapping in force.
     """
+    # What is read of an event stays the same when a mode ends.
+    policies = [policy.eventually() for policy in policies]
     checks = [check for policy in policies for check in policy.active_checks()]
     keys = [policy.key.field for policy in policies if policy.reads_keys()]
     segment = ["segment"] if any(policy.listed_segments() for policy in policies) else []
@@ -392,6 +428,8 @@ class PolicySet:
     policies: Mapping[str, Policy]
     shapes: tuple[Shape, ...]
     shape_of_model: Mapping[str, int]
+    _later: dict[int, "PolicySet"] = field(default_factory=dict, repr=False, compare=False)
+    """By the number of modes that have ended."""
 
     @classmethod
     def of(cls, policies: list[Policy], *, texts: Iterable[str] = ()) -> Self:
@@ -420,6 +458,20 @@ class PolicySet:
             tuple(shapes),
             {policy.model: i for i, group in enumerate(by_mapping.values()) for policy in group},
         )
+
+    def at(self, now: datetime) -> "PolicySet":
+        """The policies as they are in force at that time."""
+        ended = sum(end <= now for end in self._ends)
+        if not ended:
+            return self
+        if ended not in self._later:
+            policies = {model: policy.at(now) for model, policy in self.policies.items()}
+            self._later[ended] = PolicySet(policies, self.shapes, self.shape_of_model)
+        return self._later[ended]
+
+    @cached_property
+    def _ends(self) -> tuple[datetime, ...]:
+        return tuple(policy.mode_until for policy in self.policies.values() if policy.mode_until is not None)
 
     def refuses_ambiguous(self, model: str) -> bool:
         """Whether an event of the model that may be read in two ways is malformed."""

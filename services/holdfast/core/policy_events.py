@@ -118,4 +118,6 @@ def _in_words(change: PolicyChange) -> str:
         found += ", so no check runs"
     elif after.mode == "shadow":
         found += ", so no check blocks"
+    if after.mode_until is not None:
+        found += f", until {after.mode_until:%Y-%m-%dT%H:%M:%SZ}"
     return found

@@ -104,13 +104,14 @@ def try_events(
             trial.tried.append(Tried(event.source, flaws[0]))
             continue
         ((model, batch),) = groups
-        policy, memory = policies.policies.get(model), memories[event.partition]
+        at = event.at or time_of(record.timestamp)
+        policy, memory = policies.at(at).policies.get(model), memories[event.partition]
         judgement = judge(
             batch,
             policy,
             memory,
             None,
-            event.at or time_of(record.timestamp),
+            at,
             model=model,
             approve_without_policy=approve_without_policy,
             keys=partial(Keys, [record.key]) if event.has_key else None,
