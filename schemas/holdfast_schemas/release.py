@@ -55,6 +55,6 @@ class ReleaseAnswer(Contract):
     source: NonEmpty
     answer: NonEmpty
     """`released`, `would_be_released`, `still_fails`, `still_malformed`, `superseded`, `already_released`, `too_old`,
-    `not_found`, `unclear` or `not_written`."""
+    `not_found`, `unclear`, `not_written`, `needs_second_person` or `would_need_second_person`."""
     findings: tuple[Finding, ...] = ()
     """What fails today's policy."""

@@ -485,7 +485,7 @@ class Auditor:
         }
         times = {tp: self._since if quietly else self._since - MARGIN for tp, quietly in is_quiet.items()}
         # What was approved before is needed too, as far as a guard would remember it.
-        remembers = bool(self._policies.current.remembered_fields())
+        remembers = any(one.eventually().remembered_fields() for one in self._policies.current.policies.values())
         for tp, offset in (await offsets_since(surveyor, times, ends)).items():
             if not is_quiet[tp] and tp.topic != topics.audit:
                 offset = min(offset, ends[tp] - self._rules.ahead)

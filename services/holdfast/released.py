@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from holdfast.core.approvals import ASKED_FOR
+from holdfast.core.duration import format_duration
 from holdfast.core.releases import Answer
 from holdfast.release import Answers
 from holdfast.terminal import duration, show, table
@@ -36,8 +38,13 @@ _WORDS: dict[str, str] = {
     Answer.NOT_FOUND: "not found",
     Answer.UNCLEAR: "unclear",
     Answer.NOT_WRITTEN: "not written",
+    Answer.NEEDS_SECOND_PERSON: "waiting for a second person",
+    Answer.WOULD_NEED_SECOND_PERSON: "would wait for a second person",
 }
+_TWO = f"By force only two people release: somebody else must ask for the same within {format_duration(ASKED_FOR)}."
 _ADVICE: dict[str, str] = {
+    Answer.NEEDS_SECOND_PERSON: _TWO,
+    Answer.WOULD_NEED_SECOND_PERSON: _TWO,
     Answer.SUPERSEDED: "Superseded: a newer output of the same key was approved; --superseded releases it too.",
     Answer.TOO_OLD: "Too old: older than the guards' guard.release_max_age. Let the model predict again.",
     Answer.UNCLEAR: (

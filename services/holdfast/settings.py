@@ -424,8 +424,9 @@ class SwitchSettings(_Section):
     tick_every: Duration = timedelta(milliseconds=500)
     give_up_after: Duration = timedelta(minutes=5)
     approvals: Literal[1, 2] = 1
-    """How many people must ask for what loosens: unfence, resume, reference accept and policy undo. With 2 the first
-    command is refused and remembered, and the same one of somebody else within 30 minutes is carried out."""
+    """How many people must ask for what loosens: unfence, resume, reference accept, policy undo, and releases by
+    force, which the guards answer. With 2 the first command is refused and remembered, and the same one of somebody
+    else within 30 minutes is carried out."""
     runbook_url: str = ""
     """Where people find the runbooks; empty: at the API, which serves them below `notify.console_url`. One that ends
     in a slash is a folder: incidents name the page of their kind in it."""

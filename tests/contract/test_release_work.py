@@ -10,12 +10,14 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
+from core.test_route_signature import PRIVATE, PUBLIC
 from holdfast.adapters import releases
 from holdfast.adapters.kafka import Write
 from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.releases import Ledger, ReleaseWork
 from holdfast.core.accepted import References
 from holdfast.core.checks import Memory
+from holdfast.core.command_signature import CommandSigner, CommandVerifier
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast.core.record import UnreadableBatch
 from holdfast.settings import Settings
@@ -41,6 +43,7 @@ class Service:
         self.settings, self.follower = Settings(), Follower()
         self.counts = {"audit": 1, "references": 1}
         self.reading = asyncio.Lock()
+        self.verifier: CommandVerifier | None = None
 
     def policies(self) -> PolicySet:
         return PolicySet.of([POLICY])
@@ -161,6 +164,52 @@ def test_a_command_is_carried_out_once(topics: Topics) -> None:
     assert topics.carry_out(topics.ask("c-1", 0, 1, force=True)) == {}
     assert topics.carry_out(topics.ask("c-2", 0, 1, force=True)) == {APPROVED: 1, AUDIT: 2}
     assert topics.answers() == [("c-1", ["released", "still_fails"]), ("c-2", ["already_released", "released"])]
+
+
+def test_force_waits_for_a_second_person(topics: Topics) -> None:
+    """Also where another worker has answered the first one: the audit names who asked for what. A dry run asks for
+    nothing. What passes the policy needs nobody else.
+    """
+    topics.work._settings = Settings.model_validate({"switch": {"approvals": 2}})
+    for number, value in enumerate((20.0, 5.0, 6.0)):
+        topics.block(value, number)
+    topics.carry_out(topics.ask("c-1", 1, 2, force=True, dry_run=True, actor="bob"))
+    assert topics.carry_out(topics.ask("c-2", 0, 1, force=True)) == {APPROVED: 1, AUDIT: 2}
+    topics.carry_out(topics.ask("c-3", 1, force=True, actor="Ann "))
+    asyncio.run(topics.work.restore())
+    topics.carry_out(topics.ask("c-4", 1, force=True, actor="ann"))
+    assert topics.carry_out(topics.ask("c-5", 1, 2, force=True, actor="bob")) == {APPROVED: 1, AUDIT: 2}
+    waiting, would = "needs_second_person", "would_need_second_person"
+    assert [answers for _, answers in topics.answers()] == [
+        [would, would],
+        ["released", waiting],
+        [waiting],
+        [waiting],
+        ["released", waiting],
+    ]
+    records = [json.loads(record.value) for record in topics.log(TopicPartition(AUDIT, 0))]
+    (refused,) = [one for one in records if one["command_id"] == "c-3"]
+    assert refused["outcome"] == "refused"
+    assert refused["detail"].endswith("somebody else must ask for the same by force within 30m")
+    (forced,) = [one for one in records if one["command_id"] == "c-5" and "source" in one]
+    assert forced["actor"] == "bob"
+    assert "although it fails floor; ann had asked for it at 20" in forced["detail"]
+    # The wish that was left over is bob's.
+    topics.carry_out(topics.ask("c-6", 2, force=True, actor="cid"))
+    assert topics.answers()[-1] == ("c-6", ["released"])
+
+
+@pytest.mark.parametrize(("signed", "through"), [(True, "api"), (False, "kafka")])
+def test_the_audit_says_how_a_request_came(topics: Topics, signed: bool, through: str) -> None:
+    """Of the whole command, of each prediction, and of a refusal."""
+    topics.work._releases.verifier = CommandVerifier(PUBLIC)
+    topics.block(20.0, 0)
+    for asked in (topics.ask("c-1", 0), topics.ask("c-2", 0, actor="Holdfast")):
+        topic, value, at = "holdfast.releases", asked.value or b"", asked.timestamp
+        header = CommandSigner(PRIVATE).header(topic, value, at)
+        topics.carry_out(topics.append(topic, value, headers=[header] if signed else []))
+    said = [json.loads(record.value)["through"] for record in topics.log(TopicPartition(AUDIT, 0))]
+    assert said == [through] * 3
 
 
 def test_what_was_not_committed_is_done_again(topics: Topics) -> None:

@@ -122,3 +122,28 @@ async def test_the_api_asks_the_guards_in_the_name_of_the_token(kafka, redis_ser
         assert {one["answer"]: one["findings"] for one in hidden.json()["predictions"]} == {"still_malformed": []}
         nothing = await desk.say("olga", "blocked", "release", MODEL, "-r", "x", "--version", "v9")
         assert (nothing.code, "Nothing of pricing that fits was blocked" in nothing.flat()) == (1, True)
+
+
+async def test_by_force_two_people_release(kafka, redis_server, tmp_path):
+    """The first waits, also over a restart of the guard; the second is carried out, and the audit names both."""
+    people = {name: (Role.ADMIN, {}) for name in ("ann", "bob")}
+    stack, tokens = await open_desk(kafka, redis_server, tmp_path, people, switch={"approvals": 2})
+    async with stack:
+        api, guard = await stack.start("api", "guard")
+        desk = Desk(stack, api, tokens)
+        (low,) = await desk.block(0.01)
+        arguments = ("blocked", "release", MODEL, "--force", "-r", "a sale", "--json")
+        for _ in range(2):
+            waits = await desk.say("ann", *arguments)
+            assert (waits.code, waits.facts["counts"]) == (1, {"needs_second_person": 1})
+        guard.restart()
+        await stack.ready(guard)
+        told = await desk.say("ann", *arguments[:-1])
+        assert "1 waiting for a second person." in told.flat()
+        assert "somebody else must ask for the same within 30m" in told.flat()
+        done = await desk.say("bob", *arguments)
+        assert (done.code, done.facts["counts"]) == (0, {"released": 1})
+        await stack.until(lambda: desk.released() == {low: "bob"}, "it is released")
+        (audit,) = [one for one in stack.audits(MODEL) if one.get("source")]
+        assert audit["actor"] == "bob"
+        assert f"the prediction at {low} was approved, although it fails price_floor; ann had asked" in audit["detail"]

@@ -49,6 +49,7 @@ from holdfast.core.actors import actor_name
 from holdfast.core.checks import Memory
 from holdfast.core.command_signature import Through
 from holdfast.core.errors import HoldfastError, describe, first_flaw
+from holdfast.core.forced_wishes import ForcedWishes
 from holdfast.core.malformed import MalformedKind
 from holdfast.core.policy import EMPTY, PolicySet
 from holdfast.core.progress import Committed
@@ -115,13 +116,21 @@ class FollowedRoutes(Protocol):
     async def catch_up(self) -> None: ...
 
 
+class _Answered(msgspec.Struct):
+    source: str
+    answer: str
+
+
 class _Entry(msgspec.Struct):
     """What is read of an audit record."""
 
     action: str
     outcome: str
+    at: datetime | None = None
+    actor: str = ""
     source: str | None = None
     command_id: str | None = None
+    answers: list["_Answered"] | None = None
 
 
 _ENTRY = msgspec.json.Decoder(_Entry)
@@ -129,14 +138,15 @@ _ENTRY = msgspec.json.Decoder(_Entry)
 
 @dataclass(slots=True)
 class Ledger:
-    """What the audit says of releases: commands that were answered, sources that were released in one partition, and
-    those of which it cannot be told, because a record that names them cannot be read."""
+    """What the audit says of releases: commands that were answered, sources that were released in one partition, those
+    of which it cannot be told, because a record that names them cannot be read, and what waits for a second person."""
 
     place: str
     """`topic/partition/` of the predictions."""
     answered: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
     unclear: set[str] = field(default_factory=set)
+    asked: ForcedWishes = field(default_factory=ForcedWishes)
 
     def take(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
@@ -159,6 +169,10 @@ class Ledger:
                 continue
             if entry.source is None and entry.command_id is not None:
                 self.answered.add(entry.command_id)
+                for one in entry.answers or ():
+                    waits = one.answer == Answer.NEEDS_SECOND_PERSON and one.source.startswith(self.place)
+                    if waits and entry.at is not None:
+                        self.asked.add(one.source, entry.actor, entry.at)
             elif entry.outcome == Outcome.APPLIED and entry.source is not None and entry.source.startswith(self.place):
                 self.released.add(entry.source)
 
@@ -304,9 +318,10 @@ class ReleaseWork:
             max_record_bytes=guard.max_record_bytes,
             partition=self._partition,
             partitions=self._releases.partitions_by_key(),
+            approvals=self._settings.switch.approvals,
         )
         waiting = await self._find(command)
-        known = Known(released=set(ledger.released), unclear=ledger.unclear, refused=self._refused)
+        known = Known(released=set(ledger.released), unclear=ledger.unclear, refused=self._refused, asked=ledger.asked)
         now = utc_now()
         young = [one for one in waiting.values() if not is_too_old(one.produced_ms, now, rules.max_age)]
         if young:
@@ -470,6 +485,9 @@ class ReleaseWork:
         if self._ledger is not None:
             self._ledger.answered.add(command.command_id)
             self._ledger.released |= {one.source for one in self._judged if one.answer is Answer.RELEASED}
+            for one in self._judged:
+                if one.answer is Answer.NEEDS_SECOND_PERSON:
+                    self._ledger.asked.add(one.source, command.actor, utc_now())
         for one in self._judged:
             self._refused.pop(one.source, None)
         self._refused_commands.pop(self._written.offset, None)
@@ -534,6 +552,8 @@ def _reference(command: ReleaseCommand, one: Judged, taught: tuple[str, str, flo
 def _audit_of(command: ReleaseCommand, one: Judged, epoch: int, now: datetime) -> AuditRecord:
     """What the audit says of one released prediction."""
     forced = f", although it fails {', '.join(finding.check for finding in one.findings)}" if one.findings else ""
+    if one.first is not None:
+        forced += f"; {one.first.actor} had asked for it at {one.first.at:%Y-%m-%dT%H:%M:%SZ}"
     return AuditRecord(
         audit_id=uuid.uuid4().hex,
         at=now,

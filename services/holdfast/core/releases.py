@@ -13,7 +13,10 @@ from functools import partial
 from typing import NamedTuple
 
 from holdfast.core.accepted import References
+from holdfast.core.approvals import ASKED_FOR, Asked
 from holdfast.core.checks import Memory
+from holdfast.core.duration import format_duration
+from holdfast.core.forced_wishes import ForcedWishes
 from holdfast.core.judge import Batch, decode_by_model, judge
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import too_long
@@ -46,6 +49,9 @@ class Answer(StrEnum):
     """An audit record that cannot be read names it, so it may have been released before."""
     NOT_WRITTEN = "not_written"
     """The approved topic refuses the record."""
+    NEEDS_SECOND_PERSON = "needs_second_person"
+    """It fails the policy, and nobody else has asked to force it yet."""
+    WOULD_NEED_SECOND_PERSON = "would_need_second_person"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Rules:
     approve_without_policy: bool = False
     max_record_bytes: int = 1_000_000
     partition: int = 0
+    approvals: int = 1
+    """How many people must ask for what is released by force."""
     partitions: int = 0
     """Of the predictions; 0 where keys say nothing about the partition."""
 
@@ -76,6 +84,8 @@ class Known:
     """The sources of which nobody can say it."""
     refused: dict[str, str] = field(default_factory=dict)
     """By source, why the approved topic does not take the record."""
+    asked: ForcedWishes = field(default_factory=ForcedWishes)
+    """Who has asked for a release by force before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,8 @@ class Judged:
     waiting: Waiting | None = None
     version: str = ""
     taught: tuple[Taught, ...] = ()
+    first: Asked | None = None
+    """Of one that two people have forced: the wish of the other one."""
 
 
 def is_too_old(produced_ms: int, now: datetime, max_age: timedelta) -> bool:
@@ -158,6 +170,7 @@ def judge_releases(
             one.waiting,
             one.version,
             _taught(command, one, teaching.get(place), known, newest, rules),
+            one.first,
         )
         if one.answer is Answer.WOULD_BE_RELEASED
         else one
@@ -221,9 +234,15 @@ def _judge_one(
     findings = tuple(one.finding() for one in judgement.findings.get(0, []) if one.enforced)
     if not (command.force or judgement.approved[0]):
         return say(Answer.STILL_FAILS, *findings)
+    first = None
+    if rules.approvals > 1 and not judgement.approved[0]:
+        first = known.asked.of_somebody_else(source, command.actor, now)
+        if first is None:
+            return say(Answer.WOULD_NEED_SECOND_PERSON if command.dry_run else Answer.NEEDS_SECOND_PERSON, *findings)
     # The key of a record that may teach is that of its entity.
     off = judgement.off_key is not None and bool(judgement.off_key[0])
-    return Judged(source, Answer.WOULD_BE_RELEASED, findings, found, version), None if off else batch
+    judged = Judged(source, Answer.WOULD_BE_RELEASED, findings, found, version, first=first)
+    return judged, None if off else batch
 
 
 def _flaw(check: str, reason: str) -> Finding:
@@ -254,4 +273,6 @@ def in_words(answers: Sequence[Judged], *, dry_run: bool) -> str:
     for one in answers:
         counts[one.answer] = counts.get(one.answer, 0) + 1
     told = ", ".join(f"{count:,} {answer.value.replace('_', ' ')}" for answer, count in counts.items())
+    if Answer.NEEDS_SECOND_PERSON in counts:
+        told += f": somebody else must ask for the same by force within {format_duration(ASKED_FOR)}"
     return f"{'dry run: ' if dry_run else ''}{told or 'nothing of this model and version'}"
