@@ -387,7 +387,7 @@ class Api:
             "forbidden",
             "Not allowed",
             f"{who.name} has the role {who.role.value}, which may not {what}. Ask somebody whose role may, or an "
-            "administrator for another token.",
+            "administrator for another role.",
         )
 
     async def release(self, who: Principal, kind: Kind, ask: AskRelease, key: str | None) -> ReleaseDone:
@@ -406,7 +406,7 @@ class Api:
         return await self.releases.release(kind, ask, who.name, command_id, answered, of_all_models=who.models is None)
 
     def must_see(self, who: Principal, model: str) -> None:
-        """Raises ProblemError (403) where the token is for other models."""
+        """Raises ProblemError (403) for who is limited to other models."""
         if who.sees(model):
             return
         self.entry.refuse(MODEL, "", actor=who.name, model=model)
@@ -414,7 +414,7 @@ class Api:
             403,
             "forbidden",
             "Not allowed",
-            f"The token of {who.name} is limited to other models than {model}. Ask an administrator for another token.",
+            f"{who.name} is limited to other models than {model}. Ask an administrator for this one.",
         )
 
     def _command_id(self, who: Principal, action: str, wanted: Mapping[str, Any], key: str | None) -> str:

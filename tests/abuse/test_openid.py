@@ -307,9 +307,15 @@ async def test_what_the_provider_refuses_is_not_repeated_on_the_page(site: Site,
         said = await refused(browser, f"{CALLBACK}?{urlencode(query)}", "oidc_provider")
         assert "script" not in said
         assert "access_denied" not in said
-        begun = parse_qs(urlsplit(await begin(browser)).query)
-        query = {"state": begun["state"][0], "code": "guess", "iss": "https://other.example"}
-        await refused(browser, f"{CALLBACK}?{urlencode(query)}", "oidc_provider")
+
+
+async def test_an_answer_in_the_name_of_another_provider_is_refused(site: Site, provider: OpenIdProvider) -> None:
+    """RFC 9207: the provider may say who answers."""
+    async with site.client() as browser:
+        address = await come_back(browser, provider, "ann")
+        await refused(browser, f"{address}&{urlencode({'iss': 'https://other.example'})}", "oidc_provider")
+        address = await come_back(browser, provider, "ann")
+        assert (await browser.get(f"{address}&{urlencode({'iss': provider.issuer})}")).status_code == 303
 
 
 # The ID token
@@ -464,6 +470,29 @@ async def test_where_the_provider_is_away_the_page_says_so_and_tokens_work(
             )
         assert (await browser.post("/login", data={"token": site.tokens["viewer"]})).status_code == 303
         assert (await browser.get("/api/v1/routes")).status_code == 200
+
+
+async def test_a_provider_that_hangs_holds_few_of_the_requests_that_are_answered_at_once(
+    tmp_path: Path, provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of sign-ins meanwhile is told to come again, and everything else is answered."""
+    site = configured(tmp_path, provider, requests_at_once=oidc.AT_ONCE + 2)
+    hanging = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        await hanging.wait()
+
+    monkeypatch.setattr(site.api.entry.provider, "_ask", hang)
+    async with site.client() as browser:
+        held = [asyncio.create_task(browser.get("/login/oidc")) for _ in range(oidc.AT_ONCE)]
+        while site.app._working < oidc.AT_ONCE:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            assert "Try again in a moment" in (await browser.get("/login/oidc")).text
+        assert (await browser.get("/login")).status_code == 200
+        for one in held:
+            one.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

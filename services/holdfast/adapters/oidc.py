@@ -12,13 +12,14 @@ is bounded in time and bytes. Where it is away, the page says so, and tokens let
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -50,7 +51,7 @@ TIMEOUT = 5.0
 WITHIN = 15.0
 """Seconds for all that one sign-in asks of the provider."""
 AT_ONCE = 10
-"""Sign-ins that ask the provider at once."""
+"""Sign-ins that ask the provider at once; one more is told to come again."""
 MAX_BYTES = 512 * 1024
 """Of one answer."""
 MAX_KEYS = 100
@@ -134,11 +135,8 @@ class Provider:
 
     async def begin(self, wanted: str) -> Begun:
         """`wanted` is a path of our own. Raises SignInError."""
-        try:
-            async with asyncio.timeout(WITHIN):
-                endpoints = await self._known()
-        except TimeoutError:
-            raise self._away("it took too long") from None
+        async with self._turn():
+            endpoints = await self._known()
         state = secrets.token_urlsafe(32)
         challenge = _base64(hashlib.sha256(self._made_of(state, "verifier").encode()).digest())
         query = {
@@ -162,13 +160,10 @@ class Provider:
             raise self._refused(PROVIDER, "the answer is of another issuer")
         if "error" in query:
             raise self._refused(PROVIDER, f"{_plain(query['error'])}: {query.get('error_description', '')[:300]}")
-        try:
-            async with asyncio.timeout(WITHIN), self._asking:
-                tokens = await self._exchange(query.get("code", ""), self._made_of(state, "verifier"))
-                claims = await self._verified(tokens.id_token, self._made_of(state, "nonce"))
-                claims = await self._completed(claims, tokens.access_token)
-        except TimeoutError:
-            raise self._away("it took too long") from None
+        async with self._turn():
+            tokens = await self._exchange(query.get("code", ""), self._made_of(state, "verifier"))
+            claims = await self._verified(tokens.id_token, self._made_of(state, "nonce"))
+            claims = await self._completed(claims, tokens.access_token)
         try:
             person = person_of(claims, self.settings.rules)
         except ClaimsError as error:
@@ -206,6 +201,20 @@ class Provider:
         return _base64(hmac.digest(self._key, f"{what}:{text}".encode(), "sha256"))
 
     # The provider
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Room and time for what one sign-in asks: a provider that hangs must not keep other requests from an answer.
+
+        Raises SignInError.
+        """
+        if self._asking.locked():
+            raise self._away(f"{AT_ONCE} sign-ins ask it already")
+        try:
+            async with self._asking, asyncio.timeout(WITHIN):
+                yield
+        except TimeoutError:
+            raise self._away("it took too long") from None
 
     async def _exchange(self, code: str, verifier: str) -> _Tokens:
         """The tokens for a code. Raises SignInError."""
