@@ -5,15 +5,18 @@ import json
 import struct
 import sys
 import zlib
+from datetime import timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
-from backends import private_kafka, until
+from backends import GENEROUS, private_kafka, until
 from e2e.stack import JUMP, POLICY, Stack, body, headers
 from holdfast.adapters.policies import PolicyStore
+from holdfast.audit import audit_once
+from holdfast_schemas import utc_now
 
 pytestmark = pytest.mark.real_kafka
 
@@ -38,6 +41,32 @@ async def takes_up(stack, guard, policy):
     before = len(guard.told("policies changed"))
     stack.write_policy("pricing", policy)
     await stack.until(lambda: len(guard.told("policies changed")) > before, "the policy is taken up")
+
+
+async def test_a_mode_ends_by_itself(kafka, redis_server, tmp_path):
+    """Without a change of the file: the checks block from then on, also by what was approved before, and the verifier
+    agrees.
+    """
+
+    def off(lasts):
+        return f'mode = "off"\nmode_until = {utc_now() + lasts:%Y-%m-%dT%H:%M:%SZ}\n{JUMP}{POLICY}'
+
+    async with Stack(kafka, redis_server.url, {"pricing": off(timedelta(hours=1))}, folder=tmp_path) as stack:
+        (guard,) = await stack.start("guard")
+        assert await verdict(stack, 1.0, "A") == ("approved", [])
+        assert await verdict(stack, 60.0) == ("approved", [])
+        await takes_up(stack, guard, off(timedelta(seconds=3)))
+        changes = len(guard.told("policies changed"))
+        async with asyncio.timeout(GENEROUS):
+            while (said := await verdict(stack, 1.0, "B"))[0] == "approved":
+                assert said == ("approved", [])
+        assert said == ("blocked", ["price_floor"])
+        assert await verdict(stack, 180.0) == ("blocked", ["jump"])
+        assert await verdict(stack, 70.0) == ("approved", [])
+        assert len(guard.told("policies changed")) == changes
+        await stack.settled()
+        found = await audit_once(stack.settings, None)
+        assert not found.violations.total(), found.facts()
 
 
 async def test_a_changed_policy_is_taken_up_and_a_broken_one_refused(kafka, redis_server, tmp_path):
