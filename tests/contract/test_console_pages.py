@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiokafka.structs import ConsumerRecord
@@ -17,11 +17,13 @@ from holdfast.core.routing import ModelState, Version, VersionState
 from holdfast.core.shadow import Report
 from holdfast.settings import TopicNames
 from holdfast_schemas import (
+    AuditRecord,
     Finding,
     Incident,
     IncidentAction,
     IncidentSeverity,
     IncidentStatus,
+    Outcome,
     Route,
     RouteState,
     Sample,
@@ -303,3 +305,29 @@ def test_what_passes_unchecked_is_on_the_page() -> None:
     board.no_policy_approves = True
     assert "Every output of a model without a policy is approved unchecked" in shown()
     assert "All is well" not in shown()
+    board.no_policy_until = datetime.now(UTC) + timedelta(days=1)
+    assert "in the configuration, until" in shown()
+    board.no_policy_until = datetime.now(UTC)
+    assert "without a policy" not in shown()
+
+
+@pytest.mark.parametrize(("through", "told"), [("kafka", True), ("api", False), (None, False)])
+def test_what_came_straight_to_kafka_is_marked(through: Literal["api", "kafka"] | None, told: bool) -> None:
+    """In the time line, beside the name that it gave itself."""
+    board = Board(TopicNames(), keep_incidents=100, keep_audit=100)
+    board.routes["pricing"] = a_route()
+    board.audit["a"] = AuditRecord(
+        audit_id="a",
+        at=NOW,
+        model="pricing",
+        actor="the-cfo",
+        action="hold",
+        outcome=Outcome.APPLIED,
+        reason="x",
+        detail="no version serves",
+        through=through,
+        epoch=4,
+    )
+    shown = text(Console(board).page(View(), Principal("ann", Role.ADMIN), may_leave=False))
+    assert "the-cfo" in shown
+    assert ("straight to Kafka" in shown) is told
