@@ -102,7 +102,7 @@ def test_every_metric_of_the_catalogue_is_set_somewhere() -> None:
 def test_labels_are_few_and_gauges_are_never_exported_by_who_does_not_set_them() -> None:
     """No label can have as many values as there are entities, versions or predictions."""
     bounded = {"model", "verdict", "check", "enforced", "partition", "service", "status", "action", "outcome", "kind"}
-    bounded |= {"alertmanager", "field"}  # those of the configuration, and of the policies
+    bounded |= {"alertmanager", "field", "topic", "change"}  # those of the configuration, the policies and tokens
     bounded |= {"reason"}  # of a malformed record: one of a few kinds
     bounded |= {"topic"}  # ours: approved, blocked and malformed
     for metric in CATALOGUE.values():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from holdfast.adapters.alertmanager import Alert, Alertmanager, AlertmanagerError, alert
 from holdfast.settings import SettingsError, load_settings
 from holdfast_schemas import (
+    MAX_INTEGER,
     Finding,
     Incident,
     IncidentAction,
@@ -236,9 +237,9 @@ incidents = st.builds(
     resolved_because=st.none() | st.text(max_size=1000),
     route_state=st.none() | st.sampled_from(RouteState),
     serves=st.none() | names,
-    seen=st.integers(min_value=0),
-    blocked=st.integers(min_value=0),
-    blocked_by_check=st.dictionaries(st.text(max_size=2000), st.integers(), max_size=20),
+    seen=st.integers(0, MAX_INTEGER),
+    blocked=st.integers(0, MAX_INTEGER),
+    blocked_by_check=st.dictionaries(st.text(max_size=2000), st.integers(0, 10**12), max_size=20),
     samples=st.lists(
         st.builds(
             Sample,

@@ -82,7 +82,7 @@ class _Work:
         self.sizes: list[int] = []
         self.offsets: list[int] = []
 
-    async def prepare(self) -> None: ...
+    async def prepare(self, records: list[Record]) -> None: ...
 
     def process(self, records: list[Record]) -> list[Write]:
         self.sizes.append(sum(len(record.value or b"") for record in records))
@@ -101,6 +101,7 @@ def lane(monkeypatch: pytest.MonkeyPatch) -> kafka_adapter._Lane:
     async def make() -> None:
         loop = TransactionalLoop.__new__(TransactionalLoop)
         loop.service, loop.max_records, loop.poll_ms, loop.exactly_once = "test", 10_000, 0, True
+        loop.prepare_within = 10.0
         loop.max_unpacked_bytes, loop.budget, loop.lanes = 3 * MIB // 2, Budget(64 * MIB), {}
         loop.open_work = lambda _: _Work()  # type: ignore[assignment,return-value]
         made.append(kafka_adapter._Lane(loop, TopicPartition("predictions", 0)))

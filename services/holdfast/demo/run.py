@@ -27,6 +27,7 @@ from holdfast.adapters.commands import send_command
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, free_port
 from holdfast.adapters.kafka import create_topics, reader
 from holdfast.client import RouteReader
+from holdfast.core.policy_events import POLICY_ACTIONS
 from holdfast.demo.model import Stone, load_stones, outputs
 from holdfast.guarded import GuardedService, stop_all
 from holdfast.settings import Settings, load_settings
@@ -405,7 +406,8 @@ async def _follow_topics(watch: Watch, settings: Settings, stones: dict[str, Sto
 
 
 def _take_audit(watch: Watch, audit: AuditRecord) -> None:
-    watch.audits.append(audit)
+    if audit.action not in POLICY_ACTIONS:
+        watch.audits.append(audit)
     if audit.action in {"trip", "earned_good"}:
         watch.note(audit.detail)
 
