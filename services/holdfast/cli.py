@@ -332,14 +332,14 @@ def check(
 
     def action() -> dict[str, Any]:
         settings = load_settings(config)
-        policies = load_policies(settings.policies).policies
+        policies, now = load_policies(settings.policies).policies, utc_now()
         return {
             "settings": settings.model_dump(mode="json"),
             "policies": {p.id: p.model_dump(mode="json", exclude_none=True) for p in policies.values()},
             "warnings": [
-                *(f"{p.model}: {why}" for p in policies.values() if (why := p.why_it_cannot_trip())),
-                *(f"{p.model}: {what}" for p in policies.values() for what in open_ends(p)),
-                *ends(policies.values(), utc_now(), settings.guard.no_policy_until),
+                *(f"{p.model}: {why}" for p in policies.values() if (why := p.at(now).why_it_cannot_trip())),
+                *(f"{p.model}: {what}" for p in policies.values() for what in open_ends(p.eventually())),
+                *ends(policies.values(), now, settings.guard.no_policy_until),
                 *unlike_their_files(settings.policies),
             ],
         }

@@ -348,7 +348,7 @@ async def _keys(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]
 async def _breakers(settings: Settings, partitions: int) -> AsyncIterator[Diagnosis]:
     """Whether each model's policy and traffic let its breaker trip."""
     try:
-        policies = load_policies(settings.policies).policies
+        policies = load_policies(settings.policies).at(utc_now()).policies
     except PolicyError:  # The policies have a diagnosis of their own.
         return
     states = await read_latest(settings.kafka, settings.topics.state, range(partitions))

@@ -82,7 +82,7 @@ def accept(
 
 async def _of_segment(settings: Settings, model: str, segment: str, field: str, since: timedelta) -> Chosen:
     """What would be accepted of a segment. Raises Refused, PolicyError, KafkaUnavailable."""
-    policies, routes = load_policies(settings.policies), await read_routes(settings)
+    policies, routes = load_policies(settings.policies).at(utc_now()), await read_routes(settings)
     refuse_unknown(model, known_models(settings.policies, routes))
     policy = policies.policies.get(model)
     if policy is None:

@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -143,7 +144,7 @@ class ReleaseDesk:
         if task is None:
             task = asyncio.create_task(self._within(kind, ask, actor, command_id, answered))
             self._running[command_id] = task
-            task.add_done_callback(lambda _: self._running.pop(command_id, None))
+            task.add_done_callback(partial(self._ended, command_id))
         try:
             # Who goes away does not end what others with the same key wait for.
             answers = await asyncio.shield(task)
@@ -171,6 +172,12 @@ class ReleaseDesk:
         ]
         counts = Counter(one.answer for one in found)
         return ReleaseDone(command_id=command_id, counts=dict(counts), predictions=found)
+
+    def _ended(self, command_id: str, task: asyncio.Task[Answers]) -> None:
+        self._running.pop(command_id, None)
+        if not task.cancelled():
+            # Everybody who asked may be gone.
+            task.exception()
 
     async def _within(
         self, kind: Kind, ask: AskRelease, actor: str, command_id: str, answered: AuditRecord | None

@@ -26,7 +26,7 @@ shadow_app = typer.Typer(help="See what checks in shadow would have done.", no_a
 
 def _policy_of(settings: Settings, model: str) -> Policy | None:
     try:
-        return load_policies(settings.policies).policies.get(model)
+        return load_policies(settings.policies).at(utc_now()).policies.get(model)
     except PolicyError:  # A person's machine need not have the policies.
         return None
 
