@@ -9,6 +9,7 @@ Its sign-in page has a button for each of its people. `forge` replaces the ID to
 import base64
 import json
 import logging
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -92,12 +93,16 @@ class _Code(AuthorizationCodeMixin):
 
 class OpenIdProvider:
     def __init__(
-        self, people: Mapping[str, Mapping[str, Any]], redirect_uris: list[str], method: str = "client_secret_basic"
+        self,
+        people: Mapping[str, Mapping[str, Any]],
+        redirect_uris: list[str],
+        method: str = "client_secret_basic",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`people`: the claims of each subject. `method`: how the client authenticates; `none`: a public client."""
         self.people = dict(people)
         self.port = free_port()
-        self.issuer = f"http://localhost:{self.port}"
+        self.issuer = f"{'http' if tls is None else 'https'}://localhost:{self.port}"
         self.key: RSAKey | ECKey = RSAKey.generate_key(2048, {"kid": "first"})
         self.others: list[dict[str, Any]] = []
         """More keys that are published."""
@@ -106,16 +111,16 @@ class OpenIdProvider:
         self.thin: set[str] = set()
         """Claims that are not in ID tokens; the userinfo endpoint has them."""
         self.userinfo_of: str | None = None
-        """Whose claims it gives, whoever asks."""
+        """Whose claims it gives, instead of those of the person who asks."""
         self.forge: Callable[[dict[str, Any]], str] | None = None
         self.asked: Counter[str] = Counter()
-        self._browser = httpx.Client(verify=False)  # noqa: S501  nothing is sent by TLS
+        self._browser = httpx.Client(verify=False)  # noqa: S501  it is this test's own
         self._client = _Client(method, redirect_uris)
         self._codes: dict[str, _Code] = {}
         self._given: dict[str, str] = {}
         """The subject of each access token."""
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server = werkzeug.serving.make_server("127.0.0.1", self.port, self._app(), threaded=True)
+        self._server = werkzeug.serving.make_server("127.0.0.1", self.port, self._app(), threaded=True, ssl_context=tls)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     def __enter__(self) -> Self:

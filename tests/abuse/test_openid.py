@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hmac
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 import pytest
+import trustme
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from abuse.site import SECRET as OTHER_MODEL
@@ -56,6 +58,7 @@ def provider(running: OpenIdProvider) -> OpenIdProvider:
 
 
 def configured(folder: Path, provider: OpenIdProvider, changes: dict[str, Any] | None = None, **api: Any) -> Site:
+    url = (changes or {}).pop("console_url", CONSOLE)
     settings = {
         "issuer": provider.issuer,
         "client_id": CLIENT,
@@ -64,7 +67,7 @@ def configured(folder: Path, provider: OpenIdProvider, changes: dict[str, Any] |
         "roles": ROLES,
         **(changes or {}),
     }
-    return Site(folder, url=CONSOLE, oidc=settings, **api)
+    return Site(folder, url=url, oidc=settings, **api)
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +344,7 @@ FORGERIES: dict[str, Callable[[OpenIdProvider, dict[str, Any]], str]] = {
     "no audience": lambda p, c: p.sign({k: v for k, v in c.items() if k != "aud"}),
     "another issuer": lambda p, c: p.sign({**c, "iss": f"{p.issuer}/"}),
     "expired": lambda p, c: p.sign({**c, "exp": int(time.time()) - oidc.LEEWAY - 1}),
-    "an end that is no number": lambda p, c: p.sign({**c, "exp": float("nan")}),
+    "an end that is not a number": lambda p, c: p.sign({**c, "exp": float("nan")}),
     "no end": lambda p, c: p.sign({k: v for k, v in c.items() if k != "exp"}),
     "of the future": lambda p, c: p.sign({**c, "iat": int(time.time()) + 3600}),
     "another nonce": lambda p, c: p.sign({**c, "nonce": "n"}),
@@ -541,6 +544,27 @@ async def test_a_provider_may_take_the_secret_in_the_form_or_none_at_all(tmp_pat
         site = configured(tmp_path, provider, changes)
         async with site.client() as browser:
             assert (await sign_in(browser, provider, "ann")).status_code == 303
+
+
+async def test_a_provider_proves_who_it_is_and_cookies_stay_within_tls(tmp_path: Path) -> None:
+    """By an authority of the configuration, or of the system; any other certificate is a provider that is away."""
+    authority, url = trustme.CA(), "https://holdfast.example"
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(tls)
+    with OpenIdProvider(PEOPLE, [f"{url}/login/oidc/callback"], tls=tls) as provider:
+        site = configured(tmp_path, provider, {"console_url": url})
+        async with site.client() as browser:
+            assert (await browser.get("/login/oidc")).status_code == 503
+        site = configured(tmp_path, provider, {"console_url": url, "ssl_ca_file": str(tmp_path / "ca.pem")})
+        async with site.client() as browser:
+            begun = await browser.get("/login/oidc")
+            address = await asyncio.to_thread(provider.answer, begun.headers["location"], "ann")
+            done = await browser.get(address)
+            assert done.status_code == 303
+            given = [line for answer in (begun, done) for line in answer.headers.get_list("set-cookie")]
+            assert len(given) == 3
+            assert all("; Secure" in line for line in given)
 
 
 async def test_without_a_provider_there_is_no_such_door(tmp_path: Path) -> None:

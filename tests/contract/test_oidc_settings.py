@@ -49,7 +49,7 @@ def loaded(folder: Path, text: str) -> Settings:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an issuer in clear": ({"issuer": "http://idp.example"}, "issuer is without TLS; write https://"),
     "no issuer": ({"issuer": None}, "api.oidc.issuer: it is missing; set it"),
-    "an issuer that is no address": ({"issuer": "idp.example"}, "issuer is not an address"),
+    "an issuer that is not an address": ({"issuer": "idp.example"}, "issuer is not an address"),
     "an issuer with a query": ({"issuer": "https://idp.example/?a=b"}, "issuer is not an address"),
     "an issuer with a login": ({"issuer": f"https://ann:{SECRET}@idp.example"}, "issuer holds a login"),
     "no client": ({"client_id": ""}, "api.oidc.client_id"),

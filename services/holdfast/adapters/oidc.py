@@ -74,7 +74,8 @@ class SignInError(HoldfastError):
 
     def __init__(self, reason: str, message: str, why: str = "") -> None:
         super().__init__(message)
-        self.reason, self.why = reason, why or message
+        # What the provider or the browser said may hold line breaks.
+        self.reason, self.why = reason, " ".join((why or message).split())
 
 
 @dataclass(frozen=True, slots=True)
