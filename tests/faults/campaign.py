@@ -40,7 +40,10 @@ good_after = "1s"
 max_switches = 1000
 """
 POLICIES = {
+    # Otherwise what nobody promoted would be blocked in any case, whether it is fenced or not.
     "pricing": """
+versions = "any"
+
 [[checks]]
 name = "bounds"
 kind = "range"
