@@ -75,7 +75,9 @@ from holdfast.release_desk import (
     AskRelease,
     BlockedList,
     Kind,
+    MalformedList,
     OfBlocked,
+    OfMalformed,
     ReleaseDesk,
     ReleaseDone,
     body_of,
@@ -417,6 +419,13 @@ class Api:
             f"{who.name} is limited to other models than {model}. Ask an administrator for this one.",
         )
 
+    def must_name_a_model(self, who: Principal) -> ProblemError:
+        """For what is of all models, and is asked for by a token that is limited to some."""
+        self.entry.refuse(MODEL, "", actor=who.name, model="all")
+        return ProblemError(
+            403, "forbidden", "Not allowed", f"The token of {who.name} is limited to some models. Ask for one of them."
+        )
+
     def _command_id(self, who: Principal, action: str, wanted: Mapping[str, Any], key: str | None) -> str:
         """Made of the token's name, the key and the request: the same after a restart, and on another instance."""
         if key is None:
@@ -751,6 +760,17 @@ async def blocked(api: TheApi, who: Caller, of: Annotated[OfBlocked, Query()]) -
     api.must_see(who, of.model)
     api.must_exist(of.model)
     return json_of(await api.releases.blocked(of))
+
+
+@router.get("/malformed", response_model=MalformedList, responses=_READ | problem_responses(403, 404), tags=["read"])
+async def malformed(api: TheApi, who: Caller, of: Annotated[OfMalformed, Query()]) -> Response:
+    """The latest records that could not be decoded, and why; those of one model for a token that is limited to it."""
+    if of.model is not None:
+        api.must_see(who, of.model)
+        api.must_exist(of.model)
+    elif who.models is not None:
+        raise api.must_name_a_model(who)
+    return json_of(await api.releases.malformed(of))
 
 
 def _add_command(action: Action, body: type[BaseModel], summary: str) -> None:

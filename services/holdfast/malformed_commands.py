@@ -1,19 +1,21 @@
 """`holdfast malformed`: see what could not be decoded and why, and judge it again."""
 
-from datetime import timedelta
+from collections import Counter
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from holdfast.adapters.malformed import UNNAMED, Found, find_malformed
+from holdfast.adapters import through_api
+from holdfast.adapters.malformed import UNNAMED, Found, MalformedRecord, find_malformed
 from holdfast.core.findings import in_words
 from holdfast.core.malformed import CHECK, MalformedKind
 from holdfast.core.releases import Answer
 from holdfast.release import Answers, Asked, Wanted, retry
 from holdfast.released import WAIT, WaitOption, show_released
-from holdfast.settings import load_settings
+from holdfast.settings import Settings, load_settings
 from holdfast.terminal import (
     ActorOption,
     ConfigOption,
@@ -48,6 +50,26 @@ def _kind(text: str) -> str:
     return text
 
 
+async def _find(settings: Settings, since: datetime, model: str | None, kind: str | None, limit: int) -> Found:
+    """Through the API where it is configured, which tells no contents. Raises KafkaUnavailable, ApiUnavailable."""
+    if not through_api.is_configured(settings):
+        return await find_malformed(settings, since, model=model, kind=kind, limit=limit)
+    query = {"model": model, "kind": kind, "limit": min(limit, 500)}
+    told = await through_api.malformed(settings, since, query)
+    latest = [
+        MalformedRecord(
+            one["source"],
+            datetime.fromisoformat(one["at"]),
+            one["kind"],
+            one["reason"],
+            one.get("model", ""),
+            one.get("version", ""),
+        )
+        for one in told["items"]
+    ]
+    return Found(told["total"], Counter(told["kinds"]), told["first_reasons"], latest)
+
+
 @malformed_app.command("list")
 def malformed_list(
     model: Annotated[
@@ -67,8 +89,7 @@ def malformed_list(
     """List records that could not be decoded, with the reasons."""
 
     def action() -> Found:
-        settings = load_settings(config)
-        return run(find_malformed(settings, utc_now() - since, model=model, kind=kind, limit=limit))
+        return run(_find(load_settings(config), utc_now() - since, model, kind, limit))
 
     found = perform(action)
 

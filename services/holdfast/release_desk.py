@@ -5,8 +5,9 @@ came before is the same: it is read from the audit, also after a restart and by 
 """
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from holdfast.adapters.asked import Lasts, Reason, duration
 from holdfast.adapters.http import ProblemError
 from holdfast.adapters.kafka import KafkaUnavailable
+from holdfast.adapters.malformed import find_malformed
+from holdfast.core.malformed import MalformedKind
 from holdfast.core.releases import RELEASE, Answer
 from holdfast.release import (
     Answers,
@@ -41,6 +44,8 @@ WITHIN = 120.0
 """Seconds in which one request must be answered."""
 LOOK_WITHIN = 20.0
 """Seconds in which a list must be read."""
+KNOWN_FOR = 30.0
+"""Seconds that an answer is kept here; then the audit has it."""
 BEFORE = timedelta(minutes=5)
 """How long before a command's first known answer its others may stand in the audit."""
 Kind = Literal["release", "retry"]
@@ -113,6 +118,37 @@ class BlockedList(BaseModel):
     total: Count
 
 
+class OfMalformed(BaseModel):
+    """Which records that could not be decoded to list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Name | None = Field(None, description="Of one model, where its version is to blame; all without it.")
+    kind: MalformedKind | Literal["unnamed"] | None = Field(None, description="Of one kind of reason.")
+    since: Lasts = Field("1h", description="How far back to look: 90s, 30m, 2h or 7d.")
+    limit: int = Field(20, ge=1, le=500, description="How many at most, the latest.")
+
+
+class MalformedOne(BaseModel):
+    """A record that could not be decoded, without its contents; without a model where nobody is to blame."""
+
+    source: NonEmpty
+    at: UtcTime
+    kind: str
+    reason: str
+    model: str | None = None
+    version: str | None = None
+
+
+class MalformedList(BaseModel):
+    """The latest that fit, oldest first, how many there are by kind, and the first reason of each kind."""
+
+    items: list[MalformedOne]
+    total: Count
+    kinds: dict[str, int]
+    first_reasons: dict[str, str]
+
+
 class ReleaseDesk:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a key that cannot be used."""
@@ -121,8 +157,10 @@ class ReleaseDesk:
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._lists_at_once = asyncio.Semaphore(LISTS_AT_ONCE)
         self._running: dict[str, asyncio.Task[Answers]] = {}
+        """By command id; those that were answered lately, too."""
 
     def is_asking(self, command_id: str) -> bool:
+        """Whether the answer to that command is on its way, or known."""
         return command_id in self._running
 
     async def release(
@@ -174,10 +212,12 @@ class ReleaseDesk:
         return ReleaseDone(command_id=command_id, counts=dict(counts), predictions=found)
 
     def _ended(self, command_id: str, task: asyncio.Task[Answers]) -> None:
-        self._running.pop(command_id, None)
-        if not task.cancelled():
-            # Everybody who asked may be gone.
-            task.exception()
+        # Everybody who asked may be gone, so that nobody else looks at what failed.
+        if task.cancelled() or task.exception() is not None:
+            del self._running[command_id]
+        else:
+            # Until what is read of the audit names it for certain.
+            task.get_loop().call_later(KNOWN_FOR, self._running.pop, command_id, None)
 
     async def _within(
         self, kind: Kind, ask: AskRelease, actor: str, command_id: str, answered: AuditRecord | None
@@ -204,19 +244,8 @@ class ReleaseDesk:
     async def blocked(self, of: OfBlocked) -> BlockedList:
         """Raises ProblemError: 503 where Kafka does not give it in time."""
         wanted = Wanted(of.model, utc_now() - duration(of.since), of.version, of.check)
-        try:
-            async with asyncio.timeout(LOOK_WITHIN), self._lists_at_once:
-                total, found = await find_in_kafka(self._settings, wanted, limit=of.limit)
-        except KafkaUnavailable as error:
-            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
-        except TimeoutError:
-            raise ProblemError(
-                503,
-                "too-long",
-                "The list took too long",
-                f"It could not be read within {LOOK_WITHIN:g} s. Ask for less time.",
-                headers={"Retry-After": "5"},
-            ) from None
+        async with self._look():
+            total, found = await find_in_kafka(self._settings, wanted, limit=of.limit)
         items = [
             BlockedOne(
                 source=one.source,
@@ -229,6 +258,41 @@ class ReleaseDesk:
             for one in found
         ]
         return BlockedList(items=items, total=total)
+
+    async def malformed(self, of: OfMalformed) -> MalformedList:
+        """Raises ProblemError: 503 where Kafka does not give it in time."""
+        since, kind = utc_now() - duration(of.since), str(of.kind) if of.kind is not None else None
+        async with self._look():
+            found = await find_malformed(self._settings, since, model=of.model, kind=kind, limit=of.limit)
+        items = [
+            MalformedOne(
+                source=one.source,
+                at=one.at,
+                kind=one.kind,
+                reason=one.reason,
+                model=one.model or None,
+                version=one.version or None,
+            )
+            for one in found.latest
+        ]
+        return MalformedList(items=items, total=found.count, kinds=dict(found.kinds), first_reasons=found.reasons)
+
+    @contextlib.asynccontextmanager
+    async def _look(self) -> AsyncIterator[None]:
+        """Raises ProblemError where what is read does not come, or not in time."""
+        try:
+            async with asyncio.timeout(LOOK_WITHIN), self._lists_at_once:
+                yield
+        except KafkaUnavailable as error:
+            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
+        except TimeoutError:
+            raise ProblemError(
+                503,
+                "too-long",
+                "The list took too long",
+                f"It could not be read within {LOOK_WITHIN:g} s. Ask for less time.",
+                headers={"Retry-After": "5"},
+            ) from None
 
     async def stop(self) -> None:
         running = list(self._running.values())

@@ -578,8 +578,8 @@ class ApiSettings(_Section):
     unix_socket: Path | None = None
     """Also serve on this socket, which only the user of this process can open: who connects is let in as that user."""
     url: str | None = None
-    """Where the command line finds the API. With it, commands, releases and what is read of routes, incidents and
-    blocked predictions go through the API, in the name of the token below; without it, straight to Kafka."""
+    """Where the command line finds the API. With it, commands, releases and what is read of routes, incidents, blocked
+    and malformed predictions go through the API, in the name of the token below; without it, straight to Kafka."""
     token: SecretStr | None = None
     token_file: Path | None = None
     """The command line's own token."""

@@ -444,7 +444,7 @@ def _try_everything(served: Served) -> None:
 
             attempt()
             tried += 1
-    assert tried == 2 * 23
+    assert tried == 2 * 24
 
 
 async def test_without_tokens_this_machine_alone_is_served(

@@ -114,6 +114,17 @@ async def test_the_api_asks_the_guards_in_the_name_of_the_token(kafka, redis_ser
 
         await stack.send([b'{"model": "pricing", "price": 5.0}', b"\xff"])
         await stack.until(lambda: len(stack.seen["malformed"]) == 2, "both are malformed")
+        listed = (await desk.say("alice", "malformed", "list", "--json")).facts
+        assert (listed["count"], len(listed["records"]), sum(listed["kinds"].values())) == (2, 2, 2)
+        assert all(one["reason"] for one in listed["records"])
+        for who, model, says in (
+            ("paul", (), "is limited to some models. Ask for one of them"),
+            ("paul", ("other",), "is limited to other models than other"),
+            ("vera", ("nobody",), "There is no model nobody"),
+        ):
+            refused = await desk.say(who, "malformed", "list", *model)
+            assert (refused.code, says in refused.flat()) == (1, True), refused
+        assert (await desk.say("paul", "malformed", "list", MODEL, "--json")).facts["count"] == 0
         failed = await desk.say("alice", "malformed", "retry", MODEL, "-r", "the mapping was wrong", "--json")
         assert (failed.code, failed.facts["counts"]) == (1, {"still_malformed": 2})
         assert all(one["findings"] for one in failed.facts["predictions"])

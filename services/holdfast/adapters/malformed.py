@@ -36,7 +36,8 @@ class MalformedRecord:
     reason: str
     model: str
     version: str
-    record: ConsumerRecord
+    record: ConsumerRecord | None = None
+    """None where the API told of it."""
 
     @classmethod
     def of(cls, record: ConsumerRecord, predictions: str) -> "MalformedRecord":
@@ -65,7 +66,7 @@ class MalformedRecord:
             "reason": self.reason,
             "model": self.model or None,
             "model_version": self.version or None,
-            "value": (self.record.value or b"")[:4096].decode("utf-8", "replace"),
+            "value": (self.record.value or b"")[:4096].decode("utf-8", "replace") if self.record is not None else None,
         }
 
 
@@ -106,7 +107,7 @@ async def find_malformed(
             found.kinds[one.kind] += 1
             found.reasons.setdefault(one.kind, one.reason)
             found.latest.append(one)
-        found.latest.sort(key=lambda one: (one.at, one.record.partition, one.record.offset))
+        found.latest.sort(key=_place)
         del found.latest[: -limit or None]
 
     inputs = (settings.of_model(model),) if model is not None else settings.of_inputs()
@@ -118,6 +119,10 @@ async def find_malformed(
     except KafkaError as error:
         raise KafkaUnavailable(await explain(settings.kafka, error)) from None
     return found
+
+
+def _place(one: MalformedRecord) -> tuple[datetime, int, int]:
+    return (one.at, *((one.record.partition, one.record.offset) if one.record is not None else (0, 0)))
 
 
 LATELY = timedelta(minutes=5)

@@ -126,6 +126,14 @@ async def blocked(settings: Settings, since: datetime, query: Mapping[str, Any])
     return found
 
 
+async def malformed(settings: Settings, since: datetime, query: Mapping[str, Any]) -> dict[str, Any]:
+    """What could not be decoded, without its contents. Raises ApiUnavailable."""
+    asked = {name: value for name, value in query.items() if value is not None} | {"since": _ago(since)}
+    async with _client(settings.api) as client:
+        found: dict[str, Any] = await _ask(client, "GET", "/malformed", params=asked)
+    return found
+
+
 def _ago(since: datetime) -> str:
     """A time as the API takes it: how long ago it was, in whole seconds, or where these are too many in minutes."""
     seconds = max(1, math.ceil((utc_now() - since).total_seconds()))
