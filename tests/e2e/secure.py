@@ -107,9 +107,12 @@ class SecureKafka(RealKafka):
             f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.files={jwks}",
         )
         users = [f"{kind}=[name=holdfast-{party},password={password(party)}]" for party in Party for kind in _SCRAM]
+        users += [f"{kind}=[name={user},password={password(user)}]" for user in OF_AN_INPUT for kind in _SCRAM]
         self.format_arguments = tuple(word for user in users for word in ("--add-scram", user))
 
 
+OF_AN_INPUT = ("prices-holdfast-producer", "prices-holdfast-consumer")
+"""The logins of an input with the name `prices`, beside those of the parties."""
 _SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 
 

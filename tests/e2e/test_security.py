@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,8 @@ from holdfast.settings import KafkaSettings
 from holdfast_schemas import TOPICS, Party
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
+PRICES = "prices.v3"
+"""A topic of predictions that is bound to a model."""
 TOO_LARGE = bytes(5 * 1024 * 1024)
 """Packed it is small, so that it reaches the broker, which asks for rights before it unpacks."""
 
@@ -120,7 +122,8 @@ async def stack(site: Site, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
     """An installation whose access lists were granted by exactly the lines that `holdfast acls kafka` prints."""
     folder = tmp_path_factory.mktemp("stack")
     (folder / "admin.properties").write_text("")
-    stack = Stack(site.kafka, site.redis.url, {"pricing": POLICY}, folder=folder, create=False)
+    inputs = {"inputs": [{"name": "prices", "topic": PRICES, "models": ["discounts"]}]}
+    stack = Stack(site.kafka, site.redis.url, {"pricing": POLICY}, folder=folder, create=False, settings=inputs)
     printed = holdfast("acls", "kafka", "--config", str(folder / "base.toml"))
     assert printed.returncode == 0, printed.stderr
 
@@ -351,25 +354,39 @@ async def assert_the_site_shows_no_secret(api: Worker, token: str) -> None:
 @pytest.mark.parametrize("party", list(Party))
 async def test_each_party_writes_what_the_table_says_and_nothing_else(party: Party, site: Site, stack: Stack) -> None:
     """Asked of the broker, topic by topic; the record is one that is refused, as too large, to those who may write."""
+    may = await may_write(site.login(party), [stack.topic(role) for role in TOPICS])
+    assert may == {stack.topic(role): party in topic.writers for role, topic in TOPICS.items()}
+
+
+async def may_write(login: dict[str, Any], topics: Sequence[str]) -> dict[str, bool]:
+    """Which of the topics this login may write."""
     producer = AIOKafkaProducer(
-        max_request_size=2**24, compression_type="gzip", **KafkaSettings(**site.login(party)).client_options()
+        max_request_size=2**24, compression_type="gzip", **KafkaSettings(**login).client_options()
     )
     await producer.start()
     may = {}
     try:
-        for role in TOPICS:
+        for topic in topics:
             try:
-                await asyncio.wait_for(
-                    producer.send_and_wait(stack.topic(role), TOO_LARGE, key=b"x", partition=0),
-                    backends.GENEROUS,
-                )
+                sent = producer.send_and_wait(topic, TOO_LARGE, key=b"x", partition=0)
+                await asyncio.wait_for(sent, backends.GENEROUS)
             except MessageSizeTooLargeError:
-                may[role] = True
+                may[topic] = True
             except TopicAuthorizationFailedError:
-                may[role] = False
+                may[topic] = False
     finally:
         await producer.stop()
-    assert may == {role: party in topic.writers for role, topic in TOPICS.items()}
+    return may
+
+
+async def test_a_producer_is_bound_to_the_models_of_its_topic(site: Site, stack: Stack) -> None:
+    """By the lines that `holdfast acls kafka` prints: the one may write its input, and neither of them the other's."""
+    topics = [PRICES, stack.topic("predictions"), f"{PRICES}.approved", stack.topic("approved"), stack.topic("control")]
+    user = "prices-holdfast-producer"
+    theirs = await may_write(site.login("producer", sasl_username=user, sasl_password=password(user)), topics)
+    assert [topic for topic, may in theirs.items() if may] == [PRICES]
+    others = await may_write(site.login("producer"), topics)
+    assert [topic for topic, may in others.items() if may] == [stack.topic("predictions")]
 
 
 async def test_each_party_reads_what_the_table_says_and_nothing_else(site: Site, stack: Stack) -> None:
