@@ -28,6 +28,7 @@ from holdfast.adapters.follow import Follower
 from holdfast.adapters.kafka import (
     KafkaUnavailable,
     KeyOrder,
+    PrepareAgain,
     ReopenLane,
     TransactionalLoop,
     Write,
@@ -77,6 +78,8 @@ NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 PARKED_FOR = 600.0
 """Seconds that the memory of a partition is kept that went to another worker: it may be back once a deployment ends."""
+LOOK_AGAIN_AFTER = 10.0
+"""Seconds between two times that a guard reads the routes to their end because of a version that nobody promoted."""
 ROUTES_WITHIN = 5.0
 """Seconds: nothing is judged by routes that are known to be complete only up to an earlier time."""
 
@@ -192,6 +195,7 @@ class GuardWork:
         self._refused: dict[int, _Refused] = {}
         self._restamped: Counter[str] = Counter()
         self._told_of_policies: Sequence[str] = ()
+        self._wants_routes = False
         self._progress = metrics.PROGRESS.labels("guard", str(partition))
         self._progress.set_to_current_time()
         self.topic_id: str | None = None
@@ -233,9 +237,13 @@ class GuardWork:
         return known.memory if known.fields == fields else None
 
     async def prepare(self, records: Sequence[Record]) -> None:
-        """Read the routes to their end where Kafka has long said nothing about them: a fence may be among them."""
-        if self._guard.follower.silent_for > ROUTES_WITHIN:
+        """Read the routes to their end where Kafka has long said nothing about them: a fence may be among them.
+
+        And where a version seems not to be promoted: it may be since a moment ago.
+        """
+        if self._wants_routes or self._guard.follower.silent_for > ROUTES_WITHIN:
             await self._guard.follower.catch_up()
+            self._wants_routes = False
 
     def process(self, records: Sequence[Record]) -> list[Write]:
         if not records:
@@ -308,6 +316,9 @@ class GuardWork:
                 given=self._guard.follower.references.of(model),
                 keys=partial(self._keys, records, batch),
             )
+            if judgement.unpromoted is not None and policy is not None and self._guard.may_look_again(policy):
+                self._wants_routes = True
+                raise PrepareAgain
             self._pending.append((policy, batch.columns, judgement))
             self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
             if policy is not None:
@@ -657,6 +668,7 @@ class Guard:
         self.parked: dict[int, Known] = {}
         self._told_of: set[str] = set()
         self._told_of_misplaced: set[str] = set()
+        self._looked_at = float("-inf")
         self.retention = Retention(settings)
         self.releases = Releases(
             settings, lambda: self.policies.current.at(utc_now()), self.follower, self.memory_of, self.partitions_by_key
@@ -668,6 +680,13 @@ class Guard:
         if model not in self._told_of:
             self._told_of.add(model)
             log.warning("predictions without a key are judged", model=model, advice=ADVICE)
+
+    def may_look_again(self, policy: Policy) -> bool:
+        """Whether to read the routes to their end before outputs are blocked as not promoted; once in a while."""
+        if policy.versions == "any" or time.monotonic() - self._looked_at < LOOK_AGAIN_AFTER:
+            return False
+        self._looked_at = time.monotonic()
+        return True
 
     def partitions_by_key(self) -> int:
         """Among how many partitions murmur2 distributes the keys of predictions; 0 where producers do it otherwise."""

@@ -48,16 +48,23 @@ async def test_a_version_that_nobody_promoted_is_neither_approved_nor_moves_what
         assert not any(one.get("promoted", True) for one in tallies())
 
         await asyncio.to_thread(guard.kill)
-        await stack.start("guard")
+        (guard,) = await stack.start("guard")
         await stack.send([stack.prediction("pricing", "v1", "L-1", 19_000.0)])
         await stack.until(lambda: len(stack.seen["approved"]) == 2, "v1 is not hurt")
+
+        # A guard that has not heard of a promotion yet asks before it blocks.
+        guard.pause()
+        await stack.command("pricing", "promote", "v10")
+        await stack.send([stack.prediction("pricing", "v10", "L-1", 17_000.0)])
+        guard.resume()
+        await stack.until(lambda: len(stack.seen["approved"]) == 3, "what came after the promotion is approved")
 
         bad = [stack.prediction("pricing", "v9", f"E{number % 20}", 1.0) for number in range(200)]
         await stack.send(bad)
         await stack.until(lambda: "v9" in stack.route("pricing")["fenced"], "a candidate trips by its own outputs")
-        assert (stack.route("pricing")["version"], stack.route("pricing")["state"]) == ("v1", "auto")
+        assert (stack.route("pricing")["version"], stack.route("pricing")["state"]) == ("v10", "auto")
         await stack.send([stack.prediction("pricing", "v1", "L-1", 18_000.0)])
-        await stack.until(lambda: len(stack.seen["approved"]) == 3, "and v1 goes on")
+        await stack.until(lambda: len(stack.seen["approved"]) == 4, "and v1, which served before, goes on")
         code, facts = await audit(stack)
         assert code == 0, facts
 

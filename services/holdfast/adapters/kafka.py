@@ -171,6 +171,10 @@ class ReopenLane(Exception):  # noqa: N818  a request, not a failure
     """Raised by `process` when the work must be restored before it can go on."""
 
 
+class PrepareAgain(Exception):  # noqa: N818  a request, not a failure
+    """Raised by `process` when `prepare` must read more before the same records can be judged."""
+
+
 class _Lane:
     def __init__(self, loop: "TransactionalLoop", tp: TopicPartition) -> None:
         self.loop, self.tp = loop, tp
@@ -389,6 +393,9 @@ class _Lane:
             writes = self.work.process(records)
         except ReopenLane:
             raise
+        except PrepareAgain:
+            self.records[:0] = records
+            return
         except Exception as error:
             log.exception("processing failed, going record by record", partition=self.tp.partition)
             await self._one_by_one(records, error)
@@ -478,6 +485,8 @@ class _Lane:
                     break
                 except ReopenLane:
                     raise
+                except PrepareAgain:
+                    await self._prepare([record])
                 except Exception as failure:
                     error = failure
             if writes is None:
