@@ -328,7 +328,7 @@ async def test_without_a_guard_nothing_is_lost(stack):
     assert (said.code, said.out) == (1, "")
     assert "the guards have answered nothing of it, and no more within 1 s. Nothing is lost" in said.flat()
     (command,) = await stack.until(lambda: stack.seen["releases"], "it is written")
-    assert body(command)["command_id"].removesuffix(".0") in said.flat()
+    assert body(command)["command_id"].partition(".")[0] in said.flat()
     # A pipeline that repeats a request because it was not answered.
     await stack.send([command.value] * 2, role="releases", key=command.key, partition=command.partition)
     await asyncio.to_thread(guard.start)
