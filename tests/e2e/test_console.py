@@ -124,11 +124,13 @@ async def installed(
     for role in Role:
         tokens[role.value], line = create_token(NAMES[role], role)
         lines.append(line)
-    settings = {"api": {"tokens": lines, "commands_per_minute": 10_000, "outcome_within": "60s"}}
+    folder = tmp_path_factory.mktemp("console")
+    # Sessions outlast a restart of the API.
+    (folder / "session-key").write_text("k" * 64)
+    api_settings = {"tokens": lines, "commands_per_minute": 10_000, "outcome_within": "60s"}
+    settings = {"api": {**api_settings, "session_key_file": str(folder / "session-key")}}
     policies = dict.fromkeys(MODELS, BREAKER)
-    async with Stack(
-        kafka, redis_server.url, policies, folder=tmp_path_factory.mktemp("console"), settings=settings
-    ) as stack:
+    async with Stack(kafka, redis_server.url, policies, folder=folder, settings=settings) as stack:
         api, _ = await stack.start("api", "switch")
         yield Site(stack, api, tokens, browser)
 
