@@ -100,6 +100,8 @@ TRY_AGAIN_AFTER = 5.0
 """Seconds after which the worker tries again where it cannot answer at all."""
 PREPARE_WITHIN = 3600.0
 """Seconds that a command may wait for those of the worker's other partitions."""
+POLL_MS = 15_000
+"""How long a partition waits for a command before it looks at the clock: it wakes at once when there is one."""
 FETCH_WAIT_MS = 5000
 """Commands are rare: a broker may keep a fetch for as long. It answers at once when there is a command."""
 _OURS = frozenset(header.value for header in Header)
@@ -671,7 +673,7 @@ class Releases:
             group=self.settings.release_group,
             worker=self.settings.worker,
             open_work=lambda partition: ReleaseWork(self, partition),
-            poll_ms=1000,
+            poll_ms=POLL_MS,
             # A transaction for each command.
             max_records=1,
             give_up_after=self.settings.guard.give_up_after,

@@ -138,7 +138,7 @@ class Entities:
             self._learned[slots] = self._turn
 
     def _slot_of(self, entity: str) -> int:
-        name = entity_key(entity)
+        name = entity if len(entity) <= LONG else entity_key(entity)
         slot = self._slots.get(name)
         if slot is None:
             slot = self._free.pop() if self._free else len(self._names)
@@ -149,7 +149,7 @@ class Entities:
             else:
                 self._names[slot] = name
             self._slots[name] = slot
-            self._hashed += isinstance(name, bytes)
+            self._hashed += name is not entity
         return slot
 
     def _grow(self) -> None:
