@@ -47,7 +47,7 @@ def test_anything_else_came_straight_to_kafka(
     assert VERIFIER.through(topic, value, at, headers) is Through.KAFKA
 
 
-@pytest.mark.parametrize("pem", [b"", b"hunter2", PUBLIC, PRIVATE[:-40]])
+@pytest.mark.parametrize("pem", [b"", b"hunter2", PUBLIC, PRIVATE[:-40]], ids=["empty", "other", "public", "cut"])
 def test_a_key_that_cannot_be_used_is_refused_and_not_quoted(pem: bytes) -> None:
     with pytest.raises(ValueError, match="not an Ed25519 private key") as refused:
         CommandSigner(pem)
