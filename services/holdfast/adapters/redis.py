@@ -254,7 +254,7 @@ class RouteMirror:
 
 def state_fields(route: Route) -> dict[str, str]:
     """The hash of a route: text only, and an absent value is an absent field."""
-    document = route.model_dump(mode="json", exclude_none=True, exclude={"model", "fenced"})
+    document = route.model_dump(mode="json", exclude_none=True, exclude={"model", "fenced", "promoted"})
     return {name: str(value) for name, value in document.items()}
 
 
@@ -268,7 +268,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _script_input(route: Route, signer: RouteSigner | None = None) -> tuple[list[str], list[str]]:
-    message = route.model_dump(mode="json", exclude_none=True, exclude={"fenced"})
+    message = route.model_dump(mode="json", exclude_none=True, exclude={"fenced", "promoted"})
     values = state_fields(route)
     if signer is not None:
         message[SIGNATURE] = values[SIGNATURE] = signer.sign(route.model, values)
