@@ -153,12 +153,8 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
             "kafka", Health.OK, f"{brokers} broker{'s' if brokers != 1 else ''} at {settings.kafka.bootstrap_servers}"
         )
         described = await describe_topics(admin, settings)
-        names, counts = described.names, described.partitions
-        for diagnosis in _topics(described):
-            yield diagnosis
-        async for diagnosis in _as_far_as_told("topics", _topic_settings(described, admin)):
-            yield diagnosis
-        async for diagnosis in _as_far_as_told("topics", _old_timestamps(described, admin)):
+        counts = described.partitions
+        async for diagnosis in _about_topics(described, admin):
             yield diagnosis
         single = [name for name, replicas in described.replicas.items() if replicas < 2]
         if single:
@@ -169,15 +165,8 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
                 "In production set topic_settings.replication_factor = 3 before creating them, or add replicas.",
             )
         services = (("guard", settings.guard.group, "predictions"), ("switch", settings.switch.group, "control"))
-        for service, group, role in services:
-            if role in counts:
-                looked_at = _group(settings, admin, service, group, names[role], counts[role])
-                async for diagnosis in _as_far_as_told(service, looked_at):
-                    yield diagnosis
-        if "releases" in counts:
-            tps = [TopicPartition(names["releases"], number) for number in range(counts["releases"])]
-            async for diagnosis in _as_far_as_told("releases", _releases(settings, admin, tps)):
-                yield diagnosis
+        async for diagnosis in _about_services(settings, admin, described, services):
+            yield diagnosis
         for one in settings.of_inputs()[1:]:
             async for diagnosis in _input(one, admin):
                 yield diagnosis
@@ -220,19 +209,35 @@ async def _kafka(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
 async def _input(settings: Settings, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
     """Look at the topics and the guards of a further input."""
     described = await describe_topics(admin, settings, OF_INPUT)
-    names, counts = described.names, described.partitions
+    async for diagnosis in _about_topics(described, admin):
+        yield diagnosis
+    services = (("guard", settings.guard.group, "predictions"),)
+    async for diagnosis in _about_services(settings, admin, described, services):
+        yield diagnosis
+
+
+async def _about_topics(described: Described, admin: AIOKafkaAdminClient) -> AsyncIterator[Diagnosis]:
+    """Look at which topics there are, and at their settings."""
     for diagnosis in _topics(described):
         yield diagnosis
-    for area, looked_at in (
-        ("topics", _topic_settings(described, admin)),
-        ("topics", _old_timestamps(described, admin)),
-    ):
-        async for diagnosis in _as_far_as_told(area, looked_at):
+    for looked_at in (_topic_settings(described, admin), _old_timestamps(described, admin)):
+        async for diagnosis in _as_far_as_told("topics", looked_at):
             yield diagnosis
-    if "predictions" in counts:
-        group = _group(settings, admin, "guard", settings.guard.group, names["predictions"], counts["predictions"])
-        async for diagnosis in _as_far_as_told("guard", group):
-            yield diagnosis
+
+
+async def _about_services(
+    settings: Settings,
+    admin: AIOKafkaAdminClient,
+    described: Described,
+    services: Sequence[tuple[str, str, str]],
+) -> AsyncIterator[Diagnosis]:
+    """Look at how far services are, by name, group and role of the topic, and whether guards answer for releases."""
+    names, counts = described.names, described.partitions
+    for service, group, role in services:
+        if role in counts:
+            looked_at = _group(settings, admin, service, group, names[role], counts[role])
+            async for diagnosis in _as_far_as_told(service, looked_at):
+                yield diagnosis
     if "releases" in counts:
         tps = [TopicPartition(names["releases"], number) for number in range(counts["releases"])]
         async for diagnosis in _as_far_as_told("releases", _releases(settings, admin, tps)):

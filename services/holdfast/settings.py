@@ -752,11 +752,12 @@ class Settings(BaseSettings):
         Raises SettingsError where `input` names another one.
         """
         name = self._input_by_model.get(model)
-        if name is None or self.input is None:
-            return self if name is None and self.input is None else self.of_input(name or "")
-        if name != self.input:
-            raise SettingsError(f"{model} is of the input {name}, and this is about {self.input}. Leave `input` out.")
-        return self
+        if name == self.input:
+            return self
+        if self.input is None:
+            return self.of_input(str(name))
+        whose = f"of the input {name}" if name is not None else "of no input"
+        raise SettingsError(f"{model} is {whose}, and this is about {self.input}. Leave `input` out.")
 
     def of_inputs(self) -> tuple[Self, ...]:
         """Return the settings of each input, that of `topics` first."""

@@ -12,19 +12,18 @@ clock in milliseconds, and base64 of an Ed25519 signature (RFC 8032) over these 
 The time bounds how long a copy of a signed record counts as the API's.
 """
 
-import base64
 import re
 from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+
+from holdfast.core.ed25519 import is_signed, private_key, public_keys, sign
 
 HEADER = "holdfast-signature"
 FRESH = timedelta(minutes=5)
 """How far the time of a signature and the time of its record may be apart."""
 _HEAD = b"holdfast-command-1\n"
 _SAID = re.compile(rb"([0-9]{1,15}):([A-Za-z0-9+/=]{1,200})")
-_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
 class Through(StrEnum):
@@ -45,25 +44,12 @@ class CommandSigner:
 
     def __init__(self, pem: bytes) -> None:
         """`pem`: PKCS#8, without a password. Raises ValueError, which quotes nothing of it."""
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        try:
-            key = load_pem_private_key(pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError(
-                "it is not an Ed25519 private key in PEM without a password; make one with `openssl genpkey -algorithm "
-                "ed25519`"
-            )
-        self._key = key
+        self._key = private_key(pem)
 
     def header(self, topic: str, value: bytes, now_ms: int) -> tuple[str, bytes]:
         """The header of a record with this value."""
         at_ms = b"%d" % now_ms
-        signature = base64.b64encode(self._key.sign(_signed(topic, at_ms, value)))
+        signature = sign(self._key, _signed(topic, at_ms, value))
         return HEADER, b"%b:%b" % (at_ms, signature)
 
 
@@ -72,39 +58,16 @@ class CommandVerifier:
 
     def __init__(self, pem: bytes) -> None:
         """Raises ValueError for what is not Ed25519 public keys in PEM."""
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-        self._keys: list[Any] = []
-        for block in _PUBLIC.findall(pem):
-            try:
-                key = load_pem_public_key(block)
-            except (ValueError, UnsupportedAlgorithm):
-                key = None
-            if not isinstance(key, Ed25519PublicKey):
-                self._keys.clear()
-                break
-            self._keys.append(key)
-        if not self._keys:
-            raise ValueError("it is not an Ed25519 public key in PEM; get it with `openssl pkey -in KEY.pem -pubout`")
+        self._keys = public_keys(pem)
 
     def through(self, topic: str, value: bytes, record_ms: int, headers: Iterable[tuple[str, bytes | None]]) -> Through:
         """How the command in that record came."""
-        from cryptography.exceptions import InvalidSignature
-
         given = [content or b"" for name, content in headers if name == HEADER]
         match = _SAID.fullmatch(given[0]) if len(given) == 1 else None
         if match is None or abs(record_ms - int(match[1])) > FRESH / timedelta(milliseconds=1):
             return Through.KAFKA
         try:
-            raw = base64.b64decode(match[2], validate=True)
+            signed = is_signed(self._keys, match[2], _signed(topic, match[1], value))
         except ValueError:
-            return Through.KAFKA
-        for key in self._keys:
-            try:
-                key.verify(raw, _signed(topic, match[1], value))
-            except InvalidSignature:
-                continue
-            return Through.API
-        return Through.KAFKA
+            signed = False
+        return Through.API if signed else Through.KAFKA

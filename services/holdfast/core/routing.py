@@ -730,11 +730,7 @@ class _Turn:
             }
         )
         self._told_in = incident.incident_id
-        if self._update_is_due(known):
-            self._publish_incident(incident)
-        else:
-            update = known.model_copy(update={"incident": incident, "stale": True})
-            self._set(incidents={**self.state.incidents, incident.bad_version: update})
+        self._take_over(known, incident, publish=self._update_is_due(known))
 
     def _route_as_told(self) -> dict[str, Any]:
         """What an incident says about the route."""
@@ -802,11 +798,15 @@ class _Turn:
                 "policy": incident.policy or tally.policy,
             }
         )
+        self._take_over(known, incident, publish=publish)
+
+    def _take_over(self, known: OpenIncident, incident: Incident, *, publish: bool) -> None:
+        """Keep risen counts of an open incident; without `publish` a later update tells of them."""
         if publish:
             self._publish_incident(incident)
-        else:
-            update = known.model_copy(update={"incident": incident, "stale": True})
-            self._set(incidents={**self.state.incidents, name: update})
+            return
+        update = known.model_copy(update={"incident": incident, "stale": True})
+        self._set(incidents={**self.state.incidents, incident.bad_version: update})
 
     def _update_is_due(self, known: OpenIncident) -> bool:
         age = abs(self.now - known.incident.opened_at)
