@@ -60,6 +60,7 @@ from holdfast.adapters.metrics import HTTP_REFUSED
 from holdfast.adapters.oidc import AWAY, BEGUN_LASTS, CALLBACK, SignInError
 from holdfast.adapters.policies import known_models
 from holdfast.adapters.policies_here import watch_policies
+from holdfast.adapters.reading import read_within
 from holdfast.adapters.service import OWN_PATHS, run_service
 from holdfast.adapters.shadow import read_report
 from holdfast.board import HISTORY, Board
@@ -466,22 +467,10 @@ class Api:
         self.must_exist(of.model)
         here = self.board.policies.policies.get(of.model)
         breaker = here.breaker if here is not None else BreakerPolicy()
-        try:
-            async with asyncio.timeout(SHADOW_WITHIN), self._shadow:
-                since = utc_now() - duration(of.since)
-                return await read_report(
-                    self.settings, of.model, since, breaker, version=of.version, tail=SHADOW_TALLIES
-                )
-        except KafkaUnavailable as error:
-            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
-        except TimeoutError:
-            raise ProblemError(
-                503,
-                "too-long",
-                "The report took too long",
-                f"It could not be read within {SHADOW_WITHIN:g} s. Ask for less time, or use holdfast shadow report.",
-                headers={"Retry-After": "5"},
-            ) from None
+        advice = "Ask for less time, or use holdfast shadow report."
+        async with read_within(SHADOW_WITHIN, self._shadow, "The report", advice):
+            since = utc_now() - duration(of.since)
+            return await read_report(self.settings, of.model, since, breaker, version=of.version, tail=SHADOW_TALLIES)
 
     def _count_against_limit(self, who: Principal) -> None:
         if self._limiter.hit(self._limit, who.key):

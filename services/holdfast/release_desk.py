@@ -7,7 +7,7 @@ came before is the same: it is read from the audit, also after a restart and by 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from holdfast.adapters.asked import Lasts, Reason, duration
 from holdfast.adapters.http import ProblemError
 from holdfast.adapters.kafka import KafkaUnavailable
 from holdfast.adapters.malformed import find_malformed
+from holdfast.adapters.reading import read_within
 from holdfast.core.malformed import MalformedKind
 from holdfast.core.releases import RELEASE, Answer
 from holdfast.release import (
@@ -277,22 +278,9 @@ class ReleaseDesk:
         ]
         return MalformedList(items=items, total=found.count, kinds=dict(found.kinds), first_reasons=found.reasons)
 
-    @contextlib.asynccontextmanager
-    async def _look(self) -> AsyncIterator[None]:
+    def _look(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Raises ProblemError where what is read does not come, or not in time."""
-        try:
-            async with asyncio.timeout(LOOK_WITHIN), self._lists_at_once:
-                yield
-        except KafkaUnavailable as error:
-            raise ProblemError(503, "kafka-unavailable", "Kafka cannot be used", str(error)) from None
-        except TimeoutError:
-            raise ProblemError(
-                503,
-                "too-long",
-                "The list took too long",
-                f"It could not be read within {LOOK_WITHIN:g} s. Ask for less time.",
-                headers={"Retry-After": "5"},
-            ) from None
+        return read_within(LOOK_WITHIN, self._lists_at_once, "The list", "Ask for less time.")
 
     async def stop(self) -> None:
         running = list(self._running.values())

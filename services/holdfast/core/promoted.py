@@ -1,6 +1,6 @@
 """Which versions of a model may be approved, by the route and the policy's `versions`.
 
-Whoever may write predictions may name any version in them. Once a model has a route, outputs of a version that nobody
+A producer may name any version in its predictions. Once a model has a route, outputs of a version that nobody
 promoted are judged and counted, so that its team sees how it does, but they are not approved. They teach no check with
 memory either, so that they cannot move what outputs of a promoted version are held against.
 """
@@ -31,7 +31,7 @@ def accepted_versions(route: Route | None, versions: Versions) -> frozenset[str]
 
 
 def others(versions: Sequence[str], accepted: frozenset[str] | None) -> NDArray[np.bool_] | None:
-    """(n,) the rows of all other versions; None where there are none."""
+    """Return the rows of all other versions, as an (n,) mask; None: every version is accepted."""
     if accepted is None or accepted.issuperset(versions):
         return None
     return np.array([version not in accepted for version in versions], dtype=np.bool_)

@@ -1,6 +1,6 @@
 """How many versions of one model are counted one by one.
 
-Whoever may write predictions may name another version in each of them. A version costs a tally in the guard and a step
+A producer may name another version in each of its predictions. A version costs a tally in the guard and a step
 of the model's state in the switch, and commands of other models wait behind it. So in each batch only some versions of
 a model are counted one by one: those that the route names, then those with most predictions. All others are counted
 together as `OTHERS`. Their outputs are judged and blocked as before, but none of these versions can trip by them.
