@@ -1,7 +1,6 @@
 """Redis as operators run it: behind a name that moves, watched by Sentinels, and as a cluster."""
 
 import contextlib
-import random
 import socket
 import threading
 import time
@@ -141,12 +140,12 @@ def sentinels_of(
 
 
 class ClusterNodeServer(RedisServer):
-    """A node of a cluster; its bus is 10,000 ports above."""
+    """A node of a cluster. Its bus has a free port too: 10,000 above its own, the usual place, connections have theirs."""
 
     def __init__(self, *arguments: str) -> None:
-        super().__init__("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *arguments)
-        while self.port > 55_000:
-            self.port = random.randint(20_000, 30_000)
+        self.bus = free_port()
+        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(self.bus))
+        super().__init__(*own, *arguments)
 
     def ask(self, *words: object) -> str:
         with redis.Redis(port=self.port, decode_responses=True) as client:
@@ -162,7 +161,7 @@ def redis_cluster() -> Iterator[list[ClusterNodeServer]]:
             node.ask("CLUSTER", "ADDSLOTS", *range(number * 16384 // 3, (number + 1) * 16384 // 3))
         for number, node in enumerate(nodes):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+            node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, nodes[0].bus)
         wait_for(lambda: all(node.ask("CLUSTER", "NODES").count(" connected") == 6 for node in nodes), "all have met")
         for primary, replica in zip(nodes[:3], nodes[3:], strict=True):
             replica.ask("CLUSTER", "REPLICATE", primary.ask("CLUSTER", "MYID"))

@@ -119,7 +119,6 @@ async def until(condition: Callable[[], Any]) -> None:
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
-        (b"", b"HTTP/1.1 408 "),
         (b"G", b"HTTP/1.1 408 "),
         (HALF, b"HTTP/1.1 408 "),
         (WHOLE + HALF, b"HTTP/1.1 200 "),
@@ -133,6 +132,16 @@ async def test_a_request_that_does_not_come_whole_is_ended(port: Port, sent: byt
         protocol.data_received(sent)
     await until(lambda: wire.closed)
     assert wire.written.startswith(answer)
+
+
+@pytest.mark.parametrize("sent", [b"", WHOLE])
+async def test_an_idle_connection_is_ended_without_an_answer(port: Port, sent: bytes) -> None:
+    """A client that sends its next request at that moment would take a 408 for the answer to it."""
+    protocol, wire = port.connect()
+    if sent:
+        protocol.data_received(sent)
+    await until(lambda: wire.closed)
+    assert wire.written.count(b"HTTP/1.1") == bool(sent)
 
 
 async def test_a_trickle_of_bytes_gains_no_time(port: Port) -> None:
@@ -311,7 +320,9 @@ async def test_half_open_requests_end_each_other_and_health_answers_throughout()
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
             assert open_still(attackers) <= 40
         await until(lambda: open_still(attackers) == 0)
-        metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+        # Its own connection has been idle for as long.
+        async with httpx.AsyncClient() as another:
+            metrics = (await another.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'holdfast_http_refused_total{reason="crowded"}' in metrics
         for one in attackers:
             one.close()

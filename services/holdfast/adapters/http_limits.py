@@ -116,7 +116,8 @@ class BoundedProtocol(H11Protocol):
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
             HTTP_REFUSED.labels(SLOW_REQUEST).inc()
-            if self._phase is _Phase.HEAD and self.conn.their_state is h11.IDLE:
+            some, _ = self.conn.trailing_data
+            if self._phase is _Phase.HEAD and self.conn.their_state is h11.IDLE and some:
                 self.transport.write(_TIMEOUT)
             self.transport.close()
         self.loop.call_later(_ABORT_AFTER, self.transport.abort)
