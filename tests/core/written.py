@@ -91,7 +91,7 @@ def write_verdicts(
             told[model] = tally(group, judged, known, source, now, route)
     for model, versions in blame.items():
         told[model] = with_malformed(
-            told.get(model, []), versions, malformed, policies.policies[model], None, source, now
+            told.get(model, []), versions, malformed, policies.policies[model], route, source, now
         )
     tallies = [one for of in told.values() for one in of]
     for records_of in out.values():

@@ -46,7 +46,7 @@ from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNLISTED, UNREMEMBERED, unlisted
 from holdfast.core.short_names import short
-from holdfast.core.version_budget import GUARD_BUDGET, counted_one_by_one, with_others
+from holdfast.core.version_budget import GUARD_BUDGET, counted_one_by_one, named_by, with_others
 from holdfast_schemas import Finding, Route, RouteState, Sample, Severity, ShadowTally, Tally
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import MAX_TALLY_ENTITIES, OTHERS
@@ -717,6 +717,9 @@ def with_malformed(
     # There is always room for the versions that the route names.
     left = max(2, GUARD_BUDGET - len(result.keys() - {OTHERS}))
     new = {version: len(positions) for version, positions in versions.items() if version not in result}
+    if before:
+        # Any other version may be among those that are counted together, and each is counted in one place.
+        new = {version: count for version, count in new.items() if version in named_by(route)}
     own = counted_one_by_one(new, route, left) | result.keys()
     grouped, others = with_others(versions, own - {OTHERS})
     for version, positions in grouped.items():

@@ -29,9 +29,14 @@ def counted_one_by_one(counts: Mapping[str, int], route: Route | None, budget: i
     names = set(counts) - {OTHERS}
     if len(names) <= budget:
         return frozenset(names)
-    first = {route.version, route.last_good} if route is not None else set()
+    first = named_by(route)
     ranked = sorted(names, key=lambda name: (name not in first, -counts[name], name))
     return frozenset(ranked[:budget])
+
+
+def named_by(route: Route | None) -> set[str | None]:
+    """What has a place before all others."""
+    return {route.version, route.last_good} if route is not None else set()
 
 
 def with_others(rows: Mapping[str, Sequence[int]], own: Set[str]) -> tuple[dict[str, list[int]], int]:
