@@ -20,7 +20,7 @@ from faults.campaign import LONG, PATIENT, campaign
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.timeout(600)]
 
-SECONDS = 60.0 if LONG else 8.0
+SECONDS = 30.0 if LONG else 8.0
 HOSTILE_RATE = 400
 """Records a second, beside about 400 honest ones."""
 PROBE = '[[checks]]\nname = "bounds"\nkind = "range"\nmin = 1.0\nmax = 10.0\n'

@@ -138,7 +138,7 @@ class Shape:
         self._nothing = _blank(self._struct_type)
         as_they_are = {*texts, *anything}
         self._numbers = {name for name in ("value", *numbers) if name in self.names and name not in as_they_are}
-        self._kept = {*self.names} - self._numbers - ({"prediction_id"} - as_they_are)
+        self._kept = {*self.names} - self._numbers
         self._converters = {
             name: converter(name, reading)
             for name in self.names

@@ -70,7 +70,6 @@ class Batch:
     columns: Columns
     positions: Sequence[int]
     non_finite: Mapping[int, Sequence[NonFinite]]
-    shape: Shape
 
 
 class Found(msgspec.Struct, omit_defaults=True, gc=False):
@@ -473,7 +472,7 @@ def decode_by_model(
         if len(policies.shapes) == 1 and plain and models and models.count(models[0]) == len(models):
             columns = Columns(decoded)
             if models[0] not in policies.policies or not _misnamed(columns):
-                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite, shape))], {}
+                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
         undecided: list[int] = []
         for row, position in enumerate(left):
             if row in decoded.malformed:
@@ -510,7 +509,7 @@ def decode_by_model(
             if not rows:
                 continue
         non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
-        result.append((model, Batch(columns, positions, non_finite, policies.shapes[number])))
+        result.append((model, Batch(columns, positions, non_finite)))
     return result, flaws
 
 
@@ -798,16 +797,13 @@ def _malformed_sample(found: Malformed, source: Source, position: int) -> Sample
 
 
 def _sample(batch: Batch, row: int, source: Source, position: int, findings: tuple[Finding, ...]) -> Sample:
-    raw = source.records[position].value
-    prediction = _readable(raw)
-    identity = batch.shape.identity(prediction) if isinstance(prediction, dict) else batch.shape.identity_of(raw)
     value = float(batch.columns.numbers("value")[row])
     return Sample(
         source=source.of(position),
-        prediction=prediction,
+        prediction=_readable(source.records[position].value),
         findings=findings,
-        entity_id=_cut(identity.entity_id),
-        prediction_id=_cut(identity.prediction_id),
+        entity_id=_cut(batch.columns.values("entity_id")[row]),
+        prediction_id=_cut(batch.columns.values("prediction_id")[row]),
         value=None if math.isnan(value) else jsonable(value),
     )
 
