@@ -140,7 +140,7 @@ def sentinels_of(
 
 
 class ClusterNodeServer(RedisServer):
-    """A node of a cluster. Its bus has a free port too: 10,000 above its own, the usual place, connections have theirs."""
+    """A node of a cluster. Its bus has a free port too: 10,000 above its own is where connections have theirs."""
 
     def __init__(self, *arguments: str) -> None:
         self.bus = free_port()

@@ -41,7 +41,7 @@ from holdfast.core.errors import describe, first_flaw
 from holdfast.core.fit import STATE_BYTES, STATE_BYTES_OF_COMMANDS, encode, fit_incident, fit_state
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
-from holdfast.core.routing import Decision, Full, ModelState, Overtaken, Tick, decide
+from holdfast.core.routing import Decision, Full, ModelState, Overtaken, Tick, decide, forget_silent
 from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
@@ -285,7 +285,9 @@ class SwitchWork:
         for event in events:
             if isinstance(event, Command):
                 asked.setdefault(event.model, []).append(event)
+        now = utc_now()
         for model, state in list(self._pending.items()):
+            state = self._pending[model] = forget_silent(state, now)
             factor = STATE_BYTES_OF_COMMANDS // STATE_BYTES if model in asked else 1
             fitting = fit_state(state, factor * self._limit)
             if fitting is None:

@@ -19,6 +19,7 @@ from holdfast.core.routing import (
     Standing,
     Tick,
     decide,
+    forget_silent,
     last_good,
     standing,
 )
@@ -54,7 +55,7 @@ class Model:
         decision = decide(
             self.state, event, self.now, self.policy, new_id=f"id{next(self.ids)}", runbook_url=self.runbooks
         )
-        self.state = decision.state
+        self.state = decision.state and forget_silent(decision.state, self.now)
         self.routes += [decision.route] if decision.route is not None else []
         self.incidents += decision.incidents
         self.audits += decision.audits

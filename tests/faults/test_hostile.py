@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import math
-import random
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -12,83 +12,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from backends import Kafka, RedisServer
 from e2e.stack import Stack
+from faults import neighbour
 from faults.campaign import LONG, PATIENT, campaign
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.timeout(600)]
 
-SECONDS = 30.0 if LONG else 8.0
-HOSTILE_RATE = 400
-"""Records a second, beside about 400 honest ones."""
+SECONDS = 60.0 if LONG else 8.0
 PROBE = '[[checks]]\nname = "bounds"\nkind = "range"\nmin = 1.0\nmax = 10.0\n'
 THEIRS = PROBE + "[breaker]\nmin_entities = 1\nmin_partitions = 1\n"
 
 
-class Hostile:
-    """Writes whatever a producer can write, in the name of its own model and of models that do not exist."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.stack, self.random, self.sent = stack, random.Random(7), 0
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _run(self) -> None:
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self.stack.kafka.bootstrap, compression_type="gzip", linger_ms=5, max_request_size=2**20
-        )
-        await producer.start()
-        try:
-            due = time.monotonic()
-            while True:
-                for _ in range(HOSTILE_RATE // 20):
-                    key, value, headers = self._record()
-                    await producer.send(self.stack.topic("predictions"), value, key=key, headers=headers)
-                    self.sent += 1
-                due = max(due + 0.05, time.monotonic() - 1)
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-        finally:
-            await producer.stop()
-
-    def _record(self) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-        draw, anything = self.random.random(), uuid.uuid4().hex
-        forged = [("holdfast-verdict", b"approved"), ("holdfast-policy", b"probe@0123456789ab")]
-        if draw < 0.4:
-            return *self._event(anything, f"E{self.random.randrange(50)}", 0.01), forged
-        if draw < 0.6:
-            return *self._event(f"v{self.random.randrange(50)}", "\u0001" * 990 + anything[:8], 1e300), []
-        if draw < 0.7:
-            return *self._event("v1", anything, 5.0, segment="\u0001" * 200 + anything), []
-        if draw < 0.8:
-            return *self._event("v1", "E1", 5.0, model=f"model-{anything}"), []
-        if draw < 0.85:
-            return *self._event("holdfast:others", "E1", float("nan"), predicted_at="\u2028" * 1000), []
-        if draw < 0.995:
-            garbage = (b"{", b"\xff" * 100, b"[" * 10_000, None, b"", b'{"model": "probe", "model": "theirs"}')
-            return anything.encode(), self.random.choice(garbage), forged
-        # Large as an event, and in the form in which it is stored nearly nothing.
-        return *self._event("v2", "E2", 5.0, features={f"f{n}": 0.0 for n in range(40_000)}), []
-
-    def _event(self, version: str, entity: str, value: float, **more: Any) -> tuple[bytes, bytes]:
-        event = Stack.prediction("theirs", version, entity, value) | more
-        return entity.encode(), json.dumps(event).encode()
+@contextlib.asynccontextmanager
+async def beside(stack: Stack, kind: str) -> AsyncIterator[list[int]]:
+    """With such a neighbour; then how many records it has sent."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, neighbour.__file__, kind, stack.kafka.bootstrap, stack.topic("predictions")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    sent: list[int] = []
+    try:
+        await asyncio.sleep(3)
+        assert process.returncode is None, "it writes until it is terminated"
+        yield sent
+    finally:
+        process.terminate()
+        out, _ = await process.communicate()
+    sent.append(int(out))
 
 
 @contextlib.asynccontextmanager
-async def approved(stack: Stack) -> AsyncIterator[Callable[[str], float | None]]:
-    """When each prediction of the probe's model was there for consumers, by its id."""
+async def answers(stack: Stack) -> AsyncIterator[Callable[[str], float | None]]:
+    """When each verdict and each decision on the probe's model was there for consumers, by the id of what was sent."""
     seen: dict[str, float] = {}
     consumer = AIOKafkaConsumer(
         bootstrap_servers=stack.kafka.bootstrap, isolation_level="read_committed", fetch_max_wait_ms=20
     )
     await consumer.start()
-    partitions = [TopicPartition(stack.topic("approved"), n) for n in range(stack.settings.topic_settings.partitions)]
+    sizes = {"approved": stack.sizes["predictions"], "audit": stack.sizes["control"]}
+    partitions = [TopicPartition(stack.topic(role), n) for role, size in sizes.items() for n in range(size)]
     consumer.assign(partitions)
     await consumer.seek_to_end(*partitions)
 
@@ -97,7 +62,8 @@ async def approved(stack: Stack) -> AsyncIterator[Callable[[str], float | None]]
             for records in (await consumer.getmany(timeout_ms=100)).values():
                 for record in records:
                     if b'"probe"' in record.value:
-                        seen.setdefault(json.loads(record.value)["prediction_id"], time.monotonic())
+                        document = json.loads(record.value)
+                        seen.setdefault(document.get("prediction_id") or document.get("command_id"), time.monotonic())
 
     task = asyncio.create_task(follow())
     try:
@@ -109,27 +75,39 @@ async def approved(stack: Stack) -> AsyncIterator[Callable[[str], float | None]]
 
 
 async def measured(stack: Stack, seconds: float) -> tuple[list[float], list[float]]:
-    """The milliseconds of each verdict on a sane output, and of the answer to each command, of an honest model."""
+    """The milliseconds to each verdict on a sane output, and to each decision on a command, of an honest model."""
     sent: dict[str, float] = {}
-    commands: list[float] = []
-    async with approved(stack) as when:
+    commands: dict[str, float] = {}
+    async with answers(stack) as when:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             event = stack.prediction("probe", "p1", f"P{len(sent) % 40}", 5.0)
             sent[event["prediction_id"]] = time.monotonic()
             await stack.send([event])
             if len(sent) % 10 == 1:
-                began = time.monotonic()
-                answer = await stack.command("probe", "unpin" if len(commands) % 2 else "pin")
-                commands.append(1000 * (time.monotonic() - began))
-                assert answer["outcome"] == "applied", answer
+                command = {
+                    "type": "command",
+                    "command_id": uuid.uuid4().hex,
+                    "model": "probe",
+                    "action": "unpin" if len(commands) % 2 else "pin",
+                    "actor": "tester",
+                    "reason": "a test",
+                }
+                commands[command["command_id"]] = time.monotonic()
+                await stack.send([command], role="control")
             await asyncio.sleep(0.05)
-        await stack.until(lambda: all(map(when, sent)), "every sane output is approved", PATIENT)
-        return [1000 * ((when(one) or 0) - at) for one, at in sent.items()], commands
+        for some in (sent, commands):
+            await stack.until(lambda some=some: all(map(when, some)), "every one is answered", PATIENT)
+        refused = [one for one in stack.audits("probe") if one["outcome"] != "applied"]
+        assert not refused, refused
+    verdicts, decisions = ([1000 * ((when(one) or 0) - at) for one, at in some.items()] for some in (sent, commands))
+    return verdicts, decisions
 
 
-def p99(values: list[float]) -> float:
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
+def told(milliseconds: list[float]) -> str:
+    """Their p50 and p99."""
+    values = sorted(milliseconds)
+    return " and ".join(f"{values[math.ceil(share * len(values)) - 1]:.0f}" for share in (0.5, 0.99))
 
 
 async def test_a_hostile_producer_hurts_nobody_else(
@@ -143,18 +121,18 @@ async def test_a_hostile_producer_hurts_nobody_else(
         await run.stack.command("theirs", "promote", "v1")
         await asyncio.sleep(2)
         alone = await measured(run.stack, SECONDS)
-        hostile = Hostile(run.stack)
-        try:
-            await asyncio.sleep(2)
-            beside = await measured(run.stack, SECONDS)
-        finally:
-            await hostile.stop()
+        async with beside(run.stack, "honest"):
+            usual = await measured(run.stack, SECONDS)
+        async with beside(run.stack, "hostile") as sent:
+            hostile = await measured(run.stack, SECONDS)
         # Only the hostile producer's own model is hurt.
         assert run.stack.route("probe")["fenced"] == []
         assert run.stack.route("probe")["version"] == "p1"
-        run.done["hostile records"] = hostile.sent
-    told = zip(("verdict", "command"), alone, beside, strict=True)
+        run.done["hostile records"] = sent[0]
+    measures = zip(("verdict", "command"), alone, usual, hostile, strict=True)
     more = {
-        f"ms p99 of an honest {what} ({p99(before):.0f} without)": f"{p99(under):.0f}" for what, before, under in told
+        f"ms p50 and p99 of an honest {what} ({told(without)} without a neighbour, {told(beside_honest)} beside an "
+        "honest one)": told(under)
+        for what, without, beside_honest, under in measures
     }
     figures["one hostile producer"] = run.figures() | more

@@ -152,6 +152,10 @@ class Window(Contract):
         return earliest(bucket.first_blocked_at for bucket in self.buckets)
 
     @property
+    def has_samples(self) -> bool:
+        return any(bucket.samples for bucket in self.buckets)
+
+    @property
     def samples(self) -> tuple[Sample, ...]:
         return tuple(sample for bucket in self.buckets for sample in bucket.samples)[:MAX_SAMPLES]
 

@@ -255,6 +255,41 @@ def decide(
     return turn.done()
 
 
+def forget_silent(state: ModelState, now: datetime) -> ModelState:
+    """The state with `MAX_VERSIONS` candidates at most, and the samples of `MAX_EVIDENCE`: of those that sent last.
+
+    It looks at every version, so a batch of control records calls it once. A version that serves, is fenced or good
+    stays.
+    """
+    if len(state.versions) <= MAX_EVIDENCE:
+        return state
+    needed = {state.route.version if state.route is not None else None, state.resume_to}
+    latest_first = sorted(
+        state.versions.items(), key=lambda item: (min(item[1].last_seen or now, now), item[0]), reverse=True
+    )
+    dropped, candidates, with_samples = set[str](), 0, 0
+    changed = dict[str, Version]()
+    for name, version in latest_first:
+        if (
+            version.state is VersionState.CANDIDATE
+            and version.activated is None
+            and version.fence_at is None
+            and name not in needed
+        ):
+            candidates += 1
+            if candidates > MAX_VERSIONS:
+                dropped.add(name)
+                continue
+        if version.window.has_samples:
+            with_samples += 1
+            if with_samples > MAX_EVIDENCE:
+                changed[name] = version.model_copy(update={"window": version.window.without_samples()})
+    if not dropped and not changed:
+        return state
+    versions = {name: changed.get(name, version) for name, version in state.versions.items() if name not in dropped}
+    return state.model_copy(update={"versions": versions})
+
+
 def last_good(state: ModelState, leaving: str | None) -> str | None:
     """Where the route goes when `leaving` is left; None: nowhere."""
     choices = [
@@ -469,8 +504,6 @@ class _Turn:
         approved = version.approved + (tally.approved if name == self.active else 0)
         self._set_version(name, window=window, approved=approved, last_seen=self.now)
         self._set(population=self.state.population.add(tally, self.now, self.policy))
-        self._forget_silent_candidates(keep=name)
-        self._forget_old_samples(keep=name)
         if (cause := window.trips(self.policy, self.state.population.needed(self.policy))) is not None:
             self._trip(name, cause, tally)
         elif self._has_earned_good(name):
@@ -634,32 +667,6 @@ class _Turn:
         if len(recent) < self.policy.max_switches:
             return None
         return f"there were already {len(recent)} switches within {format_duration(within)}"
-
-    def _forget_silent_candidates(self, keep: str) -> None:
-        if len(self.state.versions) <= MAX_VERSIONS:
-            return
-        needed = {keep, self.active, self.state.resume_to}
-        candidates = self._silent_longest_first(
-            lambda name, version: (
-                version.state is VersionState.CANDIDATE
-                and version.activated is None
-                and name not in needed
-                and version.fence_at is None
-            )
-        )
-        drop = set(candidates[:-MAX_VERSIONS])
-        self._set(versions={name: version for name, version in self.state.versions.items() if name not in drop})
-
-    def _forget_old_samples(self, keep: str) -> None:
-        if len(self.state.versions) <= MAX_EVIDENCE:
-            return
-        others = self._silent_longest_first(lambda name, version: name != keep and bool(version.window.samples))
-        for name in others[:-MAX_EVIDENCE]:
-            self._set_version(name, window=self.version(name).window.without_samples())
-
-    def _silent_longest_first(self, wanted: Callable[[str, Version], bool]) -> list[str]:
-        versions = self.state.versions.items()
-        return [name for _, name in sorted((v.last_seen or self.now, name) for name, v in versions if wanted(name, v))]
 
     # Incidents
 
