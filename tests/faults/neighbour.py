@@ -16,7 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-RATE = 400
+RATE = 100
 """Records a second."""
 MODEL = "theirs"
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]

@@ -21,7 +21,7 @@ from faults.campaign import LONG, PATIENT, campaign
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.timeout(600)]
 
-SECONDS = 60.0 if LONG else 8.0
+SECONDS = 30.0 if LONG else 5.0
 PROBE = '[[checks]]\nname = "bounds"\nkind = "range"\nmin = 1.0\nmax = 10.0\n'
 THEIRS = PROBE + "[breaker]\nmin_entities = 1\nmin_partitions = 1\n"
 
@@ -114,7 +114,7 @@ async def test_a_hostile_producer_hurts_nobody_else(
     broker: Kafka, redis_server: RedisServer, tmp_path: Path, figures: dict[str, dict[str, Any]]
 ) -> None:
     """Invented versions, models, entities and segments, the worst characters, garbage, and events of a megabyte."""
-    async with campaign(broker, redis_server.url, tmp_path) as run:
+    async with campaign(broker, redis_server.url, tmp_path, rate=100) as run:
         run.stack.write_policy("probe", PROBE)
         run.stack.write_policy("theirs", THEIRS)
         await run.stack.command("probe", "promote", "p1")
