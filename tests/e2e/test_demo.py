@@ -65,7 +65,7 @@ def test_the_demo_needs_nothing_but_python(tmp_path, monkeypatch):
     """Embedded servers, whatever the environment names; JSON and nothing else on standard output; nothing is left."""
     monkeypatch.setenv("HOLDFAST_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("HOLDFAST_POLICIES", "/nowhere")
-    done = run_demo("--json", tmp_path=tmp_path)
+    done = run_demo("--rate", "200", "--json", tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     check_facts(json.loads(done.stdout))
     assert nothing_is_left(tmp_path)
@@ -84,7 +84,7 @@ def test_the_demo_runs_on_real_servers(kafka, redis_server, tmp_path):
 
 def test_the_demo_fails_when_the_guard_does_not_block(tmp_path):
     """In shadow mode absurd prices are approved: exit code 1, and a sentence that says so."""
-    done = run_demo("--sabotage", "--json", tmp_path=tmp_path)
+    done = run_demo("--sabotage", "--rate", "200", "--json", tmp_path=tmp_path)
     assert done.returncode == 1
     assert "were approved, although every one is absurd" in done.stderr
     assert "Traceback" not in done.stderr
