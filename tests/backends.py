@@ -37,8 +37,8 @@ from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError, NonEmptyGroup, for_code
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from holdfast.adapters import kafka as kafka_adapter
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
+from holdfast.kafka import partition_worker as kafka_adapter
 from holdfast.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,14 +19,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import backends
-from holdfast.adapters.metrics import REGISTRY
 from holdfast.adapters.policies import load_policies
-from holdfast.cli import app
+from holdfast.cli.main import app
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import Check
 from holdfast.core.duration import format_duration
 from holdfast.core.policy import _CHECK_TYPES as KINDS
 from holdfast.core.policy import Policy
+from holdfast.metrics import REGISTRY
 from holdfast.settings import load_settings
 from holdfast_schemas import TOPICS
 

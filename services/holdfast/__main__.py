@@ -5,7 +5,7 @@ from holdfast.interrupts import leave, on_interrupt
 
 def main() -> None:
     on_interrupt(leave)
-    from holdfast.cli import main as run
+    from holdfast.cli.main import main as run
 
     run()
 

@@ -19,31 +19,13 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
-from holdfast.adapters import metrics
+from holdfast import metrics
 from holdfast.adapters.absent_fields import AbsentFields
-from holdfast.adapters.batches import Headers, Out, Outs
-from holdfast.adapters.begin import GuardBegin
-from holdfast.adapters.counterparts import Held, counterparts
-from holdfast.adapters.follow import Follower
-from holdfast.adapters.kafka import (
-    KafkaUnavailable,
-    KeyOrder,
-    PrepareAgain,
-    ReopenLane,
-    TransactionalLoop,
-    Write,
-    key_of,
-    partition_for,
-    partition_of_key,
-)
 from holdfast.adapters.memory import restore_memory
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.policy_log import PolicyLog
-from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.releases import Releases
-from holdfast.adapters.retention import REFRESH_EVERY, Retention
 from holdfast.adapters.service import run_service
-from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core import not_allowed
 from holdfast.core.accepted import References, header_value
 from holdfast.core.checks import Memory
@@ -62,6 +44,24 @@ from holdfast.core.record import Record, UnreadableBatch, produced_at_header, wr
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED
+from holdfast.kafka.batches import Headers, Out, Outs
+from holdfast.kafka.begin import GuardBegin
+from holdfast.kafka.counterparts import Held, counterparts
+from holdfast.kafka.follow import Follower
+from holdfast.kafka.partition_worker import (
+    KafkaUnavailable,
+    KeyOrder,
+    PrepareAgain,
+    ReopenLane,
+    TransactionalLoop,
+    Write,
+    key_of,
+    partition_for,
+    partition_of_key,
+)
+from holdfast.kafka.refusals import Refusal
+from holdfast.kafka.retention import REFRESH_EVERY, Retention
+from holdfast.kafka.topic_settings import refuse_uncompacted
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
 from holdfast_schemas.control import OTHERS

@@ -28,13 +28,13 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
-from holdfast.adapters import metrics
+from holdfast import metrics
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError, AlertsRefused, alert
-from holdfast.adapters.follow import Follower
-from holdfast.adapters.kafka import KafkaUnavailable, KeyOrder, check_topics, partitions_of
-from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.service import ServiceError, run_service
 from holdfast.core.errors import describe, first_flaw
+from holdfast.kafka.follow import Follower
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, KeyOrder, check_topics, partitions_of
 from holdfast.settings import Settings
 from holdfast_schemas import Incident, IncidentStatus, utc_now
 

@@ -20,8 +20,6 @@ from aiokafka.structs import ConsumerRecord
 from holdfast.adapters import through_api
 from holdfast.adapters.blocked import Blocked
 from holdfast.adapters.commands import parse_stored, signed
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, read_to_end, reader
-from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import MalformedRecord
 from holdfast.adapters.policies import load_policies
 from holdfast.core.command_signature import CommandSigner
@@ -29,6 +27,8 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.malformed import Identity
 from holdfast.core.policy import EMPTY, PolicyError
 from holdfast.core.releases import RELEASE, RETRY, Answer
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, close, read_to_end, reader
 from holdfast.settings import Settings
 from holdfast_schemas import MAX_RELEASES, AuditRecord, Finding, ReleaseCommand, WaitingPrediction
 

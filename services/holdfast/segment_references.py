@@ -8,12 +8,12 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.blocked import Blocked
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, read_to_end
-from holdfast.adapters.kafka_login import explain
 from holdfast.core.judge import Batch, decode_by_model
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, produced_at
 from holdfast.core.segment_references import BlockedOutput, OfSegment
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, read_to_end
 from holdfast.settings import Settings
 
 

@@ -18,23 +18,10 @@ import structlog
 from aiokafka import TopicPartition
 from pydantic import ValidationError
 
-from holdfast.adapters import metrics
-from holdfast.adapters.batches import Headers, Out
-from holdfast.adapters.begin import SwitchBegin
-from holdfast.adapters.kafka import (
-    TopicsMismatch,
-    TransactionalLoop,
-    Write,
-    check_topics,
-    partition_for,
-    read_latest,
-)
+from holdfast import metrics
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
-from holdfast.adapters.refusals import Refusal
 from holdfast.adapters.service import run_service
-from holdfast.adapters.topic_ids import SOURCE_TOPIC_ID
-from holdfast.adapters.topic_settings import refuse_uncompacted
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.command_signature import Through
 from holdfast.core.errors import describe, first_flaw
@@ -43,6 +30,19 @@ from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
 from holdfast.core.routing import Decision, Full, ModelState, Overtaken, Tick, decide, forget_silent
 from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
+from holdfast.kafka.batches import Headers, Out
+from holdfast.kafka.begin import SwitchBegin
+from holdfast.kafka.partition_worker import (
+    TopicsMismatch,
+    TransactionalLoop,
+    Write,
+    check_topics,
+    partition_for,
+    read_latest,
+)
+from holdfast.kafka.refusals import Refusal
+from holdfast.kafka.topic_ids import SOURCE_TOPIC_ID
+from holdfast.kafka.topic_settings import refuse_uncompacted
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
     Action,

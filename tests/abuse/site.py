@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.access import Role, create_token
-from holdfast.api import Api, make_app
+from holdfast.api.app import Api, make_app
+from holdfast.api.tokens import Role, create_token
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS
 

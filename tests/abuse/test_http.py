@@ -20,10 +20,10 @@ from backends import Kafka, RedisServer
 from e2e.stack import START_TOKEN, Stack
 from holdfast.adapters import http_limits
 from holdfast.adapters.embedded import free_port
-from holdfast.adapters.http import Edge
 from holdfast.adapters.http_limits import BoundedProtocol, HttpLimits, bounded
 from holdfast.adapters.service import run_service
 from holdfast.adapters.unix_socket import SocketUnusable, bind_private
+from holdfast.api.http import Edge
 from holdfast.settings import Settings
 
 HALF = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "

@@ -21,9 +21,10 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 from abuse.site import SECRET as OTHER_MODEL
 from abuse.site import VISIBLE, Site
 from backends import free_port
-from holdfast.adapters import entry, oidc
-from holdfast.adapters.metrics import REGISTRY
-from holdfast.api import COOKIE
+from holdfast.api import entry
+from holdfast.api import openid as oidc
+from holdfast.api.app import COOKIE
+from holdfast.metrics import REGISTRY
 from openid_provider import CLIENT, SECRET, OpenIdProvider, unsigned
 
 CONSOLE = "http://localhost:8080"

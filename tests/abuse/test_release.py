@@ -13,8 +13,8 @@ import pytest
 
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, body, headers
-from holdfast import audit
-from holdfast.audit import audit_once
+from holdfast.verify import service as audit
+from holdfast.verify.service import audit_once
 from holdfast_schemas import ReleaseCommand, WaitingPrediction
 
 pytestmark = pytest.mark.real_kafka
@@ -155,7 +155,7 @@ async def test_a_request_that_names_something_else_releases_nothing(stack):
 SLOW = """
 import asyncio, os, signal, sys
 from aiokafka import AIOKafkaProducer
-from holdfast import cli
+from holdfast.cli import main as cli
 
 commit, count = AIOKafkaProducer.commit_transaction, 0
 

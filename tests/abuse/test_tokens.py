@@ -12,9 +12,9 @@ import pytest
 
 from abuse.site import SECRET, VISIBLE, Site
 from holdfast.adapters.http_limits import Share
-from holdfast.adapters.metrics import REGISTRY
-from holdfast.api import COOKIE
-from holdfast.console import View
+from holdfast.api.app import COOKIE
+from holdfast.api.console import View
+from holdfast.metrics import REGISTRY
 from holdfast_schemas import Action
 
 
@@ -122,7 +122,7 @@ async def test_a_flood_of_guesses_does_not_fill_the_log(site: Site, monkeypatch:
     """All are counted, and the next line says how many were not told."""
     told: list[int] = []
     monkeypatch.setattr(
-        "holdfast.adapters.entry.log.warning", lambda *_, not_told_before, **__: told.append(not_told_before)
+        "holdfast.api.entry.log.warning", lambda *_, not_told_before, **__: told.append(not_told_before)
     )
     before = refused("unknown_credential")
     async with site.client() as client:

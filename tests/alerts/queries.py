@@ -6,7 +6,7 @@ from typing import Any
 import promql_parser
 from prometheus_client.metrics import MetricWrapperBase
 
-from holdfast.adapters import metrics
+from holdfast import metrics
 
 CATALOGUE: dict[str, MetricWrapperBase] = {
     name: value for name, value in vars(metrics).items() if isinstance(value, MetricWrapperBase)

@@ -94,7 +94,7 @@ def test_every_metric_of_the_catalogue_is_set_somewhere() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "metrics":
                     used.add(node.attr)
-                if isinstance(node, ast.ImportFrom) and node.module == "holdfast.adapters.metrics":
+                if isinstance(node, ast.ImportFrom) and node.module == "holdfast.metrics":
                     used |= {alias.name for alias in node.names}
     assert set(CATALOGUE) - used == set()
 

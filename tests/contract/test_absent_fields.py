@@ -1,7 +1,7 @@
 """The metric of fields that a policy reads and no event has."""
 
 from core.alike import policy_of, raw
-from holdfast.adapters import metrics
+from holdfast import metrics
 from holdfast.adapters.absent_fields import ENOUGH, AbsentFields
 from holdfast.core.judge import decode_by_model
 from holdfast.core.policy import PolicySet

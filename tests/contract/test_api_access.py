@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from holdfast.adapters import access
-from holdfast.adapters.access import Principal, Role, Tokens, create_token, digest_of, owner_of, revoke
-from holdfast.adapters.entry import Entry
-from holdfast.adapters.metrics import REGISTRY
 from holdfast.adapters.service import ServiceError
-from holdfast.adapters.sessions import Codes, Sessions
+from holdfast.api import tokens as access
+from holdfast.api.entry import Entry
+from holdfast.api.sessions import Codes, Sessions
+from holdfast.api.tokens import Principal, Role, Tokens, create_token, digest_of, owner_of, revoke
+from holdfast.metrics import REGISTRY
 from holdfast.settings import ApiSettings, SettingsError
 from holdfast_schemas import Action
 

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.written import Rec, Written, write_verdicts
-from holdfast import audit
-from holdfast.adapters.counterparts import Counterparts
-from holdfast.audit import Auditor
-from holdfast.core import ledger
 from holdfast.core.checks import Memory
-from holdfast.core.ledger import VERDICTS, Stream
 from holdfast.core.policy import PolicySet
+from holdfast.kafka.counterparts import Counterparts
 from holdfast.settings import Settings
+from holdfast.verify import ledger
+from holdfast.verify import service as audit
+from holdfast.verify.ledger import VERDICTS, Stream
+from holdfast.verify.service import Auditor
 
 NOW_MS = 1_795_000_000_000
 BATCH = 100

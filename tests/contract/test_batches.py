@@ -13,8 +13,8 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.adapters.batches import Outs, _known_name, batches_of
-from holdfast.adapters.kafka import replace_readers
+from holdfast.kafka.batches import Outs, _known_name, batches_of
+from holdfast.kafka.partition_worker import replace_readers
 
 NOW = 1_764_000_000_000
 replace_readers()

@@ -18,9 +18,9 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.adapters import codecs, records
-from holdfast.adapters.codecs import UnreadableError, unpack_gzip, unpack_lz4, unpack_snappy, unpack_zstd
 from holdfast.core.record import UnreadableBatch
+from holdfast.kafka import codecs, records
+from holdfast.kafka.codecs import UnreadableError, unpack_gzip, unpack_lz4, unpack_snappy, unpack_zstd
 
 TEXT = b'{"prediction_id":"p-1","value":129.99}' * 1000
 MIB = 1024 * 1024

@@ -5,7 +5,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError
 from aiokafka.protocol.commit import OffsetFetchResponse_v3
 
-from holdfast.adapters.offsets import committed_offset
+from holdfast.kafka.offsets import committed_offset
 
 TP = TopicPartition("predictions", 3)
 

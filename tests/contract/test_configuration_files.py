@@ -8,9 +8,9 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from holdfast import doctor
 from holdfast.adapters.policies import PolicyStore, load_policies
-from holdfast.cli import app
+from holdfast.cli import doctor
+from holdfast.cli.main import app
 from holdfast.core.policy import PolicyError
 from holdfast.settings import SettingsError, load_settings
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.access import Principal, Role
 from holdfast.adapters.policies_here import PoliciesHere, PolicyHere
-from holdfast.board import Board
-from holdfast.console import Console, View
+from holdfast.api.console import Console, View
+from holdfast.api.read_model import Board
+from holdfast.api.tokens import Principal, Role
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.policy import parse_policy
 from holdfast.core.routing import ModelState, Version, VersionState

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.adapters.counterparts import Counterparts, Held
+from holdfast.kafka.counterparts import Counterparts, Held
 
 ROLES = ("predictions", "approved", "blocked", "malformed")
 

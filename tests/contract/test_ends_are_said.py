@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.commands import holdfast
-from holdfast.doctor import _unchecked
+from holdfast.cli.doctor import _unchecked
 from holdfast.settings import Settings
 from holdfast_schemas import utc_now
 

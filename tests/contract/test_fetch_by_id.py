@@ -7,10 +7,10 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from holdfast.adapters.fetch_by_id import fetch_by_id
-from holdfast.adapters.follow import Follower
-from holdfast.adapters.kafka import close, read_to_end, reader
-from holdfast.adapters.topic_ids import topic_ids
+from holdfast.kafka.fetch_by_id import fetch_by_id
+from holdfast.kafka.follow import Follower
+from holdfast.kafka.partition_worker import close, read_to_end, reader
+from holdfast.kafka.topic_ids import topic_ids
 from holdfast.settings import KafkaSettings
 
 pytestmark = pytest.mark.real_kafka

@@ -12,10 +12,10 @@ from aiokafka.structs import ConsumerRecord
 
 import backends
 from backends import GENEROUS, until
-from holdfast.adapters.follow import PROBE_EVERY, Follower
-from holdfast.adapters.kafka import KeyOrder, Write, pack, read_latest
-from holdfast.board import Board
+from holdfast.api.read_model import Board
 from holdfast.guard import RouteFollower
+from holdfast.kafka.follow import PROBE_EVERY, Follower
+from holdfast.kafka.partition_worker import KeyOrder, Write, pack, read_latest
 from holdfast.notify import Incidents
 from holdfast.settings import KafkaSettings, Settings, TopicNames
 from holdfast_schemas import (

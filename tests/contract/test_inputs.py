@@ -6,10 +6,10 @@ from core.alike import policy_of, raw
 from core.test_ledger import History, prediction
 from holdfast.adapters.acls import grants
 from holdfast.core.judge import decode_by_model
-from holdfast.core.ledger import Kind, Rules, Stream
 from holdfast.core.not_allowed import block
 from holdfast.core.policy import PolicySet
 from holdfast.settings import OF_INPUT, Settings, SettingsError, load_settings
+from holdfast.verify.ledger import Kind, Rules, Stream
 from holdfast_schemas import Header, Party
 
 PRICES = '[[inputs]]\ntopic = "prices.v3"\nmodels = ["pricing", "discounts"]\nname = "prices"\n'

@@ -9,12 +9,12 @@ from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from holdfast.adapters import codecs
-from holdfast.adapters import kafka as kafka_adapter
-from holdfast.adapters.budget import Budget
-from holdfast.adapters.kafka import TransactionalLoop, Write, pack
-from holdfast.adapters.records import AT_ONCE_BYTES, StoredBatch, _Records, replace_readers
 from holdfast.core.record import Record
+from holdfast.kafka import codecs
+from holdfast.kafka import partition_worker as kafka_adapter
+from holdfast.kafka.budget import Budget
+from holdfast.kafka.partition_worker import TransactionalLoop, Write, pack
+from holdfast.kafka.records import AT_ONCE_BYTES, StoredBatch, _Records, replace_readers
 
 replace_readers()
 MIB = 1024 * 1024

@@ -12,9 +12,9 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 import holdfast.core
-from holdfast.adapters.access import Principal, Role
-from holdfast.board import Board
-from holdfast.console import Console, View
+from holdfast.api.console import Console, View
+from holdfast.api.read_model import Board
+from holdfast.api.tokens import Principal, Role
 from holdfast.core import findings
 from holdfast.settings import TopicNames
 from holdfast_schemas import (

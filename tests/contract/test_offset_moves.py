@@ -2,8 +2,8 @@
 
 import pytest
 
-from holdfast.adapters.evidence import Judged
-from holdfast.offsets import Position, move_of
+from holdfast.cli.offsets import Position, move_of
+from holdfast.kafka.evidence import Judged
 
 NOTHING = Judged()
 TO_39 = Judged(ever=True, last=39)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from backends import ROOT
-from holdfast.adapters.entry import Entry
-from holdfast.adapters.oidc import Provider
+from holdfast.api.entry import Entry
+from holdfast.api.openid import Provider
 from holdfast.settings import OidcSettings, Settings, SettingsError, load_settings
 
 SECRET = "correct-horse-battery"

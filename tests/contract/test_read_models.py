@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from backends import Kafka
 from holdfast.adapters import decisions
 from holdfast.adapters.decisions import is_numerous, read_decisions
-from holdfast.adapters.kafka import KeyOrder, read_latest
 from holdfast.adapters.policies import known_models
-from holdfast.board import Board
+from holdfast.api.read_model import Board
 from holdfast.guard import RouteFollower
+from holdfast.kafka.partition_worker import KeyOrder, read_latest
 from holdfast.settings import KafkaSettings, TopicNames, load_settings
 from holdfast.switch import Mirror
 from holdfast_schemas import AuditRecord, Outcome, ReleaseAnswer, Route, RouteState

@@ -11,10 +11,10 @@ import redis
 from backends import RedisServer
 from contract.test_client import a_route, eventually
 from holdfast import client as client_module
-from holdfast import doctor
 from holdfast.adapters import redis as mirror_module
 from holdfast.adapters.acls import REDIS_USERS
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
+from holdfast.cli import doctor
 from holdfast.client import RouteReader
 from holdfast.redis_url import Kind, check_redis_url, parse_redis_url
 from holdfast.settings import Settings, SettingsError

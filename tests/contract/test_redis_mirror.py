@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from backends import RedisServer, until
-from holdfast.adapters.metrics import REDIS_REPAIRS
 from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirror
+from holdfast.metrics import REDIS_REPAIRS
 from holdfast.settings import Settings
 from holdfast.switch import Mirror
 from holdfast_schemas import Route, RouteState, redis_route_key, redis_state_key

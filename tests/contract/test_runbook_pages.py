@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from backends import ROOT
-from holdfast.api import Api, make_app
+from holdfast.api.app import Api, make_app
 from holdfast.settings import load_settings
 from holdfast_schemas import ALERT_NAMES
 

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from abuse.site import SECRET, VISIBLE, Site
-from holdfast import operate
 from holdfast.adapters import through_api
 from holdfast.adapters.commands import follow_promotion, read_incidents, read_routes, read_state, read_states
 from holdfast.adapters.through_api import ApiUnavailable
+from holdfast.cli import route as operate
+from holdfast.cli.terminal import Refused
 from holdfast.settings import Settings, SettingsError, load_settings
-from holdfast.terminal import Refused
 from holdfast_schemas import AcceptedValue, Action, AuditRecord, Command, Outcome
 
 HTTPS = "https://holdfast.example"

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.written import Rec, write_verdicts
-from holdfast.core import ledger
 from holdfast.core.checks import Memory
 from holdfast.core.condemned import is_condemned
 from holdfast.core.judge import decode_by_model, remember
-from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity
 from holdfast.core.policy import Policy, PolicySet, parse_policy
+from holdfast.verify import ledger
+from holdfast.verify.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)

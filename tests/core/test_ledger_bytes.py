@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from core.test_ledger import History, history, prediction
 from core.written import Rec
-from holdfast.core import ledger
-from holdfast.core.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
 from holdfast.core.policy import PolicySet
+from holdfast.verify import ledger
+from holdfast.verify.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream
 
 KIB = 1024
 HELD = 64 * KIB

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.test_ledger import History, history, prediction
 from core.written import Rec
-from holdfast.core.ledger import Kind, Rules, Stream
+from holdfast.verify.ledger import Kind, Rules, Stream
 from holdfast_schemas import Header
 
 BOTH = frozenset({Stream.PREDICTIONS, Stream.APPROVED})

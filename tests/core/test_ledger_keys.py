@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.test_ledger import history, policy, prediction
 from core.written import Rec
-from holdfast.core.ledger import Kind, Stream
+from holdfast.verify.ledger import Kind, Stream
 from holdfast_schemas import Header
 
 JUMP = {"name": "jump", "kind": "max_change", "field": "value", "down": 0.5, "up": 3.0}

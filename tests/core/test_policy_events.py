@@ -9,7 +9,7 @@ from aiokafka.structs import ConsumerRecord
 from core.alike import policy_of
 from holdfast.adapters.policies import PolicyStore
 from holdfast.adapters.policy_log import PolicyLog
-from holdfast.board import Board
+from holdfast.api.read_model import Board
 from holdfast.core.policy_events import PolicyChange, PolicyRefusal, audit_of, changes, model_of
 from holdfast.settings import TopicNames
 from holdfast_schemas import AuditRecord, Outcome

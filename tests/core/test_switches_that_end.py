@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from core.alike import failures, policy_of, raw
 from core.test_ledger import NOW, NOW_MS, approve, history, policy, prediction
 from holdfast.adapters.policies_here import PolicyHere
-from holdfast.console import in_shadow
+from holdfast.api.console import in_shadow
 from holdfast.core.checks import Memory
 from holdfast.core.fail_open import ends, unchecked
 from holdfast.core.judge import decode_by_model, judge
-from holdfast.core.ledger import Kind, Stream
 from holdfast.core.policy import PolicyError, PolicySet
 from holdfast.settings import Settings
+from holdfast.verify.ledger import Kind, Stream
 from holdfast_schemas import Header
 
 END = datetime(2026, 12, 1, 10, tzinfo=UTC)

@@ -13,7 +13,7 @@ from holdfast.core.checks import Entities, Memory, Table, fair_level
 from holdfast.core.decode import Columns, Decoded
 from holdfast.core.entity_key import LONG, entity_key
 from holdfast.core.judge import remember
-from holdfast.core.ledger import Rules, _GuardsKnowledge
+from holdfast.verify.ledger import Rules, _GuardsKnowledge
 
 ANY = st.sampled_from("abcdef")
 LENGTHS = st.sampled_from([1, LONG - 1, LONG, LONG + 1, 1000])

@@ -8,10 +8,10 @@ from functools import partial
 
 from holdfast.core.checks import Memory
 from holdfast.core.judge import Source, decode_by_model, judge, learn, tally, with_malformed
-from holdfast.core.ledger import VERDICTS, Stream
 from holdfast.core.malformed import blamed
 from holdfast.core.policy import PolicySet
 from holdfast.core.record_keys import Keys
+from holdfast.verify.ledger import VERDICTS, Stream
 from holdfast_schemas import Header, Route, Tally
 
 

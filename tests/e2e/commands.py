@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from typer.testing import CliRunner
 
-from holdfast.cli import app
+from holdfast.cli.main import app
 
 HOLDFAST = [sys.executable, "-m", "holdfast.cli"]
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 
 from e2e.stack import POLICY, Stack
-from holdfast import audit as audit_service
-from holdfast.audit import Auditor
-from holdfast.core import ledger
+from holdfast.verify import ledger
+from holdfast.verify import service as audit_service
+from holdfast.verify.service import Auditor
 from holdfast_schemas import utc_now
 
 pytestmark = pytest.mark.real_kafka

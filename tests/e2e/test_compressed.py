@@ -14,7 +14,7 @@ from aiokafka.record.util import calc_crc32c
 
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, body, headers
-from holdfast.adapters.topic_settings import set_settings
+from holdfast.kafka.topic_settings import set_settings
 
 pytestmark = pytest.mark.real_kafka
 

@@ -18,7 +18,7 @@ from playwright.async_api import Browser, BrowserContext, Locator, Page, async_p
 from stack import Stack, Worker, sign_in
 
 from backends import GENEROUS, DockerKafka, Kafka, RealKafka, RedisServer
-from holdfast.adapters.access import Role, create_token
+from holdfast.api.tokens import Role, create_token
 from holdfast.settings import NotifySettings
 from holdfast_schemas import (
     Incident,

@@ -99,7 +99,7 @@ def test_ctrl_c_ends_a_command_with_130_and_leaves_nothing(tmp_path, command):
 
 ASKING = """
 import os, signal, threading, typer
-from holdfast.terminal import perform
+from holdfast.cli.terminal import perform
 def main():
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     perform(lambda: typer.confirm("Go on?"))

@@ -11,7 +11,7 @@ import pytest_asyncio
 from e2e.commands import holdfast
 from e2e.stack import POLICY, START_TOKEN, Stack, headers, sign_in
 from e2e.test_switching import fenced, serve_well
-from holdfast.audit import audit_once
+from holdfast.verify.service import audit_once
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.asyncio(loop_scope="module")]
 

@@ -12,8 +12,8 @@ from stack import Stack
 from test_console import ARGUMENTS, DESKTOP
 
 from backends import Kafka, RedisServer
-from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.embedded import free_port
+from holdfast.api.tokens import Role, create_token
 from openid_provider import CLIENT, SECRET, OpenIdProvider
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,7 +15,7 @@ from aiokafka.record.util import calc_crc32c
 from backends import GENEROUS, private_kafka, until
 from e2e.stack import JUMP, POLICY, Stack, body, headers
 from holdfast.adapters.policies import PolicyStore
-from holdfast.audit import audit_once
+from holdfast.verify.service import audit_once
 from holdfast_schemas import utc_now
 
 pytestmark = pytest.mark.real_kafka
@@ -161,7 +161,7 @@ def crash(batch, *arguments, **options):
         raise ZeroDivisionError("poison")
     return judge(batch, *arguments, **options)
 guard.judge = crash
-from holdfast.cli import main
+from holdfast.cli.main import main
 main()
 """
 

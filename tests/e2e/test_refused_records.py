@@ -10,7 +10,7 @@ import pytest
 
 from backends import admin_of
 from e2e.stack import POLICY, Stack, body, headers
-from holdfast.adapters.topic_settings import set_settings
+from holdfast.kafka.topic_settings import set_settings
 
 pytestmark = pytest.mark.real_kafka
 

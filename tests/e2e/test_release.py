@@ -369,7 +369,7 @@ async def test_an_installation_that_has_no_topic_for_requests_yet(kafka, redis_s
 CUT_OFF = """
 import asyncio, sys
 from aiokafka import AIOKafkaProducer
-from holdfast import cli
+from holdfast.cli import main as cli
 
 commit, count = AIOKafkaProducer.commit_transaction, 0
 

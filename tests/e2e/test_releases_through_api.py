@@ -7,7 +7,7 @@ import pytest
 
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack, headers
-from holdfast.adapters.access import Role, create_token
+from holdfast.api.tokens import Role, create_token
 
 pytestmark = pytest.mark.real_kafka
 

@@ -10,7 +10,7 @@ import typer
 
 from e2e.commands import holdfast
 from e2e.stack import POLICY, Stack
-from holdfast.terminal import perform
+from holdfast.cli.terminal import perform
 
 pytestmark = pytest.mark.real_kafka
 together = pytest.mark.asyncio(loop_scope="module")

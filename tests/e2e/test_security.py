@@ -31,10 +31,10 @@ from secure import (
 from stack import POLICY, Stack, Worker, headers, sign_in
 
 import backends
-from holdfast.adapters.access import Role, create_token
 from holdfast.adapters.acls import REDIS_USERS
 from holdfast.adapters.redis import RedisUnavailable, RouteMirror
 from holdfast.adapters.service import OWN_PATHS
+from holdfast.api.tokens import Role, create_token
 from holdfast.client import RouteReader
 from holdfast.settings import KafkaSettings
 from holdfast_schemas import TOPICS, Party

@@ -9,9 +9,9 @@ import pytest
 import typer
 from rich.table import Table
 
-from holdfast.cli import app
-from holdfast.console import Console
-from holdfast.terminal import Terminal
+from holdfast.api.console import Console
+from holdfast.cli.main import app
+from holdfast.cli.terminal import Terminal
 
 POLICY = """
 model = "pricing"
@@ -37,7 +37,7 @@ def run_all(folder, environment, calls):
     """Each call in a process that shows only what the environment says; exit codes and what was printed."""
     script = (
         "import sys\n"
-        "from holdfast import cli\n"
+        "from holdfast.cli import main as cli\n"
         "for line in sys.argv[1:]:\n"
         "    sys.argv = ['holdfast', *line.split('|')]\n"
         "    try:\n"

@@ -10,8 +10,8 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 from backends import GENEROUS, private_kafka
 from e2e.commands import holdfast, start
 from e2e.stack import POLICY, Stack
-from holdfast.adapters.kafka import KafkaUnavailable, partitions_of, reader
-from holdfast.adapters.topic_settings import set_settings, settings_of
+from holdfast.kafka.partition_worker import KafkaUnavailable, partitions_of, reader
+from holdfast.kafka.topic_settings import set_settings, settings_of
 from holdfast_schemas import TOPICS
 
 pytestmark = pytest.mark.real_kafka

@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaProducer
 
 from backends import GENEROUS
 from e2e.stack import POLICY, Stack
-from holdfast.adapters.browser import one_use_code
 from holdfast.adapters.embedded import free_port
+from holdfast.cli.browser import one_use_code
 
 SERVICES = ("guard", "switch", "notify", "api")
 

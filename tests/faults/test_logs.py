@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 
 from e2e.stack import POLICY, Stack
 from faults.campaign import LONG, PATIENT, campaign
-from holdfast.core.ledger import Kind
+from holdfast.verify.ledger import Kind
 
 pytestmark = pytest.mark.real_kafka
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from holdfast.adapters import metrics
+from holdfast import metrics
 from holdfast.core.decode import Columns
 from holdfast.core.policy import Policy
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from holdfast.adapters.topic_settings import compacted_roles
+from holdfast.kafka.topic_settings import compacted_roles
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
 from holdfast_schemas.route import REDIS_CHANNEL

@@ -14,11 +14,11 @@ from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
 from holdfast.adapters import through_api
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
-from holdfast.adapters.kafka_login import explain
 from holdfast.core.command_signature import CommandSigner
 from holdfast.core.errors import first_flaw
 from holdfast.core.routing import ModelState, VersionState
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Command, Contract, Incident, Outcome, Route, utc_now
 

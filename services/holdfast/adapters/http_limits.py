@@ -18,7 +18,7 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from holdfast.adapters.metrics import HTTP_REFUSED
+from holdfast.metrics import HTTP_REFUSED
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _ABORT_AFTER = 2.0

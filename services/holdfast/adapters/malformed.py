@@ -12,10 +12,10 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.adapters.kafka import KafkaUnavailable, describe_topics, read_to_end
-from holdfast.adapters.kafka_login import explain
 from holdfast.core.errors import describe
 from holdfast.core.record import produced_at, time_of
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, describe_topics, read_to_end
 from holdfast.settings import Settings
 from holdfast_schemas import Header, utc_now
 

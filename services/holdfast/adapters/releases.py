@@ -27,23 +27,10 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from holdfast.adapters import metrics
-from holdfast.adapters.batches import Headers, Out
+from holdfast import metrics
 from holdfast.adapters.blocked import Blocked
-from holdfast.adapters.kafka import (
-    KafkaUnavailable,
-    TransactionalLoop,
-    Write,
-    bounds,
-    describe_topics,
-    partition_for,
-    read_to_end,
-)
-from holdfast.adapters.kafka_login import explain
 from holdfast.adapters.malformed import MalformedRecord
 from holdfast.adapters.memory import RELEASED, restore_memory
-from holdfast.adapters.pick import TooManyBytesError, pick
-from holdfast.adapters.refusals import Refusal
 from holdfast.core.accepted import References
 from holdfast.core.actors import actor_name
 from holdfast.core.checks import Memory
@@ -67,6 +54,19 @@ from holdfast.core.releases import (
     is_too_old,
     judge_releases,
 )
+from holdfast.kafka.batches import Headers, Out
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import (
+    KafkaUnavailable,
+    TransactionalLoop,
+    Write,
+    bounds,
+    describe_topics,
+    partition_for,
+    read_to_end,
+)
+from holdfast.kafka.pick import TooManyBytesError, pick
+from holdfast.kafka.refusals import Refusal
 from holdfast.settings import Settings
 from holdfast_schemas import (
     MAX_VALUE_BYTES,

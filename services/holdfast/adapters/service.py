@@ -22,9 +22,9 @@ from starlette.types import ASGIApp
 
 from holdfast.adapters import asyncapi
 from holdfast.adapters.http_limits import HttpLimits, bounded
-from holdfast.adapters.metrics import READY, REGISTRY
 from holdfast.adapters.unix_socket import bind_private
 from holdfast.core.errors import HoldfastError
+from holdfast.metrics import READY, REGISTRY
 from holdfast.settings import Settings
 
 log = structlog.get_logger("holdfast.service")

@@ -8,11 +8,11 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
-from holdfast.adapters.kafka import KafkaUnavailable, check_topics, partition_for, read_to_end
-from holdfast.adapters.kafka_login import explain
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.record import time_of
 from holdfast.core.shadow import Report
+from holdfast.kafka.login import explain
+from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, partition_for, read_to_end
 from holdfast.settings import Settings
 from holdfast_schemas import Tally, parse_control
 

@@ -1,0 +1,5 @@
+"""`python -m holdfast.cli`."""
+
+from holdfast.__main__ import main
+
+main()
