@@ -34,8 +34,9 @@ from report import Part, Row, markdown, median  # noqa: E402
 from workload import Traffic  # noqa: E402
 
 from holdfast.adapters.embedded import free_port  # noqa: E402
-from holdfast.core.checks import Memory  # noqa: E402
-from holdfast.core.judge import decode_by_model, judge, learn, remember  # noqa: E402
+from holdfast.core.grouping import decode_by_model  # noqa: E402
+from holdfast.core.judge import judge, learn, remember  # noqa: E402
+from holdfast.core.memory import Memory  # noqa: E402
 from holdfast.core.policy import PolicySet, parse_policy  # noqa: E402
 
 ENTITIES = 1_000_000

@@ -22,7 +22,7 @@ import backends
 from holdfast.adapters.policies import load_policies
 from holdfast.cli.main import app
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.checks import Check
+from holdfast.core.checks.base import Check
 from holdfast.core.duration import format_duration
 from holdfast.core.policy import _CHECK_TYPES as KINDS
 from holdfast.core.policy import Policy

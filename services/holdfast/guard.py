@@ -28,14 +28,16 @@ from holdfast.adapters.releases import Releases
 from holdfast.adapters.service import run_service
 from holdfast.core import not_allowed
 from holdfast.core.accepted import References, header_value
-from holdfast.core.checks import Memory
 from holdfast.core.decode import Columns
 from holdfast.core.errors import describe
 from holdfast.core.fit import fit_tally
-from holdfast.core.judge import Batch, Judgement, Source, decode_by_model, judge, learn, tally, with_malformed
+from holdfast.core.grouping import Batch, decode_by_model
+from holdfast.core.judge import judge, learn
+from holdfast.core.judgement import Judgement
 from holdfast.core.keyless import ADVICE, with_keyless, without_key
 from holdfast.core.malformed import ATTRIBUTABLE, Malformed, MalformedKind, blamed, malformed, too_long
 from holdfast.core.malformed import CHECK as MALFORMED
+from holdfast.core.memory import Memory
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
 from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
@@ -43,7 +45,9 @@ from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
+from holdfast.core.samples import Source
 from holdfast.core.segments import UNREMEMBERED
+from holdfast.core.tallies import tally, with_malformed
 from holdfast.kafka.batches import Headers, Out, Outs
 from holdfast.kafka.begin import GuardBegin
 from holdfast.kafka.counterparts import Held, counterparts

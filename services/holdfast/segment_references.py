@@ -8,7 +8,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.adapters.blocked import Blocked
-from holdfast.core.judge import Batch, decode_by_model
+from holdfast.core.grouping import Batch, decode_by_model
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, produced_at
 from holdfast.core.segment_references import BlockedOutput, OfSegment

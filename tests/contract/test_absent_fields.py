@@ -3,7 +3,7 @@
 from core.alike import policy_of, raw
 from holdfast import metrics
 from holdfast.adapters.absent_fields import ENOUGH, AbsentFields
-from holdfast.core.judge import decode_by_model
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.policy import PolicySet
 
 TOML = """

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.written import Rec, Written, write_verdicts
-from holdfast.core.checks import Memory
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.kafka.counterparts import Counterparts
 from holdfast.settings import Settings

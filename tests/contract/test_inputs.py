@@ -5,7 +5,7 @@ import pytest
 from core.alike import policy_of, raw
 from core.test_ledger import History, prediction
 from holdfast.adapters.acls import grants
-from holdfast.core.judge import decode_by_model
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.not_allowed import block
 from holdfast.core.policy import PolicySet
 from holdfast.settings import OF_INPUT, Settings, SettingsError, load_settings

@@ -14,8 +14,8 @@ from core.test_route_signature import PRIVATE, PUBLIC
 from holdfast.adapters import releases
 from holdfast.adapters.releases import Ledger, ReleaseWork
 from holdfast.core.accepted import References
-from holdfast.core.checks import Memory
 from holdfast.core.command_signature import CommandSigner, CommandVerifier
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast.core.record import UnreadableBatch
 from holdfast.kafka.partition_worker import Write

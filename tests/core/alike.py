@@ -9,12 +9,15 @@ import msgspec
 import numpy as np
 
 from core.written import Rec
-from holdfast.core.checks import Memory, Table
 from holdfast.core.condemned import condemn
-from holdfast.core.judge import Source, decode_by_model, judge, learn, remember, tally, with_malformed
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import judge, learn, remember
 from holdfast.core.malformed import blamed
+from holdfast.core.memory import Memory, Table
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast.core.record_keys import Keys
+from holdfast.core.samples import Source
+from holdfast.core.tallies import tally, with_malformed
 from holdfast_schemas import Route, RouteState
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from core.alike import Real, policy_of, raw
 from holdfast.core.entity_ids import unclear_end, with_unclear_ends
-from holdfast.core.judge import decode_by_model
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.malformed import MalformedKind
 
 POLICY = 'model = "pricing"\n'

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.alike import Real, failures, policy_of, raw
 from holdfast.core.decode import Shape
-from holdfast.core.judge import decode_by_model
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.mapping import FieldMapping, Reading, format_path, parse_path
 from holdfast.core.policy import PolicyError, PolicySet
 

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from core.alike import NOW, Real, failures, policy_of, raw, route_of
-from holdfast.core.checks import Memory
-from holdfast.core.judge import decode_by_model, judge
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import judge
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.core.recent import ESTABLISHED, MAX_SEGMENTS
 from holdfast.core.record import time_of

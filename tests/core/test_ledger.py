@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.written import Rec, write_verdicts
-from holdfast.core.checks import Memory
 from holdfast.core.condemned import is_condemned
-from holdfast.core.judge import decode_by_model, remember
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import remember
+from holdfast.core.memory import Memory
 from holdfast.core.policy import Policy, PolicySet, parse_policy
 from holdfast.verify import ledger
 from holdfast.verify.ledger import VERDICTS, Frontier, Kind, Ledger, RouteHistory, Rules, Stream, identity

@@ -226,8 +226,9 @@ def test_policies_that_cannot_share_a_shape_are_refused_together():
 def test_a_feature_may_be_a_number_for_one_model_and_text_for_another():
     """What one policy reads as a number makes nothing malformed of the other's events."""
     from core.alike import NOW, raw
-    from holdfast.core.checks import Memory
-    from holdfast.core.judge import decode_by_model, judge
+    from holdfast.core.grouping import decode_by_model
+    from holdfast.core.judge import judge
+    from holdfast.core.memory import Memory
 
     number = 'model = "one"\n[[checks]]\nname = "it"\nkind = "range"\nmin = 1\nfield = "features.size"\n'
     text = 'model = "other"\n[[checks]]\nname = "it"\nkind = "one_of"\nfield = "features.size"\nvalues = ["L"]\n'

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.alike import policy_of
 from core.reference import Malformed, caseless, decode
 from holdfast.core.decode import Shape
-from holdfast.core.judge import decode_by_model
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.malformed import MalformedKind
 from holdfast.core.policy import PolicySet
 

@@ -12,9 +12,10 @@ from core.alike import failures, policy_of, raw
 from core.test_ledger import NOW, NOW_MS, approve, history, policy, prediction
 from holdfast.adapters.policies_here import PolicyHere
 from holdfast.api.console import in_shadow
-from holdfast.core.checks import Memory
 from holdfast.core.fail_open import ends, unchecked
-from holdfast.core.judge import decode_by_model, judge
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import judge
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicyError, PolicySet
 from holdfast.settings import Settings
 from holdfast.verify.ledger import Kind, Stream

@@ -10,8 +10,10 @@ from core.written import Rec
 from holdfast.core.breaker import Window
 from holdfast.core.decode import Shape
 from holdfast.core.findings import entity, prediction_id
-from holdfast.core.judge import Source, decode_by_model, with_malformed
+from holdfast.core.grouping import decode_by_model
 from holdfast.core.malformed import Malformed, MalformedKind, blamed
+from holdfast.core.samples import Source
+from holdfast.core.tallies import with_malformed
 from holdfast_schemas import Sample
 
 FLOOR = 'model = "pricing"\n[[checks]]\nname = "floor"\nkind = "range"\nmin = 10\n'

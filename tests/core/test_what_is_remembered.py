@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.alike import Real, policy_of, raw
-from holdfast.core.checks import Entities, Memory, Table, fair_level
 from holdfast.core.decode import Columns, Decoded
 from holdfast.core.entity_key import LONG, entity_key
 from holdfast.core.judge import remember
+from holdfast.core.memory import Entities, Memory, Table, fair_level
 from holdfast.verify.ledger import Rules, _GuardsKnowledge
 
 ANY = st.sampled_from("abcdef")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 
-from holdfast.core.checks import Memory
-from holdfast.core.judge import Source, decode_by_model, judge, learn, tally, with_malformed
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import judge, learn
 from holdfast.core.malformed import blamed
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.core.record_keys import Keys
+from holdfast.core.samples import Source
+from holdfast.core.tallies import tally, with_malformed
 from holdfast.verify.ledger import VERDICTS, Stream
 from holdfast_schemas import Header, Route, Tally
 

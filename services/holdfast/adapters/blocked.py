@@ -7,8 +7,8 @@ from typing import Any
 from aiokafka.structs import ConsumerRecord
 from pydantic import TypeAdapter
 
-from holdfast.core.judge import strict_json
 from holdfast.core.record import produced_at, time_of
+from holdfast.core.samples import strict_json
 from holdfast_schemas import Finding, Header
 
 _FINDINGS = TypeAdapter(tuple[Finding, ...])

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from aiokafka import TopicPartition
 
 from holdfast.core.accepted import parse_header
-from holdfast.core.checks import Memory
 from holdfast.core.condemned import is_condemned
-from holdfast.core.judge import decode_by_model, remember
+from holdfast.core.grouping import decode_by_model
+from holdfast.core.judge import remember
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record
 from holdfast.kafka.partition_worker import end_offsets, read_to_end

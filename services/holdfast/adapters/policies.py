@@ -13,7 +13,7 @@ from watchfiles import awatch
 from holdfast.adapters.at_rest import Stamps, come_to_rest, stamps, wait_for_tables
 from holdfast.adapters.policy_files import POLICY_BYTES, TABLE_BYTES, PolicyFolder
 from holdfast.adapters.tables import load_table
-from holdfast.core.checks import Table
+from holdfast.core.memory import Table
 from holdfast.core.policy import Policy, PolicyError, PolicySet, collapsed_table, parse_policy, tables_of
 from holdfast.core.policy_events import PolicyEvent, PolicyRefusal, changes, model_of
 from holdfast.core.toml_text import parse_toml

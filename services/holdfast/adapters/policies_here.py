@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.adapters.policies import PolicyStore
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.checks import Mode
+from holdfast.core.checks.base import Mode
 from holdfast.core.policy import Policy, PolicyError
 from holdfast_schemas import utc_now
 

@@ -33,11 +33,11 @@ from holdfast.adapters.malformed import MalformedRecord
 from holdfast.adapters.memory import RELEASED, restore_memory
 from holdfast.core.accepted import References
 from holdfast.core.actors import actor_name
-from holdfast.core.checks import Memory
 from holdfast.core.command_signature import Through
 from holdfast.core.errors import HoldfastError, describe, first_flaw
 from holdfast.core.forced_wishes import ForcedWishes
 from holdfast.core.malformed import MalformedKind
+from holdfast.core.memory import Memory
 from holdfast.core.policy import EMPTY, PolicySet
 from holdfast.core.progress import Committed
 from holdfast.core.record import Record, UnreadableBatch, produced_at, time_of, writable

@@ -15,7 +15,7 @@ from holdfast.adapters.policies import known_models, load_policies
 from holdfast.cli.confirm import YesOption, confirm
 from holdfast.cli.route import ModelArgument, SinceOption, answer, refuse_unknown, send
 from holdfast.cli.terminal import ActorOption, ConfigOption, JsonOption, ReasonOption, Refused, perform, run, show
-from holdfast.core.checks import MaxChangeCheck
+from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.consequences import Consequence
 from holdfast.core.errors import first_flaw
 from holdfast.core.segment_references import Chosen, choose

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from holdfast.core.checks import Entities, Mask, Numbers
+from holdfast.core.arrays import Mask, Numbers
 from holdfast.core.decode import Columns
+from holdfast.core.memory import Entities
 from holdfast.core.newcomers import Span
 from holdfast_schemas import Reference, UsedReference
 

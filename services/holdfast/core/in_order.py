@@ -13,17 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.core.checks import (
-    Explanations,
-    Known,
-    Mask,
-    MaxChangeCheck,
-    Outcome,
-    OutlierCheck,
-    Rows,
-    explain_changes,
-)
+from holdfast.core.arrays import Mask
+from holdfast.core.checks.base import CheckResult, Explanations, Rows
+from holdfast.core.checks.max_change import MaxChangeCheck, explain_changes
+from holdfast.core.checks.outlier import OutlierCheck
 from holdfast.core.decode import Columns
+from holdfast.core.memory import Known
 from holdfast.core.newcomers import ENOUGH, Span
 from holdfast.core.recent import Draft, Segments
 
@@ -32,8 +27,8 @@ from holdfast.core.recent import Draft, Segments
 class InOrder:
     """The answers by check, in the order of `changes` and then of `outliers`; and what is to be learnt."""
 
-    changes: list[Outcome]
-    outliers: list[Outcome]
+    changes: list[CheckResult]
+    outliers: list[CheckResult]
     last: dict[str, Mask]
     recent: dict[str, Segments]
     unremembered: list[int]
@@ -69,7 +64,7 @@ class _Outlier:
 
 
 def are_doubtful(
-    changes: Sequence[tuple[MaxChangeCheck, bool]], outcomes: Sequence[Outcome], columns: Columns, known: Known
+    changes: Sequence[tuple[MaxChangeCheck, bool]], outcomes: Sequence[CheckResult], columns: Columns, known: Known
 ) -> bool:
     """Whether a row without a reference may be out of reach of the other entities, under `unknown = "auto"`."""
     for (check, _), outcome in zip(changes, outcomes, strict=True):
@@ -138,7 +133,7 @@ def judge_in_order(
                     unremembered[row] = None
     return InOrder(
         [
-            Outcome(
+            CheckResult(
                 _mask(change.failed, size),
                 _mask(change.unknown, size) if change.unknown else None,
                 partial(_explain_changes, change),
@@ -147,7 +142,7 @@ def judge_in_order(
             for change in changing
         ],
         [
-            Outcome(
+            CheckResult(
                 _mask(outlier.failed, size),
                 _mask(outlier.unknown, size) if outlier.unknown else None,
                 partial(_explain_outliers, outlier),

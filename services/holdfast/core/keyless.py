@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from datetime import datetime, timedelta
 from operator import attrgetter
 
-from holdfast.core.judge import Batch
+from holdfast.core.grouping import Batch
 from holdfast.core.record import Record
 from holdfast.core.version_budget import shared
 from holdfast_schemas import Tally

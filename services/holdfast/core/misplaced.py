@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from datetime import datetime, timedelta
 
-from holdfast.core.judge import Batch
+from holdfast.core.grouping import Batch
 from holdfast.core.record import Record
 from holdfast.core.version_budget import shared
 from holdfast_schemas import Tally

@@ -7,8 +7,9 @@ topic: the model has no tally of it, and is not hurt.
 
 import numpy as np
 
-from holdfast.core.checks import jsonable
-from holdfast.core.judge import Batch, Found, Judgement
+from holdfast.core.arrays import jsonable
+from holdfast.core.grouping import Batch
+from holdfast.core.judgement import Found, Judgement
 from holdfast_schemas import Severity
 
 CHECK = "not_allowed_here"

@@ -3,7 +3,12 @@
 `holdfast check` and doctor say it. Nothing here decides about an output.
 """
 
-from holdfast.core.checks import Check, ExpressionCheck, MaxChangeCheck, OneOfCheck, OutlierCheck, RangeCheck
+from holdfast.core.checks.base import Check
+from holdfast.core.checks.condition import ExpressionCheck
+from holdfast.core.checks.max_change import MaxChangeCheck
+from holdfast.core.checks.one_of import OneOfCheck
+from holdfast.core.checks.outlier import OutlierCheck
+from holdfast.core.checks.range import RangeCheck
 from holdfast.core.policy import Policy
 
 

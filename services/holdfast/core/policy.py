@@ -11,19 +11,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.checks import (
-    AnyCheck,
-    Check,
-    MaxChangeCheck,
-    Mode,
-    OutlierCheck,
-    RangeCheck,
-    Table,
-)
+from holdfast.core.checks import AnyCheck
+from holdfast.core.checks.base import Check, Mode
+from holdfast.core.checks.max_change import MaxChangeCheck
+from holdfast.core.checks.outlier import OutlierCheck
+from holdfast.core.checks.range import RangeCheck
 from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
 from holdfast.core.end_of_switch import end_of_switch
 from holdfast.core.errors import HoldfastError
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
+from holdfast.core.memory import Table
 from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.promoted import Versions, accepted_versions
 from holdfast.core.record_keys import CHECK as OFF_KEY

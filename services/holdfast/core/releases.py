@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from holdfast.core.accepted import References
 from holdfast.core.approvals import ASKED_FOR, Asked
-from holdfast.core.checks import Memory
 from holdfast.core.duration import format_duration
 from holdfast.core.forced_wishes import ForcedWishes
-from holdfast.core.judge import Batch, decode_by_model, judge
+from holdfast.core.grouping import Batch, decode_by_model
+from holdfast.core.judge import judge
 from holdfast.core.malformed import CHECK as MALFORMED
 from holdfast.core.malformed import too_long
+from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, produced_at, time_of
 from holdfast.core.record_keys import Keys

@@ -11,7 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.core.checks import AnyCheck, OutlierCheck, RangeCheck
+from holdfast.core.checks import AnyCheck
+from holdfast.core.checks.outlier import OutlierCheck
+from holdfast.core.checks.range import RangeCheck
 
 UNLISTED = "unlisted_segment"
 UNREMEMBERED = "unremembered_segment"

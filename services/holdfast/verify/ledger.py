@@ -38,13 +38,18 @@ import msgspec
 import numpy as np
 
 from holdfast.core.accepted import Given, parse_header
+from holdfast.core.arrays import Mask
 from holdfast.core.audited_releases import ReleasedRecord, Releases
-from holdfast.core.checks import Mask, MaxChangeCheck, Memory, OutlierCheck, fair_level
+from holdfast.core.checks.max_change import MaxChangeCheck
+from holdfast.core.checks.outlier import OutlierCheck
 from holdfast.core.condemned import is_condemned
 from holdfast.core.decode import Columns
 from holdfast.core.entity_key import EntityKey, entity_key
-from holdfast.core.judge import Batch, Found, Judgement, decode_by_model, judge, remember
+from holdfast.core.grouping import Batch, decode_by_model
+from holdfast.core.judge import judge, remember
+from holdfast.core.judgement import Found, Judgement
 from holdfast.core.malformed import CHECK as MALFORMED
+from holdfast.core.memory import Memory, fair_level
 from holdfast.core.policy import Policy, PolicySet, Remembered
 from holdfast.core.promoted import CHECK as NOT_PROMOTED
 from holdfast.core.recent import Segments
