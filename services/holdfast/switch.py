@@ -24,11 +24,14 @@ from holdfast.adapters.redis import PublishOutcome, RedisUnavailable, RouteMirro
 from holdfast.adapters.service import run_service
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.command_signature import Through
+from holdfast.core.decide import Overtaken, Tick, decide
 from holdfast.core.errors import describe, first_flaw
 from holdfast.core.fit import STATE_BYTES, STATE_BYTES_OF_COMMANDS, encode, fit_incident, fit_state
+from holdfast.core.model_state import ModelState, forget_silent
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
-from holdfast.core.routing import Decision, Full, ModelState, Overtaken, Tick, decide, forget_silent
+from holdfast.core.trips import Full
+from holdfast.core.turn import Decision
 from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
 from holdfast.kafka.batches import Headers, Out
 from holdfast.kafka.begin import SwitchBegin

@@ -6,7 +6,9 @@ import pytest
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.command_signature import Through
-from holdfast.core.routing import Decision, ModelState, decide
+from holdfast.core.decide import decide
+from holdfast.core.model_state import ModelState
+from holdfast.core.turn import Decision
 from holdfast.switch import _with_marks
 from holdfast_schemas import Action, Command
 

@@ -12,8 +12,8 @@ from holdfast.api.console import Console, View
 from holdfast.api.read_model import Board
 from holdfast.api.tokens import Principal, Role
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.model_state import ModelState, Version, VersionState
 from holdfast.core.policy import parse_policy
-from holdfast.core.routing import ModelState, Version, VersionState
 from holdfast.core.shadow import Report
 from holdfast.settings import TopicNames
 from holdfast_schemas import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from holdfast.core.actors import actor_key, actor_name, is_reserved
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.routing import decide
+from holdfast.core.decide import decide
 from holdfast_schemas import Action, Command, Outcome
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)

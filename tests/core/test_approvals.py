@@ -7,7 +7,9 @@ import pytest
 
 from holdfast.core.approvals import ASKED_FOR, LOOSENS, MOST_ASKED
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.routing import Decision, ModelState, VersionState, decide
+from holdfast.core.decide import decide
+from holdfast.core.model_state import ModelState, VersionState
+from holdfast.core.turn import Decision
 from holdfast_schemas import AcceptedValue, Action, Command, Outcome, RouteState
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.test_routing import EVIDENCE, POLICY, Model
+from holdfast.core.decide import decide
 from holdfast.core.fit import (
     INCIDENT_BYTES,
     STATE_BYTES,
@@ -18,8 +19,9 @@ from holdfast.core.fit import (
     fit_state,
     fit_tally,
 )
-from holdfast.core.routing import Full, ModelState, Standing, VersionState, decide, standing
+from holdfast.core.model_state import ModelState, Standing, VersionState, standing
 from holdfast.core.short_names import short
+from holdfast.core.trips import Full
 from holdfast_schemas import Action, Command, IncidentAction, IncidentStatus, Outcome, Sample, parse_control
 
 WORST = "\u0001"

@@ -3,8 +3,8 @@
 import pytest
 
 from core.alike import NOW, Real, failures, policy_of, raw
+from holdfast.core.model_state import Version, promoted
 from holdfast.core.promoted import CHECK
-from holdfast.core.routing import Version, promoted
 from holdfast_schemas import Route, RouteState
 from holdfast_schemas.control import OTHERS
 from holdfast_schemas.route import MAX_PROMOTED

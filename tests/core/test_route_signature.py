@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from backends import ROOT
 from holdfast.adapters.redis import state_fields
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.decide import Overtaken, decide
+from holdfast.core.model_state import ModelState
 from holdfast.core.route_signature import RouteSigner, RouteVerifier, canonical
-from holdfast.core.routing import ModelState, Overtaken, decide
 from holdfast_schemas import Route, RouteState
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)

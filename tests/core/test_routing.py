@@ -5,24 +5,16 @@ from itertools import count
 from uuid import uuid4
 
 import pytest
+from holdfast.core.routing import HOLDFAST
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from holdfast.core.breaker import BreakerPolicy
-from holdfast.core.routing import (
-    HOLDFAST,
-    MAX_FENCED,
-    MAX_VERSIONS,
-    OWN_INCIDENTS,
-    ModelState,
-    Standing,
-    Tick,
-    decide,
-    forget_silent,
-    last_good,
-    standing,
-)
+from holdfast.core.decide import Tick, decide
+from holdfast.core.incident_book import OWN_INCIDENTS
+from holdfast.core.model_state import MAX_VERSIONS, ModelState, Standing, forget_silent, last_good, standing
+from holdfast.core.trips import MAX_FENCED
 from holdfast_schemas import (
     TOPICS,
     Action,

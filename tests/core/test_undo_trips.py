@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from core.test_routing import POLICY, Model
+from holdfast.core.model_state import Standing, standing
 from holdfast.core.policy_change import advice
-from holdfast.core.routing import Standing, standing
 from holdfast_schemas import Outcome, RouteState
 
 OLD, WRONG, WORSE = "pricing@00000000001d", "pricing@0000000bad00", "pricing@0000000bad01"

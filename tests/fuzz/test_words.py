@@ -12,8 +12,8 @@ from backends import ROOT
 from core.alike import Real, raw
 from holdfast.adapters.policies import load_policy
 from holdfast.core.breaker import BreakerPolicy
+from holdfast.core.decide import Tick, decide
 from holdfast.core.policy import PolicyError
-from holdfast.core.routing import Tick, decide
 from holdfast.settings import Settings, SettingsError, load_settings
 from holdfast_schemas import Action, Command, Outcome, parse_control
 

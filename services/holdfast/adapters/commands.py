@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from holdfast.adapters import through_api
 from holdfast.core.command_signature import CommandSigner
 from holdfast.core.errors import first_flaw
-from holdfast.core.routing import ModelState, VersionState
+from holdfast.core.model_state import ModelState, VersionState
 from holdfast.kafka.login import explain
 from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
 from holdfast.settings import Settings

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from holdfast.core.errors import HoldfastError, describe
-from holdfast.core.routing import ModelState
+from holdfast.core.model_state import ModelState
 from holdfast.login import secret, tls_context
 from holdfast.settings import ApiSettings, Settings
 from holdfast_schemas import Action, AuditRecord, Command, Incident, Route, utc_now

@@ -78,7 +78,7 @@ from holdfast.api.tokens import Principal
 from holdfast.core.actors import actor_key
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks.base import Mode
-from holdfast.core.routing import VersionState
+from holdfast.core.model_state import VersionState
 from holdfast.core.shadow import Report, VersionFacts
 from holdfast.kafka.follow import Follower
 from holdfast.kafka.login import explain

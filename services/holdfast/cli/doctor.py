@@ -25,10 +25,11 @@ from holdfast.core.fail_open import ends, unchecked
 from holdfast.core.keyless import ADVICE as KEYLESS_ADVICE
 from holdfast.core.keyless import is_told
 from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
+from holdfast.core.model_state import ModelState
 from holdfast.core.policy import PolicyError
 from holdfast.core.progress import Committed, Removed, where_to_go_on
-from holdfast.core.routing import MAX_FENCED, ModelState
 from holdfast.core.topic_rules import partition_differences
+from holdfast.core.trips import MAX_FENCED
 from holdfast.core.version_budget import ADVICE as VERSIONS_ADVICE
 from holdfast.kafka.counterparts import Counterparts
 from holdfast.kafka.login import explain

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from holdfast.core.routing import ModelState, last_good, was_seen
+from holdfast.core.model_state import ModelState, last_good, was_seen
 from holdfast_schemas import Action
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.core.breaker import Window
-from holdfast.core.routing import ModelState, OpenIncident, Version, VersionState, last_good
+from holdfast.core.model_state import ModelState, OpenIncident, Version, VersionState, last_good
 from holdfast_schemas import AuditRecord, Incident, Tally
 
 KIB = 1024

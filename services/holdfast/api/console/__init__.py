@@ -20,10 +20,11 @@ from holdfast.adapters.policies_here import PolicyHere
 from holdfast.api.read_model import Board
 from holdfast.api.tokens import Principal
 from holdfast.core import findings, incidents
+from holdfast.core.commands import refusal
 from holdfast.core.duration import format_duration
 from holdfast.core.keyless import is_told
+from holdfast.core.model_state import Version, VersionState
 from holdfast.core.policy_change import advice
-from holdfast.core.routing import Version, VersionState, refusal
 from holdfast.core.shadow import Report
 from holdfast.core.visible import ESCAPES
 from holdfast_schemas import (
