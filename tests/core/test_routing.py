@@ -5,11 +5,11 @@ from itertools import count
 from uuid import uuid4
 
 import pytest
-from holdfast.core.routing import HOLDFAST
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from holdfast.core.actors import HOLDFAST
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.decide import Tick, decide
 from holdfast.core.incident_book import OWN_INCIDENTS
