@@ -28,7 +28,7 @@ from holdfast.adapters.releases import Releases
 from holdfast.adapters.service import run_service
 from holdfast.core import not_allowed
 from holdfast.core.accepted import References, header_value
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.errors import describe
 from holdfast.core.fit import fit_tally
 from holdfast.core.grouping import Batch, decode_by_model

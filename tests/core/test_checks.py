@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.alike import NOW, Real, failures, policy_of, raw, same
 from core.reference import CONDITIONS, Reference
 from holdfast.core import recent as recent_values
-from holdfast.core.decode import Columns, Decoded
+from holdfast.core.columns import Columns, Decoded
 from holdfast.core.judge import remember
 from holdfast.core.recent import as_recent
 

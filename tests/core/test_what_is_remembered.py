@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.alike import Real, policy_of, raw
-from holdfast.core.decode import Columns, Decoded
+from holdfast.core.columns import Columns, Decoded
 from holdfast.core.entity_key import LONG, entity_key
 from holdfast.core.judge import remember
 from holdfast.core.memory import Entities, Memory, Table, fair_level

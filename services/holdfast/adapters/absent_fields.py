@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from holdfast import metrics
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.policy import Policy
 
 ENOUGH = 1_000

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from holdfast.core.arrays import Mask, Numbers
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Entities
 from holdfast.core.newcomers import Span
 from holdfast_schemas import Reference, UsedReference

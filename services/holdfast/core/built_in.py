@@ -12,7 +12,7 @@ from holdfast.core.arrays import Mask, jsonable
 from holdfast.core.checks.base import Check, CheckResult, Explanations
 from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.checks.outlier import OutlierCheck
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.grouping import Batch
 from holdfast.core.judgement import Found, Judgement
 from holdfast.core.memory import Known

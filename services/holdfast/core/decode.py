@@ -9,70 +9,37 @@ record's verdict does not hang on its neighbours.
 """
 
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from holdfast.core.byte_scans import negative_zeros
+from holdfast.core.columns import Decoded, as_numbers
 from holdfast.core.entity_ids import with_unclear_ends
-from holdfast.core.malformed import (
-    Identity,
-    Malformed,
-    MalformedKind,
-    identity_text,
-    malformed,
-    seen_in_short,
-    short,
-)
+from holdfast.core.field_names import FIELD_NAMES, REQUIRED
+from holdfast.core.malformed import Identity, Malformed, MalformedKind, identity_text, malformed, seen_in_short, short
 from holdfast.core.mapping import Mapped, Path, Reading, converter, format_path, look, path_of, reading_of
-from holdfast.core.second_places import ODD_LETTERS, OUTPUTS, Place, apart, second_place
-
-REQUIRED = ("prediction_id", "model", "model_version", "entity_id")
-OPTIONAL = ("value", "outputs", "currency", "predicted_at", "segment")
-FIELD_NAMES = (*REQUIRED, *OPTIONAL)
+from holdfast.core.one_event import (
+    MalformedError,
+    NonFinite,
+    RepeatedKeyError,
+    bounded_int,
+    find_non_finite,
+    framed,
+    is_framed,
+    read_leniently,
+    unique_keys,
+    without_nulls,
+)
+from holdfast.core.second_places import OUTPUTS, Place, apart, second_place
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
 _Aware = Annotated[datetime, msgspec.Meta(tz=True)]
-_MAX_DIGITS = 308
-"""Every whole number of so many digits is a finite double."""
-
-
-class MalformedError(ValueError):
-    """The record cannot be decoded, or lacks a required field."""
-
-    def __init__(self, reason: str, kind: MalformedKind, **more: Any) -> None:
-        super().__init__(reason)
-        self.malformed = malformed(reason, kind, **more)
-
-
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """A number that is not finite: where it stood, what it was, and the field of the shape that it is in, if any."""
-
-    field: str
-    seen: str
-    name: str | None = None
-
-
-def field_names_hint() -> str:
-    return ", ".join((*FIELD_NAMES, "outputs.<name>", "features.<name>"))
-
-
-def is_field(name: str) -> bool:
-    """Whether a policy may read `name`."""
-    return name in FIELD_NAMES or is_number_field(name)
-
-
-def is_number_field(name: str) -> bool:
-    """Whether `name` may be a number."""
-    return name == "value" or (name.startswith(("outputs.", "features.")) and not name.endswith("."))
 
 
 class Shape:
@@ -243,13 +210,13 @@ class Shape:
             for name in self._kept:
                 decoded.columns[name] += _share(columns[name])
             for name in self._numbers:
-                decoded.numbers[name][start : start + piece] = _numbers(columns[name])
+                decoded.numbers[name][start : start + piece] = as_numbers(columns[name])
         return decoded
 
     def _odd_rows(self, raws: Sequence[bytes | None], columns: Mapping[str, Sequence[Any]]) -> list[int]:
         """The rows to read strictly for what their columns hold."""
         # msgspec reads the integer -0 as 0.
-        odd = _negative_zeros(raws, columns["value"], columns["outputs"])
+        odd = negative_zeros(raws, columns["value"], columns["outputs"])
         looked_at: dict[str, list[Path]] = self._watched | {name: [()] for name in self._unread}
         for name, rests in looked_at.items():
             column = columns[name]
@@ -281,7 +248,7 @@ class Shape:
                         rows.append(self._nothing)
                         suspects.append(position)
         if not approved:
-            suspects += _suspects(raws, refused=suspects)
+            suspects += suspect_rows(raws, refused=suspects)
         has_integers = has_integers or bool(suspects)
         for position in suspects:
             self._read_strictly(raws[position], position, rows, start, decoded)
@@ -318,7 +285,7 @@ class Shape:
                     event = read_leniently(raws[position - start])
                     decoded.malformed[position] = self._wrong_type(name, self.keys(name), seen, event)
                 else:
-                    if (found := _find_non_finite(one, name)) is not None:
+                    if (found := find_non_finite(one, name)) is not None:
                         known = decoded.non_finite.get(position, ())
                         decoded.non_finite[position] = (*known, NonFinite(found.field, found.seen, name))
             result.append(one)
@@ -363,20 +330,20 @@ class Shape:
         if raw is None:
             raise MalformedError("the record has no value", MalformedKind.EMPTY)
         try:
-            event = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_bounded_int)
+            event = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_int=bounded_int)
         except UnicodeDecodeError as error:
-            if _is_framed(raw):
-                raise _framed(raw) from None
+            if is_framed(raw):
+                raise framed(raw) from None
             reason = f"the value is not UTF-8: byte {error.start} is {raw[error.start]:#04x}"
             raise self._unreadable(reason, MalformedKind.NOT_UTF8, raw) from None
-        except _RepeatedKey as error:
+        except RepeatedKeyError as error:
             reason = f"the key {error.key[:100]!r} stands twice"
             raise self._unreadable(reason, MalformedKind.REPEATED_KEY, raw) from None
         except RecursionError:
             raise MalformedError("the value is nested too deeply", MalformedKind.TOO_DEEP) from None
         except json.JSONDecodeError as error:
-            if _is_framed(raw):
-                raise _framed(raw) from None
+            if is_framed(raw):
+                raise framed(raw) from None
             reason = f"the value is not JSON: {error.msg} at byte {error.pos}"
             raise self._unreadable(reason, MalformedKind.NOT_JSON, raw) from None
         if not isinstance(event, dict):
@@ -387,7 +354,7 @@ class Shape:
             if b"\\u" in raw:
                 json.dumps(event, ensure_ascii=False).encode()
             non_finite = self._non_finite(event)
-            row = msgspec.convert(_without_nulls(event), self._struct_type)
+            row = msgspec.convert(without_nulls(event), self._struct_type)
             return row, non_finite, second_place(event, self._second, self._paths, self.identity(event))
         except UnicodeEncodeError:
             raise MalformedError(
@@ -404,12 +371,12 @@ class Shape:
 
     def _non_finite(self, event: Mapping[str, Any]) -> tuple[NonFinite, ...]:
         """The numbers of an event that are not finite: of each field of the shape the first, else the first of all."""
-        first = _find_non_finite(event, "")
+        first = find_non_finite(event, "")
         if first is None:
             return ()
         found: list[NonFinite] = []
         for name in self.names:
-            one = _find_non_finite(look(event, self.keys(name))[1], name)
+            one = find_non_finite(look(event, self.keys(name))[1], name)
             if one is not None:
                 found.append(NonFinite(one.field, one.seen, name))
         return tuple(found) or (first,)
@@ -434,7 +401,7 @@ class Shape:
             at, seen, found = look(event, keys)
             if found and seen is not None:
                 try:
-                    msgspec.convert(_without_nulls(seen), self._types[name])
+                    msgspec.convert(without_nulls(seen), self._types[name])
                 except msgspec.ValidationError:
                     return self._wrong_type(name, keys, seen, event)
             elif len(at) < len(keys) and seen is not None:
@@ -527,44 +494,6 @@ def _quoted(path: str) -> str:
     return f"'{path}'" if '"' in path else f'"{path}"'
 
 
-def _is_framed(raw: bytes) -> bool:
-    """Whether a value that is not JSON begins as the serializers of a schema registry write it."""
-    return len(raw) >= 5 and raw[0] == 0
-
-
-def _framed(raw: bytes) -> MalformedError:
-    then = raw[5:6]
-    what = "JSON" if then in (b"{", b"[") else "Avro, Protobuf or something else"
-    return MalformedError(
-        f"the value begins with the framing of a schema registry (byte 0, then the schema's id "
-        f"{int.from_bytes(raw[1:5], 'big')}), and {what} behind it: Holdfast reads plain JSON; let the producer write "
-        "JSON without a registry's serializer, or put a converter before Holdfast",
-        MalformedKind.SCHEMA_REGISTRY,
-    )
-
-
-def read_leniently(raw: bytes | None) -> Any:
-    """What can be read of an event that cannot be decoded, to find who is to blame; None where that is nothing.
-
-    Keys that stand twice are left out, and what other languages write for "not a number" or "nothing" counts as null.
-    """
-    if raw is None:
-        return None
-    text = raw.decode("utf-8", "replace")
-    for attempt in (text, _BARE_WORDS.sub(r"\1null", text)):
-        try:
-            return json.loads(attempt, object_pairs_hook=_distinct_keys, parse_int=_bounded_int)
-        except (ValueError, RecursionError):
-            continue
-    return None
-
-
-_BARE_WORDS = re.compile(
-    r"([:\[,]\s*)[-+]?(?:nan(?:\([a-z0-9]*\))?|inf(?:inity)?|1\.#[a-z0-9]+|none|undefined|na|n/a)(?=\s*[,}\]])",
-    re.IGNORECASE,
-)
-
-
 def _transposed(structs: Iterable[Any], layout: "_Layout") -> dict[str, tuple[Any, ...]]:
     """The columns of structs that all have this layout; there must be one."""
     columns: dict[str, tuple[Any, ...]] = {}
@@ -598,283 +527,17 @@ def _blank(struct: Any) -> Any:
 _REFUSALS = (msgspec.MsgspecError, RecursionError, TypeError, UnicodeDecodeError)
 
 
-def _suspects(raws: Sequence[bytes | None], refused: Sequence[int]) -> list[int]:
-    """The positions, but the `refused`, of records that may hold what msgspec overlooks."""
-    positions: Sequence[int] = range(len(raws))
-    values: Sequence[Any] = raws
-    if refused:
-        out = set(refused)
-        positions = [i for i in positions if i not in out]
-        values = [values[i] for i in positions]
-    found: list[int] = []
-    joined = b"\n".join(values)
-    if b"\\" in joined or not _is_utf8(joined):
-        odd = [b"\\" in value or not _is_utf8(value) for value in values]
-        found = [i for i, is_odd in zip(positions, odd, strict=True) if is_odd]
-        positions = [i for i, is_odd in zip(positions, odd, strict=True) if not is_odd]
-        values = [value for value, is_odd in zip(values, odd, strict=True) if not is_odd]
-        joined = b"\n".join(values)
-    if not joined.isascii() and any(letter in joined for letter in ODD_LETTERS):
-        found += [i for i, value in zip(positions, values, strict=True) if _ODD_KEY.search(value)]
-    if values:
-        found += [positions[row] for row in _ambiguous(joined, list(map(len, values)))]
-    return found
-
-
-def _negative_zeros(raws: Sequence[bytes | None], values: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
-    """The positions of records that may hold the integer -0 as an output."""
-    found: list[int] = []
-    if 0.0 in values:
-        found = [i for i, value in enumerate(values) if value == 0.0]
-    if any(outputs):
-        found += [i for i, given in enumerate(outputs) if given]
-    return sorted({i for i in found if (raw := raws[i]) is not None and b"-0" in raw and _NEGATIVE_ZERO.search(raw)})
-
-
-_ODD_KEY = re.compile(rb'"[^"]*(?:%s)[^"]*"\s*:' % b"|".join(ODD_LETTERS))
-_NEGATIVE_ZERO = re.compile(rb"-0[,\]}\s]")
-
-
-def _ambiguous(joined: bytes, lengths: Sequence[int]) -> list[int]:
-    """The rows of records that may hold a key twice in one object, or a number that no double holds.
-
-    `joined` are lines of such `lengths`, valid JSON objects without escapes, so that quotes open and close in turn.
-    """
-    # Eight bytes around, so that a word can be read before and behind every place.
-    text = bytes(8) + joined + bytes(8)
-    letters = np.frombuffer(text, dtype=np.uint8)
-    starts = np.full(len(lengths) + 1, 8, dtype=np.intp)
-    starts[1:] += np.cumsum(np.array(lengths) + 1)
-    rows = _NOWHERE if _all_have_the_keys_of_the_first(text, letters, starts) else _repeating(text, letters, starts)
-    huge = _exponents(letters)
-    if max(lengths) > _MAX_DIGITS:
-        # A run of more digits covers one of these blocks whole.
-        blocks = letters[: len(letters) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
-        digits = np.flatnonzero((blocks - ord("0") < 10).all(axis=1))
-        huge = np.concatenate((huge, digits * _BLOCK))
-    if len(huge):
-        rows = np.concatenate((rows, np.searchsorted(starts, huge, side="right") - 1))
-    return sorted(set(rows.tolist()))
-
-
-def _all_have_the_keys_of_the_first(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> bool:
-    """Whether all records plainly have as many keys as the first, in its order, and no two of them alike but for case.
-
-    A key is told by its last eight bytes, which of a shorter one begin with the quote before it. Keys with other
-    letters than those of ASCII are not plain.
-    """
-    quotes, following = letters[:-1] == ord('"'), letters[1:]
-    if (quotes & (following <= ord(" "))).any():
-        return False  # A colon may stand behind the blank.
-    # A text that begins with a colon passes for a key, and so differs from the first record or is one more key there.
-    closes = np.flatnonzero(quotes & (following == ord(":")))
-    count = len(starts) - 1
-    each, odd = divmod(len(closes), count)
-    if odd or not each or (closes[::each] < starts[:-1]).any() or (closes[each - 1 :: each] >= starts[1:]).any():
-        return False
-    sizes = [min(8, close - text.rfind(b'"', 0, close)) for close in closes[:each].tolist()]
-    masks = np.array([_LAST_BYTES[size] for size in sizes], dtype=np.uint64)
-    keys = _words(text)[closes - 8].reshape(count, each) & masks
-    if not (keys == keys[0]).all() or (keys[0] & _HIGH_BITS).any():
-        return False
-    # Two keys that may differ only in case are looked at, too.
-    return len(set((keys[0] | _SMALL_LETTERS).tolist())) == each
-
-
-def _words(text: bytes) -> NDArray[np.uint64]:
-    """The eight bytes from each place on, the first one lowest."""
-    return np.ndarray((len(text) - 7,), dtype="<u8", buffer=text, strides=(1,))
-
-
-def _exponents(letters: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """The places of exponents without a minus, outside of texts."""
-    after_digit = ((letters[1:] | 0x20) == ord("e")) & (letters[:-1] - ord("0") < 10)
-    if not after_digit.any():
-        return _NOWHERE
-    places = np.flatnonzero(after_digit) + 1
-    places = places[letters[places + 1] != ord("-")]
-    outside: NDArray[np.intp] = places[np.searchsorted(_quotes(letters), places) % 2 == 0]
-    return outside
-
-
-def _quotes(letters: NDArray[np.uint8]) -> NDArray[np.intp]:
-    return np.flatnonzero(letters == ord('"'))
-
-
-def _repeating(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The rows in which a key may stand twice, in one case or in two.
-
-    Keys are told by their length and their first and last eight bytes.
-    """
-    quotes, words = _quotes(letters), _words(text)
-    opens, closes = quotes[0::2] + 1, quotes[1::2]
-    after = closes + 1
-    while (white := (following := letters[after]) <= ord(" ")).any():
-        after = after + white
-    keys = np.flatnonzero(following == ord(":"))
-    opens, closes = opens[keys], closes[keys]
-    lengths = closes - opens
-    signs = (words[opens] | _SMALL_LETTERS) & _FIRST_BYTES.take(lengths, mode="clip")
-    signs ^= lengths.view(np.uint64) * _ODDER
-    signs ^= np.where(lengths > 8, words[closes - 8] | _SMALL_LETTERS, 0) * _ODD
-    rows = np.searchsorted(starts, opens, side="right") - 1
-    order = np.lexsort((signs, rows))
-    rows, signs = rows[order], signs[order]
-    repeated: NDArray[np.intp] = rows[1:][(rows[1:] == rows[:-1]) & (signs[1:] == signs[:-1])]
-    return repeated
-
-
 _PIECE, _PIECE_BYTES = 500, 200_000
 """At most so many records, and about so many bytes."""
-_NOWHERE = np.zeros(0, dtype=np.intp)
-_BLOCK = 128
-_FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
-_LAST_BYTES = [((1 << 8 * size) - 1) << 8 * (8 - size) for size in range(9)]
+
+
 _HIGH_BITS, _SMALL_LETTERS = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
+
+
 _ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-
-
-def _is_utf8(raw: bytes) -> bool:
-    if not raw.isascii():
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-    return True
 
 
 def _explain(message: str) -> str:
     """Reword msgspec's message, in the terms of the event."""
     message = message.replace(" | null", "").replace("`$.", "`").replace("Object missing", "it lacks the")
     return message[0].lower() + message[1:].replace(" - at ", " at ")
-
-
-class _RepeatedKey(Exception):  # noqa: N818  it is a finding
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        raise _RepeatedKey(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-    return result
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        result = {key: seen for key, seen in pairs if counts[key] == 1}
-    return result
-
-
-def _bounded_int(text: str) -> int | float:
-    if text == "-0":
-        return -0.0
-    return int(text) if len(text) <= _MAX_DIGITS else float(text)
-
-
-def _find_non_finite(node: Any, path: str) -> NonFinite | None:
-    if isinstance(node, float) and not math.isfinite(node):
-        return NonFinite(path, str(node))
-    children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, dict):
-        children = node.items()
-    elif isinstance(node, list):
-        children = enumerate(node)
-    for key, child in children:
-        found = _find_non_finite(child, f"{path}.{key}" if path else str(key))
-        if found is not None:
-            return found
-    return None
-
-
-def _without_nulls(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_nulls(child) for key, child in node.items() if child is not None}
-    return node
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A decoded batch of n records, by field; what stands in the rows of `malformed` says nothing.
-
-    `numbers` are the fields that are read as numbers only: (n,) each, NaN where there is none. `ambiguous` are the
-    rows that another program may read in another way, and why.
-    """
-
-    columns: dict[str, list[Any]]
-    numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    malformed: dict[int, Malformed] = field(default_factory=dict)
-    non_finite: dict[int, tuple[NonFinite, ...]] = field(default_factory=dict)
-    ambiguous: dict[int, Malformed] = field(default_factory=dict)
-
-
-class Columns:
-    """The rows of one model in one batch, read column by column; what is made of them is made once."""
-
-    def __init__(self, decoded: Decoded) -> None:
-        self._made: dict[str, Any] = decoded.columns | {_as_numbers(name): it for name, it in decoded.numbers.items()}
-
-    @classmethod
-    def of(cls, decoded: Decoded, rows: Sequence[int]) -> "Columns":
-        """Some rows of a decoded batch."""
-        return cls(
-            Decoded(
-                {name: [column[row] for row in rows] for name, column in decoded.columns.items()},
-                {name: column[rows] for name, column in decoded.numbers.items()},
-            )
-        )
-
-    def __len__(self) -> int:
-        return len(self._made["model"])
-
-    def reads(self, name: str) -> bool:
-        """Whether this field was decoded, because a check reads it."""
-        return name in self._made
-
-    def values(self, name: str) -> list[Any]:
-        """(n,) the field as it was decoded; None where it is absent."""
-        if name.startswith("outputs."):
-            self.once(name, lambda: _outputs(self.values("outputs"), name.removeprefix("outputs.")))
-        column: list[Any] = self._made[name]
-        return column
-
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        """(n,) float64; NaN where the field is absent or is no single number."""
-        made: NDArray[np.float64] = self.once(_as_numbers(name), lambda: _numbers(self.values(name)))
-        return made
-
-    def has(self, name: str) -> bool:
-        """Whether any row has the field: as a number where only numbers are read, else as anything."""
-        if not name.startswith("outputs.") and name not in self._made:
-            return not bool(np.isnan(self.numbers(name)).all())
-        values = self.values(name)
-        return values.count(None) < len(values)
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made when it is asked for the first time."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-
-def _as_numbers(name: str) -> str:
-    return f"{name} as numbers"
-
-
-def _outputs(given: list[Any], name: str) -> list[Any]:
-    return [None if outputs is None else outputs.get(name) for outputs in given]
-
-
-def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
-    if not _NUMBERS.issuperset(map(type, values)):
-        values = [value if type(value) in _NUMBERS else None for value in values]
-    return np.array(values, dtype=np.float64)
-
-
-_NUMBERS = frozenset((float, int, type(None)))
-"""Exactly these: True is no number, and neither is a text that looks like one."""

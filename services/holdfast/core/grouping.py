@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.core.decode import Columns, Decoded, NonFinite, Shape
+from holdfast.core.columns import Columns, Decoded
+from holdfast.core.decode import Shape
 from holdfast.core.malformed import Malformed, MalformedKind, malformed
+from holdfast.core.one_event import NonFinite
 from holdfast.core.policy import PolicySet
 from holdfast_schemas._base import NAME_PATTERN
 from holdfast_schemas.control import OTHERS

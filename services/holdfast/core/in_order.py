@@ -17,7 +17,7 @@ from holdfast.core.arrays import Mask
 from holdfast.core.checks.base import CheckResult, Explanations, Rows
 from holdfast.core.checks.max_change import MaxChangeCheck, explain_changes
 from holdfast.core.checks.outlier import OutlierCheck
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Known
 from holdfast.core.newcomers import ENOUGH, Span
 from holdfast.core.recent import Draft, Segments

@@ -26,7 +26,7 @@ from holdfast.core.checks.base import CheckResult
 from holdfast.core.checks.freshness import FreshnessCheck
 from holdfast.core.checks.max_change import MaxChangeCheck, judge_changes
 from holdfast.core.checks.outlier import OutlierCheck
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.grouping import Batch
 from holdfast.core.in_order import are_doubtful, judge_in_order
 from holdfast.core.judgement import Judgement

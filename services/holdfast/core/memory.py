@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.core.arrays import Mask, Numbers
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.entity_key import LONG, EntityKey, entity_key
 from holdfast.core.newcomers import Span
 from holdfast.core.recent import Segments

@@ -16,9 +16,10 @@ from holdfast.core.checks.base import Check, Mode
 from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.checks.outlier import OutlierCheck
 from holdfast.core.checks.range import RangeCheck
-from holdfast.core.decode import Shape, field_names_hint, is_field, is_number_field
+from holdfast.core.decode import Shape
 from holdfast.core.end_of_switch import end_of_switch
 from holdfast.core.errors import HoldfastError
+from holdfast.core.field_names import field_names_hint, is_field, is_number_field
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
 from holdfast.core.memory import Table
 from holdfast.core.promoted import CHECK as NOT_PROMOTED

@@ -12,12 +12,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from holdfast.core.decode import Shape, read_leniently
+from holdfast.core.decode import Shape
 from holdfast.core.grouping import decode_by_model
 from holdfast.core.judge import judge, learn
 from holdfast.core.malformed import Malformed, too_long
 from holdfast.core.mapping import Reading, converter, look
 from holdfast.core.memory import Memory
+from holdfast.core.one_event import read_leniently
 from holdfast.core.policy import Policy, PolicySet
 from holdfast.core.record import Record, time_of
 from holdfast.core.record_keys import Keys

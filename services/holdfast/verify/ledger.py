@@ -42,8 +42,8 @@ from holdfast.core.arrays import Mask
 from holdfast.core.audited_releases import ReleasedRecord, Releases
 from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.checks.outlier import OutlierCheck
+from holdfast.core.columns import Columns
 from holdfast.core.condemned import is_condemned
-from holdfast.core.decode import Columns
 from holdfast.core.entity_key import EntityKey, entity_key
 from holdfast.core.grouping import Batch, decode_by_model
 from holdfast.core.judge import judge, remember

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from holdfast.core.arrays import Mask
+from holdfast.core.columns import Columns
 from holdfast.core.condemned import BLOCKING
-from holdfast.core.decode import Columns, field_names_hint, is_field, is_number_field
+from holdfast.core.field_names import field_names_hint, is_field, is_number_field
 from holdfast.core.memory import Memory
 from holdfast_schemas import Severity
 

@@ -9,7 +9,7 @@ from pydantic import PrivateAttr, model_validator
 
 from holdfast.core.arrays import Mask, jsonable, plain
 from holdfast.core.checks.base import Check, CheckResult, Explanations, Rows
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.expression import compile_expression
 from holdfast.core.memory import Memory
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from holdfast.core.arrays import Mask, Numbers, mask_of, no_rows
 from holdfast.core.checks.base import Check, CheckResult, Rows
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.duration import Duration, format_duration
 from holdfast.core.memory import Memory
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from holdfast.core.arrays import Mask, Numbers, jsonable, plain
 from holdfast.core.checks.base import CheckResult, Explanations, Number, OneFieldCheck, Rows
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Known
 from holdfast.core.tolerance import above, at_least, at_most, below, in_decimal
 

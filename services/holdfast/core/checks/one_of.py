@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, StrictBool, field_validator
 
 from holdfast.core.arrays import jsonable, mask_of
 from holdfast.core.checks.base import Check, CheckResult, known_field
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Memory
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
 from holdfast.core.arrays import Mask, Numbers, jsonable, plain
 from holdfast.core.checks.base import CheckResult, Explanations, Number, OneFieldCheck, Rows, Unknown
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Memory, Table
 from holdfast.core.tolerance import above, below
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from holdfast.core.arrays import mask_of, no_rows
 from holdfast.core.checks.base import Check, CheckResult, known_field
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Memory
 
 

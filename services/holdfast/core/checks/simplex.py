@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from holdfast.core.arrays import jsonable, mask_of
 from holdfast.core.checks.base import Check, CheckResult, Number
-from holdfast.core.decode import Columns
+from holdfast.core.columns import Columns
 from holdfast.core.memory import Memory
 from holdfast.core.tolerance import at_least, at_most
 
