@@ -30,7 +30,8 @@ class Columns:
     """The rows of one model in one batch, read column by column; what is made of them is made once."""
 
     def __init__(self, decoded: Decoded) -> None:
-        self._made: dict[str, Any] = decoded.columns | {_key_of_numbers(name): it for name, it in decoded.numbers.items()}
+        numbers = {_key_of_numbers(name): column for name, column in decoded.numbers.items()}
+        self._made: dict[str, Any] = decoded.columns | numbers
 
     @classmethod
     def of(cls, decoded: Decoded, rows: Sequence[int]) -> "Columns":

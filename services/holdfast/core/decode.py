@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from holdfast.core.byte_scans import negative_zeros
+from holdfast.core.byte_scans import negative_zeros, suspect_rows
 from holdfast.core.columns import Decoded, as_numbers
 from holdfast.core.entity_ids import with_unclear_ends
 from holdfast.core.field_names import FIELD_NAMES, REQUIRED
