@@ -16,7 +16,7 @@ import psutil
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from holdfast.kafka.partition_worker import create_all
+from holdfast.kafka.topics import create_all
 from holdfast_schemas import TOPICS
 
 HERE = Path(__file__).parent

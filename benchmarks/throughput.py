@@ -38,7 +38,7 @@ from peers import KAFKA_STREAMS, PEERS, THROUGHPUT_COMMIT_MS
 from report import Part, Row, markdown, median
 from workload import Traffic
 
-from holdfast.kafka.partition_worker import read_to_end
+from holdfast.kafka.reading import read_to_end
 from holdfast.settings import KafkaSettings
 
 RECORDS = 2_000_000

@@ -38,7 +38,7 @@ from aiokafka.errors import KafkaError, NonEmptyGroup, for_code
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedUnavailable, find_redis_server, free_port, redis_answers
-from holdfast.kafka import partition_worker as kafka_adapter
+from holdfast.kafka import topics
 from holdfast.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -337,10 +337,10 @@ class _RealTopics:
 
     async def create_topic(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> None:
         async with admin_of(self.bootstrap) as admin:
-            await kafka_adapter.create_all(admin, [NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))])
+            await topics.create_all(admin, [NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))])
 
     async def create_topics(self, settings: Settings) -> None:
-        await kafka_adapter.create_topics(settings)
+        await topics.create_topics(settings)
 
     async def empty_topic(self, name: str) -> None:
         """Remove every record up to the end of each partition, as retention does where nothing comes for long."""
@@ -359,7 +359,7 @@ class _RealTopics:
             while True:
                 try:
                     new = NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))
-                    if (await kafka_adapter.create_all(admin, [new]))[name] == "created":
+                    if (await topics.create_all(admin, [new]))[name] == "created":
                         return
                 except KafkaError:
                     # It is being deleted.

@@ -51,21 +51,16 @@ from holdfast.core.tallies import tally, with_malformed
 from holdfast.kafka.batches import Headers, Out, Outs
 from holdfast.kafka.begin import GuardBegin
 from holdfast.kafka.counterparts import Held, counterparts
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.follow import Follower
-from holdfast.kafka.partition_worker import (
-    KafkaUnavailable,
-    KeyOrder,
-    PrepareAgain,
-    ReopenLane,
-    TransactionalLoop,
-    Write,
-    key_of,
-    partition_for,
-    partition_of_key,
-)
+from holdfast.kafka.group import TransactionalLoop
+from holdfast.kafka.partition_worker import PrepareAgain, Reopen
+from holdfast.kafka.partitioner import partition_for, partition_of_key
+from holdfast.kafka.reading import KeyOrder, key_of
 from holdfast.kafka.refusals import Refusal
 from holdfast.kafka.retention import REFRESH_EVERY, Retention
 from holdfast.kafka.topic_settings import refuse_uncompacted
+from holdfast.kafka.transaction import Write
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
 from holdfast_schemas.control import OTHERS
@@ -258,7 +253,7 @@ class GuardWork:
         policies = self._guard.policies.current.at(now)
         if policies.remembered_fields() != self._known.fields:
             # A new policy looks at what was not remembered so far, or no more: that is not learnt meanwhile.
-            raise ReopenLane
+            raise Reopen
         with metrics.BATCH_SECONDS.time():
             return [*self._judge(policies, records, now), *self._of_policies()]
 
@@ -654,7 +649,7 @@ def _policies_loaded(policies: PolicySet) -> None:
 
 
 class Guard:
-    """The service: policies, fences, and one lane for each assigned partition."""
+    """The service: policies, fences, and one partition worker for each assigned partition."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -720,10 +715,10 @@ class Guard:
     def memory_of(self, partition: int) -> Memory | None:
         """The memory of a partition that is judged here; None where it is another worker's, or not at hand."""
         tp = TopicPartition(self.settings.topics.predictions, partition)
-        lane = self.loop.lanes.get(tp) if self.loop is not None else None
-        if lane is None or lane.state != "running" or not isinstance(lane.work, GuardWork):
+        worker = self.loop.workers.get(tp) if self.loop is not None else None
+        if worker is None or worker.state != "running" or not isinstance(worker.work, GuardWork):
             return None
-        return lane.work.memory
+        return worker.work.memory
 
     async def check_partition(self, number: int) -> None:
         """Whether the topics of verdicts have that partition too: predictions may have grown alone. Raises Held."""
@@ -788,8 +783,8 @@ class Guard:
         while True:
             await asyncio.sleep(1)
             assert self.loop is not None  # noqa: S101
-            for tp, lane in list(self.loop.lanes.items()):
-                if (behind := lane.behind()) is not None:
+            for tp, worker in list(self.loop.workers.items()):
+                if (behind := worker.behind()) is not None:
                     metrics.LAG.labels(str(tp.partition)).set(behind)
             for partition, known in list(self.parked.items()):
                 if time.monotonic() - known.parked_at > PARKED_FOR:

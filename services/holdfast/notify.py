@@ -32,9 +32,11 @@ from holdfast import metrics
 from holdfast.adapters.alertmanager import Alertmanager, AlertmanagerError, AlertsRefused, alert
 from holdfast.adapters.service import ServiceError, run_service
 from holdfast.core.errors import describe, first_flaw
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.follow import Follower
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, KeyOrder, check_topics, partitions_of
+from holdfast.kafka.reading import KeyOrder
+from holdfast.kafka.topics import check_topics, partitions_of
 from holdfast.settings import Settings
 from holdfast_schemas import Incident, IncidentStatus, utc_now
 

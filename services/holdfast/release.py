@@ -27,8 +27,10 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.malformed import Identity
 from holdfast.core.policy import EMPTY, PolicyError
 from holdfast.core.releases import RELEASE, RETRY, Answer
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, close, read_to_end, reader
+from holdfast.kafka.reading import close, read_to_end, reader
+from holdfast.kafka.topics import check_topics
 from holdfast.settings import Settings
 from holdfast_schemas import MAX_RELEASES, AuditRecord, Finding, ReleaseCommand, WaitingPrediction
 

@@ -12,8 +12,10 @@ from holdfast.core.grouping import Batch, decode_by_model
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, produced_at
 from holdfast.core.segment_references import BlockedOutput, OfSegment
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, read_to_end
+from holdfast.kafka.reading import read_to_end
+from holdfast.kafka.topics import check_topics
 from holdfast.settings import Settings
 
 

@@ -35,17 +35,15 @@ from holdfast.core.turn import Decision
 from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
 from holdfast.kafka.batches import Headers, Out
 from holdfast.kafka.begin import SwitchBegin
-from holdfast.kafka.partition_worker import (
-    TopicsMismatch,
-    TransactionalLoop,
-    Write,
-    check_topics,
-    partition_for,
-    read_latest,
-)
+from holdfast.kafka.errors import TopicsMismatch
+from holdfast.kafka.group import TransactionalLoop
+from holdfast.kafka.partitioner import partition_for
+from holdfast.kafka.reading import read_latest
 from holdfast.kafka.refusals import Refusal
 from holdfast.kafka.topic_ids import SOURCE_TOPIC_ID
 from holdfast.kafka.topic_settings import refuse_uncompacted
+from holdfast.kafka.topics import check_topics
+from holdfast.kafka.transaction import Write
 from holdfast.settings import Settings, SettingsError
 from holdfast_schemas import (
     Action,
@@ -520,7 +518,7 @@ def _report_route(route: Route) -> None:
 
 
 class Switch:
-    """The service: policies for the breakers, one lane for each assigned partition of control, and the mirror."""
+    """The service: policies for the breakers, one partition worker for each assigned partition of control, and the mirror."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a key that cannot be used."""
@@ -555,14 +553,14 @@ class Switch:
         await self.loop.start()
 
     async def _begin(self, tp: TopicPartition) -> int:
-        assert self.loop is not None  # noqa: S101  its lanes ask
+        assert self.loop is not None  # noqa: S101  its partition workers ask
         self.check_partition(tp.partition)
         return await SwitchBegin(self.settings, self.loop).of(tp)
 
     def position(self, partition: int) -> int:
         """The offset before which the control records of that partition have been taken in."""
-        assert self.loop is not None  # noqa: S101  its lanes ask
-        return self.loop.lanes[TopicPartition(self.settings.topics.control, partition)].offset
+        assert self.loop is not None  # noqa: S101  its partition workers ask
+        return self.loop.workers[TopicPartition(self.settings.topics.control, partition)].offset
 
     def check_partition(self, number: int, model: str | None = None) -> None:
         """Whether that partition was there from the start, and is that of `model`. Raises TopicsMismatch.

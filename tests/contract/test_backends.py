@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 import conftest
 from backends import GENEROUS, BackendError, Kafka, RealKafka, RedisServer, kafka_answers
 from holdfast.adapters.embedded import EmbeddedKafka, EmbeddedRedis, EmbeddedUnavailable, redis_answers
-from holdfast.kafka.partition_worker import check_topics
+from holdfast.kafka.topics import check_topics
 from holdfast.settings import load_settings
 from holdfast_schemas import TOPICS
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast.kafka.batches import Outs, _known_name, batches_of
-from holdfast.kafka.partition_worker import replace_readers
+from holdfast.kafka.records import replace_readers
 
 NOW = 1_764_000_000_000
 replace_readers()

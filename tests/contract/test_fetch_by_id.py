@@ -9,7 +9,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from holdfast.kafka.fetch_by_id import fetch_by_id
 from holdfast.kafka.follow import Follower
-from holdfast.kafka.partition_worker import close, read_to_end, reader
+from holdfast.kafka.reading import close, read_to_end, reader
 from holdfast.kafka.topic_ids import topic_ids
 from holdfast.settings import KafkaSettings
 

@@ -15,7 +15,8 @@ from backends import GENEROUS, until
 from holdfast.api.read_model import Board
 from holdfast.guard import RouteFollower
 from holdfast.kafka.follow import PROBE_EVERY, Follower
-from holdfast.kafka.partition_worker import KeyOrder, Write, pack, read_latest
+from holdfast.kafka.reading import KeyOrder, read_latest
+from holdfast.kafka.transaction import Write, pack
 from holdfast.notify import Incidents
 from holdfast.settings import KafkaSettings, Settings, TopicNames
 from holdfast_schemas import (

@@ -10,11 +10,11 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from holdfast.core.record import Record
-from holdfast.kafka import codecs
-from holdfast.kafka import partition_worker as kafka_adapter
+from holdfast.kafka import codecs, partition_worker
 from holdfast.kafka.budget import Budget
-from holdfast.kafka.partition_worker import TransactionalLoop, Write, pack
+from holdfast.kafka.group import TransactionalLoop
 from holdfast.kafka.records import AT_ONCE_BYTES, StoredBatch, _Records, replace_readers
+from holdfast.kafka.transaction import Write, pack
 
 replace_readers()
 MIB = 1024 * 1024
@@ -93,72 +93,80 @@ class _Work:
 
 
 @pytest.fixture
-def lane(monkeypatch: pytest.MonkeyPatch) -> kafka_adapter._Lane:
-    """A lane without brokers: what it publishes is taken at once."""
-    monkeypatch.setattr(kafka_adapter._Lane, "_run", _nothing)
-    made: list[kafka_adapter._Lane] = []
+def worker(monkeypatch: pytest.MonkeyPatch) -> partition_worker.PartitionWorker:
+    """A worker without brokers: what it publishes is taken at once."""
+    monkeypatch.setattr(partition_worker.PartitionWorker, "_run", _nothing)
+    made: list[partition_worker.PartitionWorker] = []
 
     async def make() -> None:
         loop = TransactionalLoop.__new__(TransactionalLoop)
         loop.service, loop.max_records, loop.poll_ms, loop.exactly_once = "test", 10_000, 0, True
         loop.prepare_within = 10.0
-        loop.max_unpacked_bytes, loop.budget, loop.lanes = 3 * MIB // 2, Budget(64 * MIB), {}
+        loop.max_unpacked_bytes, loop.budget, loop.workers = 3 * MIB // 2, Budget(64 * MIB), {}
         loop.open_work = lambda _: _Work()  # type: ignore[assignment,return-value]
-        made.append(kafka_adapter._Lane(loop, TopicPartition("predictions", 0)))
+        made.append(partition_worker.PartitionWorker(loop, TopicPartition("predictions", 0)))
 
-    async def published(self: kafka_adapter._Lane, _: Any, position: int) -> dict[TopicPartition, int]:
+    async def published(self: partition_worker.PartitionWorker, _: Any, position: int) -> dict[TopicPartition, int]:
         self.offset = position
         return {}
 
-    monkeypatch.setattr(kafka_adapter._Lane, "_publish", published)
-    monkeypatch.setattr(kafka_adapter, "pack", lambda *_: [])
+    monkeypatch.setattr(partition_worker.PartitionWorker, "_publish", published)
+    monkeypatch.setattr(partition_worker, "pack", lambda *_: [])
     asyncio.run(make())
     made[0].producer = object()  # type: ignore[assignment]
     return made[0]
 
 
-async def _nothing(_: kafka_adapter._Lane) -> None: ...
+async def _nothing(_: partition_worker.PartitionWorker) -> None: ...
 
 
-def turns(lane: kafka_adapter._Lane, fetches: list[list[StoredBatch]], count: int) -> tuple[_Work, _Consumer]:
+def turns(
+    worker: partition_worker.PartitionWorker, fetches: list[list[StoredBatch]], count: int
+) -> tuple[_Work, _Consumer]:
     consumer = _Consumer(fetches)
-    lane.consumer = consumer  # type: ignore[assignment]
+    worker.consumer = consumer  # type: ignore[assignment]
 
     async def run() -> None:
         for _ in range(count):
-            await lane._turn()
+            await worker._turn()
 
     asyncio.run(run())
-    assert isinstance(lane.work, _Work)
-    return lane.work, consumer
+    assert isinstance(worker.work, _Work)
+    return worker.work, consumer
 
 
-def test_many_small_batches_that_unpack_to_much_are_judged_a_few_at_a_time(lane: kafka_adapter._Lane) -> None:
+def test_many_small_batches_that_unpack_to_much_are_judged_a_few_at_a_time(
+    worker: partition_worker.PartitionWorker,
+) -> None:
     """Each is within the bound of one batch, and all of them come in one fetch."""
     batches = [stored(MIB, first=number) for number in range(40)]
     assert sum(batch.packed for batch in batches) < MIB // 4
-    work, _ = turns(lane, [batches], 20)
+    work, _ = turns(worker, [batches], 20)
     assert work.offsets == list(range(40)), "in order, all of them"
     assert max(work.sizes) <= 2 * MIB, "two batches: the first one leaves room, the second one reaches the bound"
 
 
-def test_a_large_batch_of_small_records_is_judged_in_turns_and_forgotten(lane: kafka_adapter._Lane) -> None:
+def test_a_large_batch_of_small_records_is_judged_in_turns_and_forgotten(
+    worker: partition_worker.PartitionWorker,
+) -> None:
     """What waits counts for the process; in the end nothing does."""
-    work, _ = turns(lane, [[stored(500, records=25_000)]], 1)
+    work, _ = turns(worker, [[stored(500, records=25_000)]], 1)
     assert len(work.offsets) == 10_000
-    assert 0 < lane.loop.budget.held == lane._unpacked_bytes <= 25_000 * 600
-    turns(lane, [], 3)
+    assert 0 < worker.loop.budget.held == worker._unpacked_bytes <= 25_000 * 600
+    turns(worker, [], 3)
     assert work.offsets == list(range(25_000))
-    assert (lane.loop.budget.held, lane._unpacked_bytes, lane._packed_bytes) == (0, 0, 0)
+    assert (worker.loop.budget.held, worker._unpacked_bytes, worker._packed_bytes) == (0, 0, 0)
 
 
-def test_no_more_is_fetched_while_much_waits(lane: kafka_adapter._Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_fetched_while_much_waits(
+    worker: partition_worker.PartitionWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where it is few records, which alone would not stop it."""
-    monkeypatch.setattr(kafka_adapter, "FETCHED_BYTES", 5_000)
+    monkeypatch.setattr(partition_worker, "FETCHED_BYTES", 5_000)
     fetches = [[stored(MIB, first=2 * number), stored(MIB, first=2 * number + 1)] for number in range(30)]
-    _, consumer = turns(lane, fetches, 10)
-    waiting = sum(batch.packed for batch in lane.stored)
-    assert waiting == lane._packed_bytes < 5_000 + 2 * 1_500
+    _, consumer = turns(worker, fetches, 10)
+    waiting = sum(batch.packed for batch in worker.stored)
+    assert waiting == worker._packed_bytes < 5_000 + 2 * 1_500
     assert consumer.fetched < 20
 
 

@@ -17,7 +17,7 @@ from holdfast.adapters.decisions import is_numerous, read_decisions
 from holdfast.adapters.policies import known_models
 from holdfast.api.read_model import Board
 from holdfast.guard import RouteFollower
-from holdfast.kafka.partition_worker import KeyOrder, read_latest
+from holdfast.kafka.reading import KeyOrder, read_latest
 from holdfast.settings import KafkaSettings, TopicNames, load_settings
 from holdfast.switch import Mirror
 from holdfast_schemas import AuditRecord, Outcome, ReleaseAnswer, Route, RouteState

@@ -18,8 +18,8 @@ from holdfast.core.command_signature import CommandSigner, CommandVerifier
 from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet, parse_policy
 from holdfast.core.record import UnreadableBatch
-from holdfast.kafka.partition_worker import Write
 from holdfast.kafka.refusals import Refusal
+from holdfast.kafka.transaction import Write
 from holdfast.settings import Settings
 
 POLICY = parse_policy(
@@ -56,7 +56,7 @@ class Service:
 
 
 class Topics:
-    """The topics, and one partition of the requests, which goes on as a lane does."""
+    """The topics, and one partition of the requests, which goes on as a worker does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.logs: dict[TopicPartition, list[ConsumerRecord]] = {}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.misplaced import LONGEST, LOOKED_AT, by_version, misplaced
-from holdfast.kafka.partition_worker import partition_for, partition_of_key
+from holdfast.kafka.partitioner import partition_for, partition_of_key
 
 # Of Kafka's own tests of its murmur2: a key, and where Java's client puts it among 100 partitions.
 JAVAS = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}

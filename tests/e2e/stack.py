@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 from backends import GENEROUS, Kafka, ServerProcess
 from holdfast.adapters.embedded import free_port
 from holdfast.core.policy_events import POLICY_ACTIONS
-from holdfast.kafka.partition_worker import close
+from holdfast.kafka.reading import close
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import TOPICS
 from holdfast_schemas.route import redis_route_key, redis_state_key

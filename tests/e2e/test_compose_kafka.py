@@ -18,7 +18,8 @@ import backends
 from holdfast.adapters.acls import grants, monitor_grants
 from holdfast.adapters.acls_on_broker import grant_all
 from holdfast.adapters.embedded import free_port
-from holdfast.kafka.partition_worker import KafkaUnavailable, create_topics, describe_topics
+from holdfast.kafka.errors import KafkaUnavailable
+from holdfast.kafka.topics import create_topics, describe_topics
 from holdfast.settings import KafkaSettings, Settings
 from holdfast_schemas import TOPICS, Party
 from test_repository import COMPOSE

@@ -10,8 +10,10 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 from backends import GENEROUS, private_kafka
 from e2e.commands import holdfast, start
 from e2e.stack import POLICY, Stack
-from holdfast.kafka.partition_worker import KafkaUnavailable, partitions_of, reader
+from holdfast.kafka.errors import KafkaUnavailable
+from holdfast.kafka.reading import reader
 from holdfast.kafka.topic_settings import set_settings, settings_of
+from holdfast.kafka.topics import partitions_of
 from holdfast_schemas import TOPICS
 
 pytestmark = pytest.mark.real_kafka

@@ -18,7 +18,7 @@ from backends import RedisServer
 from e2e.stack import Stack
 from faults.campaign import LONG, PATIENT, POLICIES, campaign
 from holdfast.client import RouteReader
-from holdfast.kafka.partition_worker import partition_for
+from holdfast.kafka.partitioner import partition_for
 from redis_servers import MovingName, demote, follow
 
 pytestmark = pytest.mark.real_kafka

@@ -8,8 +8,8 @@ from aiokafka.protocol.admin import CreateAclsRequest, CreateAclsRequest_v1
 from aiokafka.protocol.api import Request
 
 from holdfast.adapters.acls import Grant
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable
 from holdfast.settings import KafkaSettings
 
 # Numbers of the protocol: org.apache.kafka.common.resource.ResourceType, PatternType, acl.AclOperation.

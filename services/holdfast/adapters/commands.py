@@ -17,8 +17,11 @@ from holdfast.adapters import through_api
 from holdfast.core.command_signature import CommandSigner
 from holdfast.core.errors import first_flaw
 from holdfast.core.model_state import ModelState, VersionState
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, close, partition_for, read_latest, reader
+from holdfast.kafka.partitioner import partition_for
+from holdfast.kafka.reading import close, read_latest, reader
+from holdfast.kafka.topics import check_topics
 from holdfast.settings import Settings
 from holdfast_schemas import AuditRecord, Command, Contract, Incident, Outcome, Route, utc_now
 

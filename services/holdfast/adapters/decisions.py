@@ -14,7 +14,7 @@ from aiokafka.structs import ConsumerRecord
 
 from holdfast.core.policy_events import AT_START
 from holdfast.core.record import Record
-from holdfast.kafka.partition_worker import bounds, read_to_end
+from holdfast.kafka.reading import bounds, read_to_end
 from holdfast.settings import KafkaSettings
 
 log = structlog.get_logger("holdfast.decisions")

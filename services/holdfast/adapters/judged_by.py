@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.core.record import time_of
-from holdfast.kafka.partition_worker import read_to_end
+from holdfast.kafka.reading import read_to_end
 from holdfast.settings import Settings
 
 

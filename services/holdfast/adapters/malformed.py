@@ -14,8 +14,10 @@ from aiokafka.structs import ConsumerRecord
 
 from holdfast.core.errors import describe
 from holdfast.core.record import produced_at, time_of
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, describe_topics, read_to_end
+from holdfast.kafka.reading import read_to_end
+from holdfast.kafka.topics import describe_topics
 from holdfast.settings import Settings
 from holdfast_schemas import Header, utc_now
 

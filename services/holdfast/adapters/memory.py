@@ -11,7 +11,7 @@ from holdfast.core.judge import remember
 from holdfast.core.memory import Memory
 from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record
-from holdfast.kafka.partition_worker import end_offsets, read_to_end
+from holdfast.kafka.reading import end_offsets, read_to_end
 from holdfast.settings import Settings
 from holdfast_schemas import Header, Verdict
 

@@ -55,18 +55,15 @@ from holdfast.core.releases import (
     judge_releases,
 )
 from holdfast.kafka.batches import Headers, Out
+from holdfast.kafka.errors import KafkaUnavailable
+from holdfast.kafka.group import TransactionalLoop
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import (
-    KafkaUnavailable,
-    TransactionalLoop,
-    Write,
-    bounds,
-    describe_topics,
-    partition_for,
-    read_to_end,
-)
+from holdfast.kafka.partitioner import partition_for
 from holdfast.kafka.pick import TooManyBytesError, pick
+from holdfast.kafka.reading import bounds, read_to_end
 from holdfast.kafka.refusals import Refusal
+from holdfast.kafka.topics import describe_topics
+from holdfast.kafka.transaction import Write
 from holdfast.settings import Settings
 from holdfast_schemas import (
     MAX_VALUE_BYTES,
@@ -688,7 +685,7 @@ class Releases:
 
     async def _begin(self, tp: TopicPartition) -> int:
         """Where a partition begins that has no committed offset: what is older names nothing that is still released."""
-        assert self._loop is not None  # noqa: S101  its lanes ask
+        assert self._loop is not None  # noqa: S101  its partition workers ask
         since = utc_now() - self.settings.release_max_age - CLOCK_MARGIN
         first = (await bounds(self.settings.kafka, [tp], since, "read_committed"))[0][tp]
         await self._loop.commit_begin({tp: Committed(first, is_position=True)})

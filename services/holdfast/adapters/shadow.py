@@ -11,8 +11,11 @@ from pydantic import ValidationError
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.record import time_of
 from holdfast.core.shadow import Report
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics, partition_for, read_to_end
+from holdfast.kafka.partitioner import partition_for
+from holdfast.kafka.reading import read_to_end
+from holdfast.kafka.topics import check_topics
 from holdfast.settings import Settings
 from holdfast_schemas import Tally, parse_control
 

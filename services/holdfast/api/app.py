@@ -80,9 +80,10 @@ from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks.base import Mode
 from holdfast.core.model_state import VersionState
 from holdfast.core.shadow import Report, VersionFacts
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.follow import Follower
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, check_topics
+from holdfast.kafka.topics import check_topics
 from holdfast.metrics import HTTP_REFUSED
 from holdfast.settings import Settings
 from holdfast_schemas import (

@@ -22,7 +22,7 @@ from holdfast.adapters.policies_here import PoliciesHere
 from holdfast.core.model_state import ModelState
 from holdfast.core.policy_events import POLICY_ACTIONS, is_same_again
 from holdfast.core.record import time_of
-from holdfast.kafka.partition_worker import KeyOrder, key_of
+from holdfast.kafka.reading import KeyOrder, key_of
 from holdfast.settings import TopicNames
 from holdfast_schemas import MAX_IN_BATCH, AuditRecord, Incident, IncidentStatus, Route, utc_now
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from holdfast.api.http import ProblemError
-from holdfast.kafka.partition_worker import KafkaUnavailable
+from holdfast.kafka.errors import KafkaUnavailable
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,7 @@ from holdfast.api.http import ProblemError
 from holdfast.api.reading import read_within
 from holdfast.core.malformed import MalformedKind
 from holdfast.core.releases import RELEASE, Answer
-from holdfast.kafka.partition_worker import KafkaUnavailable
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.release import (
     Answers,
     Asked,

@@ -32,14 +32,16 @@ from holdfast.core.topic_rules import partition_differences
 from holdfast.core.trips import MAX_FENCED
 from holdfast.core.version_budget import ADVICE as VERSIONS_ADVICE
 from holdfast.kafka.counterparts import Counterparts
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
 from holdfast.kafka.open_transactions import held_partitions
-from holdfast.kafka.partition_worker import KafkaUnavailable, bounds, read_latest, topic_id_of
-from holdfast.kafka.partition_worker import describe_topics as partition_counts
+from holdfast.kafka.reading import bounds, read_latest
 from holdfast.kafka.retention import ROLES as VERDICT_ROLES
 from holdfast.kafka.retention import kept_for
 from holdfast.kafka.topic_settings import FIX, Described, setting_differences, settings_of
 from holdfast.kafka.topic_settings import describe as describe_topics
+from holdfast.kafka.topics import describe_topics as partition_counts
+from holdfast.kafka.topics import topic_id_of
 from holdfast.settings import OF_INPUT, Settings, SettingsError
 from holdfast_schemas import Route, utc_now
 

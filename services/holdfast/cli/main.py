@@ -45,8 +45,8 @@ from holdfast.core.open_ends import open_ends
 from holdfast.core.topic_rules import Difference
 from holdfast.core.trial import Trial
 from holdfast.interrupts import forgiving_output, leave, leave_in_order, on_interrupt
-from holdfast.kafka.partition_worker import check_topics, create_topics
 from holdfast.kafka.topic_settings import Fitted, fit_topics
+from holdfast.kafka.topics import check_topics, create_topics
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import TOPICS, Party, utc_now
 

@@ -18,11 +18,14 @@ from rich.table import Table
 from holdfast.cli.terminal import ConfigOption, InputOption, JsonOption, Refused, perform, run, show
 from holdfast.core.progress import Committed
 from holdfast.kafka.begin import taken_in
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.evidence import Evidence, Judged
 from holdfast.kafka.login import explain
 from holdfast.kafka.offsets import committed_progress
-from holdfast.kafka.partition_worker import KafkaUnavailable, bounds, close, partitions_of, transactional_id
+from holdfast.kafka.reading import bounds, close
 from holdfast.kafka.topic_ids import topic_ids
+from holdfast.kafka.topics import partitions_of
+from holdfast.kafka.transaction import transactional_id
 from holdfast.settings import Settings, load_settings
 
 offsets_app = typer.Typer(help="See and set where the guard and the switch go on.", no_args_is_help=True)

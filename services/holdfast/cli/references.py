@@ -19,7 +19,8 @@ from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.consequences import Consequence
 from holdfast.core.errors import first_flaw
 from holdfast.core.segment_references import Chosen, choose
-from holdfast.kafka.partition_worker import check_topics, read_latest
+from holdfast.kafka.reading import read_latest
+from holdfast.kafka.topics import check_topics
 from holdfast.segment_references import read_segment
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import MAX_REFERENCES, AcceptedValue, Action, AuditRecord, Outcome, Reference, utc_now

@@ -18,8 +18,10 @@ from holdfast.adapters.policies import load_policies
 from holdfast.cli.terminal import Refused, table
 from holdfast.core.findings import in_words
 from holdfast.core.trial import Absent, Event, Trial, Tried, try_events
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import KafkaUnavailable, describe_topics, read_to_end
+from holdfast.kafka.reading import read_to_end
+from holdfast.kafka.topics import describe_topics
 from holdfast.settings import Settings
 from holdfast_schemas import utc_now
 

@@ -14,8 +14,8 @@ from holdfast.api.tokens import login_link, make_start_token
 from holdfast.cli.browser import show_in_browser
 from holdfast.cli.guarded import GuardedService, stop_all
 from holdfast.cli.terminal import Refused, run
-from holdfast.kafka.partition_worker import create_topics
 from holdfast.kafka.topic_settings import fit_topics
+from holdfast.kafka.topics import create_topics
 from holdfast.settings import Settings, load_settings
 
 SERVICES = ("guard", "switch", "notify", "api")

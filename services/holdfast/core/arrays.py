@@ -8,11 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-
-
 Numbers = NDArray[np.float64]
-
-
 MAX_TEXT = 500
 """Characters of one text in a finding."""
 

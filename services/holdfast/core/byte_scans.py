@@ -46,8 +46,6 @@ def negative_zeros(raws: Sequence[bytes | None], values: Sequence[Any], outputs:
 
 
 _ODD_KEY = re.compile(rb'"[^"]*(?:%s)[^"]*"\s*:' % b"|".join(ODD_LETTERS))
-
-
 _NEGATIVE_ZERO = re.compile(rb"-0[,\]}\s]")
 
 
@@ -141,14 +139,8 @@ def _repeating(text: bytes, letters: NDArray[np.uint8], starts: NDArray[np.intp]
 
 
 _NOWHERE = np.zeros(0, dtype=np.intp)
-
-
 _BLOCK = 128
-
-
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
-
-
 _LAST_BYTES = [((1 << 8 * size) - 1) << 8 * (8 - size) for size in range(9)]
 
 

@@ -12,23 +12,11 @@ from holdfast.core.trips import Trips
 from holdfast_schemas import Action, Command, IncidentSeverity, IncidentStatus, Outcome, Reference, RouteState
 
 REMEMBERED_COMMANDS = 32
-
-
 _NOT_HELD = "nothing is held; promote a version to change the route"
-
-
 _NOTHING_ACTIVE = "no version is active, so there is nothing to leave; promote a version, or resume a held route"
-
-
 _NOTHING_SERVES = "no version is active, and only the one that serves can be declared good; promote it first"
-
-
 _NOT_PINNED = "the route is not pinned; there is nothing to end"
-
-
 _HELD = "a person holds the route; resume it first"
-
-
 _REFUSED_IN: dict[Action, dict[Standing, str]] = {
     Action.PROMOTE: {Standing.PINNED: "the route is pinned; unpin it first", Standing.HELD_BY_PERSON: _HELD},
     Action.PIN: {Standing.HELD_BY_PERSON: _HELD},
@@ -44,8 +32,6 @@ _REFUSED_IN: dict[Action, dict[Standing, str]] = {
     Action.ACKNOWLEDGE: {},
     Action.RESOLVE: {},
 }
-
-
 _MAY_END = {Action.PIN, Action.HOLD, Action.UNFENCE}
 
 

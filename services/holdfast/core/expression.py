@@ -11,14 +11,8 @@ from holdfast.core.tolerance import RELATIVE
 
 # One thread: batches are small, and the other cores belong to the other partitions.
 numexpr.set_num_threads(1)
-
-
 _LONGEST_EXPRESSION = 2000
-
-
 _LONGEST_COMPARISON = 20_000
-
-
 _FUNCTIONS = frozenset(
     [
         "abs",

@@ -1,11 +1,7 @@
 """The fields of a prediction, by the names that policies use."""
 
 REQUIRED = ("prediction_id", "model", "model_version", "entity_id")
-
-
 OPTIONAL = ("value", "outputs", "currency", "predicted_at", "segment")
-
-
 FIELD_NAMES = (*REQUIRED, *OPTIONAL)
 
 

@@ -22,22 +22,12 @@ from holdfast_schemas import (
 
 UPDATE_EVERY = timedelta(seconds=1)
 """How often an open incident is published again while its counts rise; more seldom as it grows older."""
-
-
 UPDATE_EVERY_AT_MOST = timedelta(minutes=10)
-
-
 UPDATES_IN_AGE = 100
 """The pause before an update is the incident's age divided by this: a version may send for months on end."""
-
-
 OWN_INCIDENTS = 10
 """Open incidents of versions of one model that never served, within `MANY_WITHIN`; the latest one tells of more."""
-
-
 MANY_WITHIN = timedelta(minutes=10)
-
-
 MAX_EXAMPLES = 100
 """Open incidents of one model that keep one sample; what was published of the others is in their topic."""
 

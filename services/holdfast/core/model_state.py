@@ -13,8 +13,6 @@ from holdfast_schemas.route import MAX_PROMOTED
 
 MAX_VERSIONS = 200
 """Candidates of one model; beyond it those that were silent longest are forgotten."""
-
-
 MAX_EVIDENCE = 10
 """Open incidents of one model, and candidates, that keep all of their samples: a state must fit into its record."""
 

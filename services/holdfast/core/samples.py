@@ -16,8 +16,6 @@ from holdfast.core.record import Record
 from holdfast_schemas import Finding, Sample, Severity
 
 MAX_SAMPLE_BYTES = 4096
-
-
 MAX_NAMED = 200
 """Characters of an entity or a prediction's id in a sample."""
 

@@ -24,11 +24,7 @@ from holdfast_schemas import Route, Severity, ShadowTally, Tally
 from holdfast_schemas.control import MAX_TALLY_ENTITIES, OTHERS
 
 MAX_SAMPLES = 5
-
-
 SHADOW_SAMPLES = 2
-
-
 SHADOW_LOOKED_AT = 16
 """Rows of a batch among which the worst are sought."""
 

@@ -7,8 +7,9 @@ partitions to predictions alone: the new ones are held until every topic of verd
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from holdfast.kafka.partition_worker import PartitionStopped, describe_topics
+from holdfast.kafka.errors import PartitionStopped
 from holdfast.kafka.topic_settings import FIX
+from holdfast.kafka.topics import describe_topics
 from holdfast.settings import Settings
 
 _VERDICTS = frozenset(("approved", "blocked", "malformed"))

@@ -24,8 +24,9 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.core.record import Record, produced_at, time_of
-from holdfast.kafka.partition_worker import bounds, describe_topics, partitions_of, read_to_end, topic_id_of
+from holdfast.kafka.reading import bounds, read_to_end
 from holdfast.kafka.topic_ids import is_another
+from holdfast.kafka.topics import describe_topics, partitions_of, topic_id_of
 from holdfast.kafka.topics_on_broker import told_settings
 from holdfast.settings import Settings
 from holdfast_schemas import MAX_INTEGER, Header, Verdict

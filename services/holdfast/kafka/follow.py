@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.kafka.fetch_by_id import Ids, fetch_by_id
-from holdfast.kafka.partition_worker import close, end_offsets, read_to_end, reader
+from holdfast.kafka.reading import close, end_offsets, read_to_end, reader
 from holdfast.kafka.topic_ids import topic_ids
 from holdfast.settings import KafkaSettings
 

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from holdfast.core.record import time_of
-from holdfast.kafka.partition_worker import bounds, close, reader
+from holdfast.kafka.reading import bounds, close, reader
 from holdfast.settings import KafkaSettings
 
 LOOK_AGAIN = 1.0

@@ -6,7 +6,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.kafka.partition_worker import close, reader
+from holdfast.kafka.reading import close, reader
 from holdfast.kafka.records import with_unreadable
 from holdfast.settings import KafkaSettings
 

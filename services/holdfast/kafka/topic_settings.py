@@ -20,8 +20,9 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int8, Int16, Int32, Schema, String
 
 from holdfast.core.topic_rules import Difference, Setting, differences, partition_differences
+from holdfast.kafka.errors import KafkaUnavailable, TopicsMismatch
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import LEADER_WITHIN, KafkaUnavailable, TopicsMismatch
+from holdfast.kafka.topics import LEADER_WITHIN
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party
 

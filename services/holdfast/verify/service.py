@@ -31,10 +31,11 @@ from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch
 from holdfast.core.releases import RELEASE, RETRY
 from holdfast.kafka.counterparts import counterparts
+from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.fetch_by_id import Ids, fetch_by_id
 from holdfast.kafka.login import explain
 from holdfast.kafka.offsets import committed_offset
-from holdfast.kafka.partition_worker import KafkaUnavailable, close, offsets_since, read_to_end, reader
+from holdfast.kafka.reading import close, offsets_since, read_to_end, reader
 from holdfast.kafka.records import with_unreadable
 from holdfast.kafka.topic_ids import is_another, topic_ids
 from holdfast.kafka.topic_settings import FIX

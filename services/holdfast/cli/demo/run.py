@@ -30,7 +30,8 @@ from holdfast.cli.guarded import GuardedService, stop_all
 from holdfast.cli.terminal import Refused
 from holdfast.client import RouteReader
 from holdfast.core.policy_events import POLICY_ACTIONS
-from holdfast.kafka.partition_worker import create_topics, reader
+from holdfast.kafka.reading import reader
+from holdfast.kafka.topics import create_topics
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import (
     TOPICS,

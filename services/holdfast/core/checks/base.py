@@ -15,18 +15,10 @@ from holdfast.core.memory import Memory
 from holdfast_schemas import Severity
 
 Mode = Literal["enforce", "shadow", "off"]
-
-
 Unknown = Literal["pass", "fail"]
-
-
 Number = Annotated[float, Field(strict=True)]
 """As TOML writes numbers: `"1.5"` and `true` are none."""
-
-
 Rows = list[int]
-
-
 Explanations = tuple[Iterable[str | None], Iterable[Any], Iterable[Any]]
 """Columns, as JSON can hold them: field, seen, limit. What is the same in all rows may be repeated without end."""
 
