@@ -518,7 +518,7 @@ def _report_route(route: Route) -> None:
 
 
 class Switch:
-    """The service: policies for the breakers, one partition worker for each assigned partition of control, and the mirror."""
+    """The service: policies for the breakers, a worker for each assigned partition of control, and the mirror."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for a key that cannot be used."""

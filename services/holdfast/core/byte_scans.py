@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.core.decode import _HIGH_BITS, _ODD, _ODDER, _SMALL_LETTERS
 from holdfast.core.one_event import _MAX_DIGITS
 from holdfast.core.second_places import ODD_LETTERS
 
@@ -151,3 +150,7 @@ def _is_utf8(raw: bytes) -> bool:
         except UnicodeDecodeError:
             return False
     return True
+
+
+_HIGH_BITS, _SMALL_LETTERS = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
+_ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)

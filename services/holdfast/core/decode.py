@@ -531,12 +531,6 @@ _PIECE, _PIECE_BYTES = 500, 200_000
 """At most so many records, and about so many bytes."""
 
 
-_HIGH_BITS, _SMALL_LETTERS = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
-
-
-_ODD, _ODDER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-
-
 def _explain(message: str) -> str:
     """Reword msgspec's message, in the terms of the event."""
     message = message.replace(" | null", "").replace("`$.", "`").replace("Object missing", "it lacks the")

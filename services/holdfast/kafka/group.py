@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest
@@ -18,12 +19,14 @@ from holdfast.core.progress import Committed
 from holdfast.kafka.budget import Budget
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import MAX_UNPACKED_BYTES, PUBLISH_WITHIN, STOP_WITHIN, PartitionWorker, Work, log
+from holdfast.kafka.partition_worker import MAX_UNPACKED_BYTES, PUBLISH_WITHIN, STOP_WITHIN, PartitionWorker, Work
 from holdfast.kafka.reading import close, reader
 from holdfast.kafka.records import in_batches
 from holdfast.kafka.topic_ids import topic_ids
 from holdfast.kafka.transaction import MAX_BATCH_BYTES, transactional_id
 from holdfast.settings import KafkaSettings
+
+log = structlog.get_logger("holdfast.kafka")
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024

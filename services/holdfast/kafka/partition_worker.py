@@ -11,7 +11,7 @@ thrown away, since the outcome of its transaction may be unknown, and the worker
 offset.
 
 What is committed is a position: it goes behind transaction markers and aborted records too, also in a turn without
-records. Where records were removed unseen the worker stops, says so, and looks again from time to time; the other workers
+records. Where records were removed unseen the worker stops, says so, and looks again from time to time; the others
 go on.
 
 The group's consumer only says which partitions are ours, and fetches nothing: a worker has a consumer of its own, for

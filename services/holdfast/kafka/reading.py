@@ -6,16 +6,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.fetch_by_id import Ids, fetch_by_id
-from holdfast.kafka.partition_worker import log
 from holdfast.kafka.records import in_batches, records_of
 from holdfast.kafka.topic_ids import topic_ids
 from holdfast.settings import KafkaSettings
+
+log = structlog.get_logger("holdfast.kafka")
 
 
 async def read_to_end(
