@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 from aiokafka.structs import ConsumerRecord
 
-from holdfast.api.app import Api, make_app
+from holdfast.api.app import make_app
+from holdfast.api.context import Api
 from holdfast.api.tokens import Role, create_token
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS

@@ -23,7 +23,7 @@ from abuse.site import VISIBLE, Site
 from backends import free_port
 from holdfast.api import entry
 from holdfast.api import openid as oidc
-from holdfast.api.app import COOKIE
+from holdfast.api.sessions import COOKIE
 from holdfast.metrics import REGISTRY
 from openid_provider import CLIENT, SECRET, OpenIdProvider, unsigned
 

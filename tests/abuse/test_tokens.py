@@ -12,8 +12,8 @@ import pytest
 
 from abuse.site import SECRET, VISIBLE, Site
 from holdfast.adapters.http_limits import Share
-from holdfast.api.app import COOKIE
 from holdfast.api.console import View
+from holdfast.api.sessions import COOKIE
 from holdfast.metrics import REGISTRY
 from holdfast_schemas import Action
 

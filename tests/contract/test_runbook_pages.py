@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from backends import ROOT
-from holdfast.api.app import Api, make_app
+from holdfast.api.app import make_app
+from holdfast.api.context import Api
 from holdfast.settings import load_settings
 from holdfast_schemas import ALERT_NAMES
 

@@ -19,7 +19,8 @@ from stack import POLICY, START_TOKEN, Stack, Worker, sign_in
 
 from backends import Kafka, RedisServer
 from e2e.commands import Said, holdfast
-from holdfast.api.app import Api, make_app
+from holdfast.api.app import make_app
+from holdfast.api.context import Api
 from holdfast.api.tokens import MAY_SEND, Role, create_token
 from holdfast.settings import Settings
 from holdfast_schemas import Action

@@ -27,7 +27,6 @@ from holdfast.settings import ApiSettings, SettingsError
 from holdfast_schemas import utc_now
 
 log = structlog.get_logger("holdfast.entry")
-
 NO_CREDENTIAL, UNKNOWN, EXPIRED, ROLE, MODEL = (
     "no_credential",
     "unknown_credential",

@@ -17,15 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from holdfast.metrics import HTTP_REFUSED
 
 log = structlog.get_logger("holdfast.http")
-
 PROBLEM_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 65_536
 BODY_WITHIN = 8.0
 """Seconds; a little less than the connection has."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-
 _OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-
 _SECURITY_HEADERS = {
     # Everything a page needs comes from here, and nothing is inline: what a prediction says can never run.
     "Content-Security-Policy": (

@@ -36,7 +36,6 @@ from holdfast.login import is_loopback, secret, tls_context
 from holdfast.settings import OidcSettings, SettingsError
 
 log = structlog.get_logger("holdfast.oidc")
-
 CALLBACK = "/login/oidc/callback"
 ALGORITHMS = (
     *(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)),

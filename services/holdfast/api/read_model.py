@@ -27,7 +27,6 @@ from holdfast.settings import TopicNames
 from holdfast_schemas import MAX_IN_BATCH, AuditRecord, Incident, IncidentStatus, Route, utc_now
 
 log = structlog.get_logger("holdfast.board")
-
 HISTORY = 60
 """Seconds of rates that are kept."""
 COUNTS_EVERY = 5.0
@@ -36,8 +35,6 @@ TAKE_UP_WITHIN = timedelta(minutes=1)
 """How long guards may go on with the policy before, and how long it is told that one of them did."""
 STEADY = 5
 """Seconds that a rate is the mean of."""
-
-
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_IN_BATCH)]
 
 

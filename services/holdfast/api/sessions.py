@@ -18,6 +18,8 @@ from datetime import timedelta
 
 from holdfast.core.claims import Person
 
+COOKIE = "holdfast_session"
+
 _OF_TOKEN, _OF_PERSON = "v1", "v2"
 LEAST_KEY_BYTES = 32
 CODE_LASTS = 60.0

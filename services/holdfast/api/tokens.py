@@ -37,7 +37,6 @@ MAY_SEND: dict[Role, frozenset[Action]] = {
     Role.ADMIN: frozenset(Action),
 }
 """The commands of each role; every role may read everything."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+([a-z]+)\s+sha256:([0-9a-f]{{64}})((?:\s+[a-z]+=\S+)*)")
 _MODEL = TypeAdapter[str](Name)

@@ -87,6 +87,16 @@ def everything(
     """Checks every live model prediction, blocks the bad ones, and switches back to the last good version."""
 
 
+_SERVICES = {
+    "guard": "holdfast.guard",
+    "switch": "holdfast.switch",
+    "notify": "holdfast.notify",
+    "api": "holdfast.api.app",
+    "audit": "holdfast.verify.service",
+}
+"""The module of each service, imported when it runs."""
+
+
 def _serve(service: str, config: Path | None, input_name: str | None = None) -> None:
     # What only services need is imported where one runs: the other commands start sooner.
     from holdfast.adapters.service import ServiceError, configure_logging
@@ -95,7 +105,7 @@ def _serve(service: str, config: Path | None, input_name: str | None = None) -> 
         settings = load_settings(config, input_name=input_name)
         configure_logging(settings.log_format)
         structlog.contextvars.bind_contextvars(service=service)
-        serve = importlib.import_module(f"holdfast.{service}").serve
+        serve = importlib.import_module(_SERVICES[service]).serve
         try:
             run(serve(settings))
         except (HoldfastError, typer.Exit):

@@ -1,6 +1,6 @@
 """The checker: an independent process that reads with read_committed what came in and what became of it.
 
-It compares by partition (core/ledger.py says how, and what it can find). It starts from `audit.look_back` before now
+It compares by partition (ledger.py says how, and what it can find). It starts from `audit.look_back` before now
 and goes on for good, or reads once to the end. A cycle: (1) the guard's committed offsets, then the ends of
 the verdicts' topics, (2) the routes, (3) predictions, verdicts and tallies up to there, each only as far as needed,
 so that memory stays bounded, (4) what is missing now is lost. It writes nothing to Kafka.
