@@ -27,7 +27,7 @@ from holdfast.adapters.policy_log import PolicyLog
 from holdfast.adapters.releases import Releases
 from holdfast.adapters.service import run_service
 from holdfast.core import not_allowed
-from holdfast.core.accepted import References, header_value
+from holdfast.core.accepted import References
 from holdfast.core.columns import Columns
 from holdfast.core.errors import describe
 from holdfast.core.fit import fit_tally
@@ -42,13 +42,26 @@ from holdfast.core.misplaced import ADVICE as MISPLACED_ADVICE
 from holdfast.core.misplaced import by_version, misplaced, with_misplaced
 from holdfast.core.policy import BUILT_IN_CHECKS, Policy, PolicySet, Remembered
 from holdfast.core.promoted import CHECK as NOT_PROMOTED
-from holdfast.core.record import Record, UnreadableBatch, produced_at_header, writable
+from holdfast.core.record import Record, UnreadableBatch, writable
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.samples import Source
 from holdfast.core.segments import UNREMEMBERED
 from holdfast.core.tallies import tally, with_malformed
-from holdfast.kafka.batches import Headers, Out, Outs
+from holdfast.core.verdict_headers import (
+    NO_POLICY,
+    Headers,
+    deletion_headers,
+    error_headers,
+    findings_header,
+    policy_headers,
+    produced_at_header,
+    reference_header,
+    source_header,
+    verdict_headers,
+    with_theirs,
+)
+from holdfast.kafka.batches import Out, Outs
 from holdfast.kafka.begin import GuardBegin
 from holdfast.kafka.counterparts import Held, counterparts
 from holdfast.kafka.errors import KafkaUnavailable
@@ -62,18 +75,13 @@ from holdfast.kafka.retention import REFRESH_EVERY, Retention
 from holdfast.kafka.topic_settings import refuse_uncompacted
 from holdfast.kafka.transaction import Write
 from holdfast.settings import Settings
-from holdfast_schemas import Header, Party, Reference, Route, Tally, Verdict, utc_now
+from holdfast_schemas import Party, Reference, Route, Tally, Verdict, utc_now
 from holdfast_schemas.control import OTHERS
 
 log = structlog.get_logger("holdfast.guard")
 
-_OURS = tuple(Header)
-_DELETED = (Header.VERDICT.value, Verdict.DELETED.value.encode())
-_FINDINGS, _SOURCE = Header.FINDINGS.value, Header.SOURCE.value
-_REFERENCE = Header.REFERENCE.value
 _TO_LINES = msgspec.json.Encoder().encode_lines
 ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes", "references", "audit")
-NO_POLICY = "none"
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 PARKED_FOR = 600.0
 """Seconds that the memory of a partition is kept that went to another worker: it may be back once a deployment ends."""
@@ -331,14 +339,14 @@ class GuardWork:
                 told |= {model: with_misplaced(told[model], of_version)} if model in told else {}
                 self._misplaced[policy.model if policy is not None else NO_POLICY] += of_version.total()
         for position in deleted:
-            approved[position] = [_DELETED, (_SOURCE, self._source(records[position]))]
+            approved[position] = deletion_headers(self._source(records[position]))
         self._deleted = len(deleted)
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
             policy, route = policies.policies[model], self._guard.follower.routes.get(model)
             told[model] = with_malformed(told.get(model, []), versions, flaws, policy, route, source, now)
             for version, positions in versions.items():
-                to_blame |= dict.fromkeys(positions, self._headers(None, policy, model, version))
+                to_blame |= dict.fromkeys(positions, policy_headers(policy.id, model, version))
         self._others = Counter(
             {model: one.seen for model, tallies in told.items() for one in tallies if one.model_version == OTHERS}
         )
@@ -398,8 +406,9 @@ class GuardWork:
     ) -> None:
         """Put the headers of each prediction of the batch into the one or the other."""
         versions = batch.columns.values("model_version")
-        ours = {version: self._headers(Verdict.APPROVED, policy, model, version) for version in set(versions)}
-        theirs = {version: self._headers(Verdict.BLOCKED, policy, model, version) for version in ours}
+        policy_id = policy.id if policy is not None else None
+        ours = {version: verdict_headers(Verdict.APPROVED, policy_id, model, version) for version in set(versions)}
+        theirs = {version: verdict_headers(Verdict.BLOCKED, policy_id, model, version) for version in ours}
         if len(versions) == len(records):
             approved[:] = map(ours.__getitem__, versions)
         else:
@@ -409,28 +418,20 @@ class GuardWork:
         # All findings in one go: a line for each row.
         lines = _TO_LINES([*judgement.findings.values()]).splitlines()
         for row, line in zip(judgement.findings, lines, strict=True):
-            position, found = batch.positions[row], (_FINDINGS, line)
+            position, found = batch.positions[row], findings_header(line)
             if passes[row]:
                 approved[position] = [*ours[versions[row]], found]
             else:
-                source = (_SOURCE, self._source(records[position]))
+                source = source_header(self._source(records[position]))
                 approved[position], blocked[position] = None, [*theirs[versions[row]], found, source]
         for row, used in judgement.used.items():
             position = batch.positions[row]
             headers = approved[position]
             assert headers is not None  # noqa: S101  only what was approved uses a reference
-            approved[position] = [*headers, (_REFERENCE, header_value(used))]
+            approved[position] = [*headers, reference_header(used)]
         # What is blocked has a finding that says why; without one nothing of the batch may go out.
         if len(judgement.findings) < len(passes) - int(passes.sum()):
             raise RuntimeError("a prediction was blocked without a finding")
-
-    def _headers(self, verdict: Verdict | None, policy: Policy | None, model: str, version: str) -> Headers:
-        return [
-            *([(Header.VERDICT.value, verdict.value.encode())] if verdict is not None else []),
-            (Header.POLICY.value, (policy.id if policy is not None else NO_POLICY).encode()),
-            (Header.MODEL.value, model.encode()),
-            (Header.MODEL_VERSION.value, version.encode()),
-        ]
 
     def _kept(self, role: str, outs: Outs, now: datetime) -> Outs:
         """The same, with the time of the verdict where the topic would delete a record too soon by its own."""
@@ -452,12 +453,7 @@ class GuardWork:
         )
 
     def _put_aside(self, record: Record, flaw: Malformed, to_blame: Headers, now: datetime) -> Out:
-        ours = [
-            (Header.ERROR.value, flaw.reason.encode("utf-8", "replace")),
-            (Header.ERROR_KIND.value, flaw.kind.value.encode()),
-            *to_blame,
-            (Header.SOURCE.value, self._source(record)),
-        ]
+        ours = [*error_headers(flaw.reason, flaw.kind.value), *to_blame, source_header(self._source(record))]
         key, value, theirs = writable(record)
         stamp, tries = record.timestamp, self._refused.get(record.offset, _NOT_REFUSED).tries
         now_ms = round(now.timestamp() * 1000)
@@ -469,7 +465,7 @@ class GuardWork:
         if tries > 2:
             # Where even this is refused, the reason and the place are what is left.
             key, value, theirs = key and key[:CUT_BYTES], value and value[:CUT_BYTES], []
-        return stamp, key, value, _with(theirs, ours)
+        return stamp, key, value, with_theirs(theirs, ours)
 
     def _reasons_of_refused(self, records: Sequence[Record]) -> dict[int, Malformed]:
         return {
@@ -500,8 +496,8 @@ class GuardWork:
                 learned = True
         return learned
 
-    def _source(self, record: Record) -> bytes:
-        return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}".encode()
+    def _source(self, record: Record) -> str:
+        return f"{self._settings.topics.predictions}/{self._partition}/{record.offset}"
 
     def poison(self, record: Record, error: Exception) -> list[Write]:
         metrics.POISON.inc()
@@ -593,15 +589,8 @@ def _with_headers(records: Sequence[Record], headers: Sequence[Headers | None]) 
         [record.timestamp for record in records],
         [record.key for record in records],
         [record.value for record in records],
-        [*map(_with, theirs, ours)] if any(theirs) else ours,
+        [*map(with_theirs, theirs, ours)] if any(theirs) else ours,
     )
-
-
-def _with(theirs: Sequence[tuple[str, bytes]], ours: Headers) -> Headers:
-    if not theirs:
-        return ours
-    # A producer that sends our names must not be able to speak for us.
-    return [*(header for header in theirs if header[0] not in _OURS), *ours]
 
 
 def _why_unchecked(policy: Policy | None) -> str | None:

@@ -32,15 +32,15 @@ from holdfast.core.policy import PolicySet
 from holdfast.core.record import Record, UnreadableBatch, writable
 from holdfast.core.trips import Full
 from holdfast.core.turn import Decision
+from holdfast.core.verdict_headers import error_headers, source_header, topic_id_header
 from holdfast.core.version_budget import SWITCH_BUDGET, counted_one_by_one
-from holdfast.kafka.batches import Headers, Out
+from holdfast.kafka.batches import Out
 from holdfast.kafka.begin import SwitchBegin
 from holdfast.kafka.errors import TopicsMismatch
 from holdfast.kafka.group import TransactionalLoop
 from holdfast.kafka.partitioner import partition_for
 from holdfast.kafka.reading import read_latest
 from holdfast.kafka.refusals import Refusal
-from holdfast.kafka.topic_ids import SOURCE_TOPIC_ID
 from holdfast.kafka.topic_settings import refuse_uncompacted
 from holdfast.kafka.topics import check_topics
 from holdfast.kafka.transaction import Write
@@ -49,7 +49,6 @@ from holdfast_schemas import (
     Action,
     AuditRecord,
     Command,
-    Header,
     Incident,
     IncidentStatus,
     Outcome,
@@ -338,13 +337,9 @@ class SwitchWork:
         """`handled`: the offset of the last control record that the states have taken in; -1 before the first."""
         counts = self._switch.partitions
         # If the group loses its offsets, this says how far the switch had come.
-        source: Headers = (
-            [(Header.SOURCE.value, f"{self._topics.control}/{self._partition}/{handled}".encode())]
-            if handled >= 0
-            else []
-        )
+        source = [source_header(f"{self._topics.control}/{self._partition}/{handled}")] if handled >= 0 else []
         if source and self.topic_id is not None:
-            source.append((SOURCE_TOPIC_ID, self.topic_id.encode()))
+            source.append(topic_id_header(self.topic_id))
         writes = [
             Write(
                 self._topics.state,
@@ -373,9 +368,8 @@ class SwitchWork:
         metrics.BAD_CONTROL.inc()
         log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
-        ours = [(Header.ERROR.value, reason.encode()), (Header.SOURCE.value, source.encode())]
         key, value, theirs = writable(record)
-        return record.timestamp, key, value, [*theirs, *ours]
+        return record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)]
 
     async def prepare(self, records: Sequence[Record]) -> None:
         """Nobody else changes what it knows."""

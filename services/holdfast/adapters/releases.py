@@ -54,7 +54,15 @@ from holdfast.core.releases import (
     is_too_old,
     judge_releases,
 )
-from holdfast.kafka.batches import Headers, Out
+from holdfast.core.verdict_headers import (
+    error_headers,
+    findings_header,
+    release_headers,
+    source_header,
+    verdict_headers,
+    with_theirs,
+)
+from holdfast.kafka.batches import Out
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.group import TransactionalLoop
 from holdfast.kafka.login import explain
@@ -101,7 +109,6 @@ POLL_MS = 15_000
 """How long a partition waits for a command before it looks at the clock: it wakes at once when there is one."""
 FETCH_WAIT_MS = 5000
 """Commands are rare: a broker may keep a fetch for as long. It answers at once when there is a command."""
-_OURS = frozenset(header.value for header in Header)
 _SOURCE = Header.SOURCE.value
 _SOURCES = re.compile(rb"[A-Za-z0-9._-]+/[0-9]+/[0-9]+")
 
@@ -449,8 +456,7 @@ class ReleaseWork:
         log.warning("not a request for releases", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.releases}/{self._partition}/{record.offset}"
         key, value, theirs = writable(record)
-        ours = [(Header.ERROR.value, reason.encode("utf-8", "replace")), (_SOURCE, source.encode())]
-        return record.timestamp, key, value, [*theirs, *ours]
+        return record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)]
 
     def refused(self, refusals: Sequence[Refusal]) -> bool:
         """Remember what the approved topic does not take; what else is refused ends the command."""
@@ -516,18 +522,14 @@ def _blocked(record: ConsumerRecord, model: str) -> Waiting:
 def _approved(command: ReleaseCommand, one: Judged, policy_id: str) -> Out:
     assert one.waiting is not None  # noqa: S101  it is released
     record = one.waiting.record
-    headers: Headers = [
-        *(header for header in record.headers if header[0] not in _OURS or header[0] == Header.PRODUCED_AT),
-        (Header.VERDICT.value, Verdict.RELEASED.value.encode()),
-        (Header.POLICY.value, policy_id.encode()),
-        (Header.MODEL.value, command.model.encode()),
-        (Header.MODEL_VERSION.value, one.version.encode()),
-        (_SOURCE, one.source.encode()),
-        (Header.RELEASED_BY.value, command.actor.encode()),
-        (Header.RELEASE_REASON.value, command.reason.encode()),
+    ours = [
+        *verdict_headers(Verdict.RELEASED, policy_id, command.model, one.version),
+        source_header(one.source),
+        *release_headers(command.actor, command.reason),
     ]
     if one.findings:
-        headers.append((Header.FINDINGS.value, to_json(one.findings, exclude_none=True)))
+        ours.append(findings_header(to_json(one.findings, exclude_none=True)))
+    headers = with_theirs(record.headers, ours, keep=[Header.PRODUCED_AT])
     return record.timestamp, record.key, record.value, headers
 
 

@@ -63,12 +63,6 @@ def produced_at(record: Record) -> int:
     return record.timestamp
 
 
-def produced_at_header(timestamp: int) -> tuple[str, bytes]:
-    """The header that says the producer's time."""
-    at = time_of(timestamp).isoformat(timespec="milliseconds")
-    return _PRODUCED_AT, at.replace("+00:00", "Z").encode()
-
-
 def headers_size(record: Record) -> int:
     """Bytes."""
     return sum(len(name) + len(value or b"") for name, value in record.headers)

@@ -15,7 +15,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-Headers = list[tuple[str, bytes]]
+from holdfast.core.verdict_headers import Headers
+
 Out = tuple[int | None, bytes | None, bytes | None, Headers]
 """One record to write: timestamp (ms since the epoch; None: now), key, value, headers."""
 

@@ -26,12 +26,13 @@ from aiokafka.structs import ConsumerRecord
 
 from holdfast.core.progress import Committed
 from holdfast.core.record import time_of
+from holdfast.core.verdict_headers import SOURCE_TOPIC_ID
 from holdfast.kafka.errors import PartitionStopped
 from holdfast.kafka.evidence import Evidence, Judged
 from holdfast.kafka.group import TransactionalLoop
 from holdfast.kafka.offsets import committed_offset
 from holdfast.kafka.reading import bounds, read_to_end
-from holdfast.kafka.topic_ids import SOURCE_TOPIC_ID, is_another
+from holdfast.kafka.topic_ids import is_another
 from holdfast.kafka.topics import partitions_of, topic_id_of
 from holdfast.settings import Settings
 from holdfast_schemas import Header

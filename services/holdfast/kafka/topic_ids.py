@@ -24,8 +24,6 @@ from aiokafka.protocol.types import (
 
 _NO_ID = bytes(16)
 UNKNOWN_TOPIC_OR_PARTITION = 3
-SOURCE_TOPIC_ID = "holdfast-source-topic-id"
-"""The header of a state that says of which topic its `holdfast-source` is; private to the switch, as the state is."""
 
 
 class Uuid(AbstractType[str]):  # type: ignore[misc]

@@ -57,6 +57,7 @@ from holdfast.core.record import MAX_KEY_BYTES, Record, produced_at
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED
+from holdfast.core.verdict_headers import NO_POLICY
 from holdfast_schemas import MAX_VALUE_BYTES, Header, Route, RouteState, Tally, Verdict
 from holdfast_schemas.control import OTHERS
 from holdfast_schemas.route import MAX_PROMOTED
@@ -76,7 +77,6 @@ GAPS_KEPT = 100_000
 """Stretches that compaction has left without a prediction; of what is before the oldest of them nothing is said."""
 ROUTES_KEPT = 1000
 """Of a model, the latest."""
-NO_POLICY = "none"
 _FINDINGS = msgspec.json.Decoder(list[Found])
 _READ = frozenset(
     header.value
