@@ -67,6 +67,7 @@ SLOW = (
     "e2e/test_terminals.py",
     "e2e/test_topics.py",
     "e2e/test_up.py",
+    "e2e/test_wheel.py",
     "faults/",
     "fuzz/",
     "test_repository.py",

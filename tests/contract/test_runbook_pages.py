@@ -75,11 +75,15 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     files = zipfile.ZipFile(wheel).namelist()
-    packaged = {Path(one).stem for one in files if one.startswith("holdfast/console/runbooks/")}
+    packaged = {Path(one).stem for one in files if one.startswith("holdfast/api/console/runbooks/")}
     assert packaged == {*NAMES, "README"}
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
     shown = subprocess.run(
-        [sys.executable, "-c", "from holdfast.console.runbook import runbook; print(runbook('HoldfastRouteHeld')[1])"],
+        [
+            sys.executable,
+            "-c",
+            "from holdfast.api.console.runbook import runbook; print(runbook('HoldfastRouteHeld')[1])",
+        ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

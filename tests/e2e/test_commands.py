@@ -227,7 +227,7 @@ async def test_blocked_list(stack, config):
 async def test_it_says_its_version(config):
     """One line, without a configuration or servers."""
     said = await holdfast(config, "--version")
-    assert (said.code, said.out) == (0, f"holdfast {version('holdfast')}\n")
+    assert (said.code, said.out) == (0, f"holdfast {version('holdfast-guard')}\n")
 
 
 @pytest.mark.parametrize(

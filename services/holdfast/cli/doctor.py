@@ -80,7 +80,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Diagnosis]:
     """Every area in turn; what is broken in one does not keep the others from being looked at."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "faststream", "redis", "pydantic"))
     yield Diagnosis(
-        "versions", Health.OK, f"holdfast {version('holdfast')}, Python {platform.python_version()}, {libraries}"
+        "versions", Health.OK, f"holdfast {version('holdfast-guard')}, Python {platform.python_version()}, {libraries}"
     )
     yield _policies(settings)
     for diagnosis in _unchecked(settings):

@@ -74,7 +74,7 @@ app.add_typer(acls_app, name="acls")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        show_line(False, None, f"holdfast {version('holdfast')}")
+        show_line(False, None, f"holdfast {version('holdfast-guard')}")
         raise typer.Exit
 
 
