@@ -36,7 +36,6 @@ malformed_app = typer.Typer(
     help="See records that could not be decoded, and judge them again once their mapping is right.",
     no_args_is_help=True,
 )
-
 SinceOption = Annotated[
     timedelta,
     typer.Option("--since", help="How far back to look, as in 30m or 2h.", metavar="TIME", parser=duration),

@@ -28,7 +28,6 @@ WaitOption = Annotated[
     ),
 ]
 WAIT = timedelta(seconds=30)
-
 _WORDS: dict[str, str] = {
     Answer.RELEASED: "released",
     Answer.WOULD_BE_RELEASED: "would be released",

@@ -67,11 +67,8 @@ from holdfast_schemas import (
 route_app = typer.Typer(help="See and change which version of a model serves.", no_args_is_help=True)
 blocked_app = typer.Typer(help="See what was blocked, and release what should not have been.", no_args_is_help=True)
 incidents_app = typer.Typer(help="See, acknowledge and resolve incidents.", no_args_is_help=True)
-
 _STATE_STYLE = {"auto": "green", "pinned": "yellow", "held": "bold red"}
 _SEVERITY_STYLE = {"critical": "bold red", "error": "red", "warning": "yellow", "info": "cyan"}
-
-
 ModelArgument = Annotated[str, typer.Argument(help="The model.", metavar="MODEL", parser=name)]
 
 
@@ -171,8 +168,6 @@ _ROUTE_COMMANDS = {
         "Declare the version that serves good, on your word: a trip of a later one goes back to it.", "needed"
     ),
 }
-
-
 _MAY_SURPRISE = {Action.PROMOTE, Action.PIN, Action.RESUME, Action.ROLLBACK, Action.FENCE}
 
 

@@ -28,7 +28,6 @@ from holdfast.settings import Settings
 from holdfast_schemas import Name, Said
 
 T = TypeVar("T")
-
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file; holdfast.toml, or HOLDFAST_CONFIG.")
 ]
