@@ -67,7 +67,7 @@ from holdfast.kafka.counterparts import Held, counterparts
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.follow import Follower
 from holdfast.kafka.group import TransactionalLoop
-from holdfast.kafka.partition_worker import PrepareAgain, Reopen
+from holdfast.kafka.partition_worker import PrepareAgain, Reopen, State
 from holdfast.kafka.partitioner import partition_for, partition_of_key
 from holdfast.kafka.reading import KeyOrder, key_of
 from holdfast.kafka.refusals import Refusal
@@ -705,7 +705,7 @@ class Guard:
         """The memory of a partition that is judged here; None where it is another worker's, or not at hand."""
         tp = TopicPartition(self.settings.topics.predictions, partition)
         worker = self.loop.workers.get(tp) if self.loop is not None else None
-        if worker is None or worker.state != "running" or not isinstance(worker.work, GuardWork):
+        if worker is None or worker.state is not State.RUNNING or not isinstance(worker.work, GuardWork):
             return None
         return worker.work.memory
 

@@ -19,7 +19,14 @@ from holdfast.core.progress import Committed
 from holdfast.kafka.budget import Budget
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
-from holdfast.kafka.partition_worker import MAX_UNPACKED_BYTES, PUBLISH_WITHIN, STOP_WITHIN, PartitionWorker, Work
+from holdfast.kafka.partition_worker import (
+    MAX_UNPACKED_BYTES,
+    PUBLISH_WITHIN,
+    STOP_WITHIN,
+    PartitionWorker,
+    State,
+    Work,
+)
 from holdfast.kafka.reading import close, reader
 from holdfast.kafka.records import in_batches
 from holdfast.kafka.topic_ids import topic_ids
@@ -220,7 +227,7 @@ class TransactionalLoop:
         workers = sorted((tp.partition, worker) for tp, worker in list(self.workers.items()))
         if stopped := [f"{number} ({worker.stopped_because})" for number, worker in workers if worker.stopped_because]:
             return f"partitions stopped: {', '.join(stopped)}"
-        idle = [(number, worker.state) for number, worker in workers if worker.state != "running"]
+        idle = [(number, worker.state) for number, worker in workers if worker.state is not State.RUNNING]
         return f"partitions not running: {', '.join(f'{p} {state}' for p, state in idle)}" if idle else None
 
     def was_made_again(self, topic_id: str | None) -> bool:
@@ -230,7 +237,7 @@ class TransactionalLoop:
 
     def others_run(self, worker: PartitionWorker) -> bool:
         """Whether another partition of this worker is judged."""
-        return any(other.state == "running" for other in self.workers.values() if other is not worker)
+        return any(other.state is State.RUNNING for other in self.workers.values() if other is not worker)
 
     async def stop(self) -> None:
         """Finish the batches in flight and leave the group."""

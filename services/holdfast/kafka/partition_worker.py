@@ -22,6 +22,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -100,10 +102,51 @@ class PrepareAgain(Exception):  # noqa: N818  a request, not a failure
     """Raised by `process` when `prepare` must read more before the same records can be judged."""
 
 
+class State(StrEnum):
+    """What a partition worker does."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    FAILING = "failing"
+    """It waits, and opens again."""
+    STOPPED = "stopped"
+    """It waits for a person, and looks from time to time whether it can go on."""
+
+
+class _Retry:
+    """Since when a partition has been failing, and the pause before the next attempt."""
+
+    _FIRST, _LONGEST = 0.1, 5.0
+
+    def __init__(self, give_up_after: timedelta) -> None:
+        self._give_up_after = give_up_after.total_seconds()
+        self._since: float | None = None
+        self.delay = self._FIRST
+
+    def succeeded(self) -> None:
+        self._since, self.delay = None, self._FIRST
+
+    def wait_for_a_person(self) -> None:
+        self._since, self.delay = None, STOPPED_FOR
+
+    def has_failed_too_long(self) -> bool:
+        """Count a failure. Returns whether the failures have lasted longer than attempts are of use."""
+        now = time.monotonic()
+        self._since = self._since or now
+        return now - self._since > self._give_up_after
+
+    def pause(self) -> float:
+        """Return the seconds until the next attempt; the pause after that one is twice as long."""
+        delay, self.delay = self.delay, min(2 * self.delay, self._LONGEST)
+        return delay
+
+
 class PartitionWorker:
+    """One partition: its producer, its consumer, and the work that decides what to write."""
+
     def __init__(self, loop: "TransactionalLoop", tp: TopicPartition) -> None:
         self.loop, self.tp = loop, tp
-        self.state = "opening"  # then `running`, or `failing` until it opens again
+        self.state = State.OPENING
         self.work = loop.open_work(tp.partition)
         self.producer: AIOKafkaProducer | None = None
         self.consumer: AIOKafkaConsumer | None = None
@@ -141,77 +184,84 @@ class PartitionWorker:
             await asyncio.wait([self.task], timeout=1)
 
     async def _run(self) -> None:
-        failing_since: float | None = None
-        delay = 0.1
+        retry = _Retry(self.loop.give_up_after)
         try:
             while not self.stopping:
-                try:
-                    await self._open()
-                    while not self.stopping:
-                        self.state = "running"
-                        self._stopped(None)
-                        before = self.offset
-                        await self._turn()
-                        # An empty turn before the first answer says nothing.
-                        if self.offset > before or self.behind() is not None:
-                            failing_since, delay = None, 0.1
-                except Reopen:
-                    await self._discard_clients()
-                    continue
-                except RecordsRefused as error:
-                    if self._can_go_on_without(error):
-                        # The broker counts what it refused, so the producer is of no use any more.
-                        await self._discard_clients()
-                        continue
-                    failing_since = failing_since or time.monotonic()
-                    log.error("records are refused", partition=self.tp.partition, error=str(error))
-                    if time.monotonic() - failing_since > self.loop.give_up_after.total_seconds():
-                        raise KafkaUnavailable(f"{error}. See that topic's settings: holdfast doctor") from None
-                except ProducerFenced:
-                    # Another worker has the partition: its rebalance will reach this one too.
-                    log.warning("partition taken over by another worker", partition=self.tp.partition)
-                except OffsetOutOfRangeError as error:
-                    # The log has changed under the position: opening again finds out how.
-                    (offset,) = error.args[0].values()
-                    self._out_of_range = None if self._ids is not None and self._ids.refused else offset
-                    log.warning("partition is not where it was", partition=self.tp.partition, offset=offset)
-                except PartitionStopped as stop:
-                    failing_since, delay = None, STOPPED_FOR
-                    self._stopped(str(stop))
-                except TopicsMismatch:
-                    raise
-                except Exception as error:
-                    now = time.monotonic()
-                    failing_since = failing_since or now
-                    log.warning(
-                        "partition failed, going back to what is committed",
-                        partition=self.tp.partition,
-                        error=describe(error),
-                        retry_in_s=delay,
-                    )
-                    if now - failing_since > self.loop.give_up_after.total_seconds():
-                        if not self.loop.others_run(self):
-                            raise
-                        self._stopped(describe(error))
+                at_once = await self._attempt(retry)
                 if self.stopping:
                     break
-                self.state = "stopped" if self.stopped_because else "failing"
+                if not at_once:
+                    self.state = State.STOPPED if self.stopped_because else State.FAILING
                 await self._discard_clients()
-                self.waiting = True
-                await asyncio.sleep(delay)
-                self.waiting = False
-                delay = min(delay * 2, 5.0)
+                if not at_once:
+                    self.waiting = True
+                    await asyncio.sleep(retry.pause())
+                    self.waiting = False
         except asyncio.CancelledError:
             if not self.stopping:
                 self.loop.fail(RuntimeError(f"the task of partition {self.tp.partition} was cancelled"))
         except Exception as error:
-            self.state = "failing"
+            self.state = State.FAILING
             self.loop.fail(error)
         finally:
             self.work.closed()
             for gauge in (metrics.PARTITION_STOPPED, metrics.HELD_BACK):
                 gauge.remove(self.loop.service, str(self.tp.partition))
             await self._discard_clients()
+
+    async def _attempt(self, retry: "_Retry") -> bool:
+        """Open, and work until that fails or is stopped. Returns whether to open again at once.
+
+        Raises errors that no further attempt helps against.
+        """
+        partition = self.tp.partition
+        try:
+            await self._open()
+            await self._work(retry)
+        except Reopen:
+            return True
+        except RecordsRefused as error:
+            if self._can_go_on_without(error):
+                # The broker counts what it refused, so the producer is of no use any more.
+                return True
+            log.error("records are refused", partition=partition, error=str(error))
+            if retry.has_failed_too_long():
+                raise KafkaUnavailable(f"{error}. See that topic's settings: holdfast doctor") from None
+        except ProducerFenced:
+            # Another worker has the partition: its rebalance will reach this one too.
+            log.warning("partition taken over by another worker", partition=partition)
+        except OffsetOutOfRangeError as error:
+            # The log has changed under the position: opening again finds out how.
+            (offset,) = error.args[0].values()
+            self._out_of_range = None if self._ids is not None and self._ids.refused else offset
+            log.warning("partition is not where it was", partition=partition, offset=offset)
+        except PartitionStopped as stop:
+            retry.wait_for_a_person()
+            self._stopped(str(stop))
+        except TopicsMismatch:
+            raise
+        except Exception as error:
+            log.warning(
+                "partition failed, going back to what is committed",
+                partition=partition,
+                error=describe(error),
+                retry_in_s=retry.delay,
+            )
+            if retry.has_failed_too_long():
+                if not self.loop.others_run(self):
+                    raise
+                self._stopped(describe(error))
+        return False
+
+    async def _work(self, retry: "_Retry") -> None:
+        while not self.stopping:
+            self.state = State.RUNNING
+            self._stopped(None)
+            before = self.offset
+            await self._turn()
+            # An empty turn before the first answer says nothing.
+            if self.offset > before or self.behind() is not None:
+                retry.succeeded()
 
     def _stopped(self, because: str | None) -> None:
         """Take note of why the partition cannot go on, or that it does."""
@@ -225,7 +275,7 @@ class PartitionWorker:
         metrics.PARTITION_STOPPED.labels(self.loop.service, str(self.tp.partition)).set(float(because is not None))
 
     async def _open(self) -> None:
-        self.state = "opening"
+        self.state = State.OPENING
         self.waiting = True
         self.producer, self.consumer = self.loop.make_producer(self.tp), self.loop.make_consumer(self.tp)
         async with within(PUBLISH_WITHIN, "let a producer in"):
@@ -387,13 +437,25 @@ class PartitionWorker:
 
     def behind(self) -> int | None:
         """How many offsets wait, as far as the last fetch told; None before the first."""
-        highwater = self.consumer.highwater(self.tp) if self.state == "running" and self.consumer is not None else None
+        highwater = (
+            self.consumer.highwater(self.tp) if self.state is State.RUNNING and self.consumer is not None else None
+        )
         return None if highwater is None else max(0, highwater - self.offset)
+
+    def _highwater(self) -> int | None:
+        if self.state is not State.RUNNING or self.consumer is None:
+            return None
+        highwater: int | None = self.consumer.highwater(self.tp)
+        return highwater
 
     def look_for_open_transaction(self) -> None:
         """Show for how long one open transaction has held the partition."""
         consumer, seconds = self.consumer, 0.0
-        if self.state == "running" and consumer is not None and (highwater := consumer.highwater(self.tp)) is not None:
+        if (
+            self.state is State.RUNNING
+            and consumer is not None
+            and (highwater := consumer.highwater(self.tp)) is not None
+        ):
             seconds = self.held.seconds(consumer.last_stable_offset(self.tp), highwater, time.monotonic())
         metrics.HELD_BACK.labels(self.loop.service, str(self.tp.partition)).set(seconds)
 
