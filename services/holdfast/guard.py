@@ -13,7 +13,6 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
@@ -51,16 +50,13 @@ from holdfast.core.tallies import tally, with_malformed
 from holdfast.core.verdict_headers import (
     NO_POLICY,
     Headers,
-    deletion_headers,
     error_headers,
-    findings_header,
     policy_headers,
     produced_at_header,
-    reference_header,
     source_header,
-    verdict_headers,
     with_theirs,
 )
+from holdfast.core.verdicts import Verdicts
 from holdfast.kafka.batches import Out, Outs
 from holdfast.kafka.begin import GuardBegin
 from holdfast.kafka.counterparts import Held, counterparts
@@ -80,7 +76,6 @@ from holdfast_schemas.control import OTHERS
 
 log = structlog.get_logger("holdfast.guard")
 
-_TO_LINES = msgspec.json.Encoder().encode_lines
 ROLES = ("predictions", "approved", "blocked", "malformed", "control", "routes", "references", "audit")
 """What headers and metric labels say where a model has no policy; its name is not ours to trust."""
 PARKED_FOR = 600.0
@@ -297,9 +292,7 @@ class GuardWork:
         flaws |= reasons
         deleted = self._deletions(records, flaws)
         source = Source(topics.predictions, self._partition, records, self._settings.worker, self.topic_id)
-        # By position; None: not there.
-        approved: list[Headers | None] = [None] * len(records)
-        blocked: list[Headers | None] = [None] * len(records)
+        verdicts = Verdicts(source)
         told: dict[str, list[Tally]] = {}
         keyless, self._keyless = without_key(records), Counter()
         elsewhere, self._misplaced = self._guard.misplaced(records, self._partition), Counter()
@@ -307,7 +300,7 @@ class GuardWork:
         for model, batch in groups:
             if not self._settings.carries(model):
                 refused = not_allowed.block(batch, model, topics.predictions)
-                self._say_verdicts(records, batch, refused, None, model, approved, blocked)
+                verdicts.add(batch, refused, None, model)
                 self._not_allowed += len(batch.positions)
                 continue
             policy = policies.policies.get(model)
@@ -327,7 +320,7 @@ class GuardWork:
                 self._wants_routes = True
                 raise PrepareAgain
             self._pending.append((policy, batch.columns, judgement))
-            self._say_verdicts(records, batch, judgement, policy, model, approved, blocked)
+            verdicts.add(batch, judgement, policy.id if policy is not None else None, model)
             if policy is not None:
                 route = self._guard.follower.routes.get(model)
                 told[model] = with_keyless(tally(batch, judgement, policy, source, now, route), batch, keyless)
@@ -339,7 +332,7 @@ class GuardWork:
                 told |= {model: with_misplaced(told[model], of_version)} if model in told else {}
                 self._misplaced[policy.model if policy is not None else NO_POLICY] += of_version.total()
         for position in deleted:
-            approved[position] = deletion_headers(self._source(records[position]))
+            verdicts.pass_on_deletion(position)
         self._deleted = len(deleted)
         to_blame: dict[int, Headers] = {}
         for model, versions in blamed(flaws, policies.policies).items():
@@ -350,6 +343,7 @@ class GuardWork:
         self._others = Counter(
             {model: one.seen for model, tallies in told.items() for one in tallies if one.model_version == OTHERS}
         )
+        approved, blocked = verdicts.approved, verdicts.blocked
         self._said = _Said(_offsets(records), approved, blocked, sorted(flaws))
         self._malformed = Counter(
             (whose[0] if (whose := flaw.blames(policies.policies)) else NO_POLICY, flaw.kind) for flaw in flaws.values()
@@ -393,45 +387,6 @@ class GuardWork:
         for position in found:
             del flaws[position]
         return found
-
-    def _say_verdicts(
-        self,
-        records: Sequence[Record],
-        batch: Batch,
-        judgement: Judgement,
-        policy: Policy | None,
-        model: str,
-        approved: list[Headers | None],
-        blocked: list[Headers | None],
-    ) -> None:
-        """Put the headers of each prediction of the batch into the one or the other."""
-        versions = batch.columns.values("model_version")
-        policy_id = policy.id if policy is not None else None
-        ours = {version: verdict_headers(Verdict.APPROVED, policy_id, model, version) for version in set(versions)}
-        theirs = {version: verdict_headers(Verdict.BLOCKED, policy_id, model, version) for version in ours}
-        if len(versions) == len(records):
-            approved[:] = map(ours.__getitem__, versions)
-        else:
-            for position, version in zip(batch.positions, versions, strict=True):
-                approved[position] = ours[version]
-        passes = judgement.approved
-        # All findings in one go: a line for each row.
-        lines = _TO_LINES([*judgement.findings.values()]).splitlines()
-        for row, line in zip(judgement.findings, lines, strict=True):
-            position, found = batch.positions[row], findings_header(line)
-            if passes[row]:
-                approved[position] = [*ours[versions[row]], found]
-            else:
-                source = source_header(self._source(records[position]))
-                approved[position], blocked[position] = None, [*theirs[versions[row]], found, source]
-        for row, used in judgement.used.items():
-            position = batch.positions[row]
-            headers = approved[position]
-            assert headers is not None  # noqa: S101  only what was approved uses a reference
-            approved[position] = [*headers, reference_header(used)]
-        # What is blocked has a finding that says why; without one nothing of the batch may go out.
-        if len(judgement.findings) < len(passes) - int(passes.sum()):
-            raise RuntimeError("a prediction was blocked without a finding")
 
     def _kept(self, role: str, outs: Outs, now: datetime) -> Outs:
         """The same, with the time of the verdict where the topic would delete a record too soon by its own."""
