@@ -1,8 +1,8 @@
 """Decode a fetched batch and group its predictions by model."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from holdfast.core.columns import Columns, Decoded
 from holdfast.core.decode import Shape
@@ -25,6 +25,28 @@ class Batch:
     non_finite: Mapping[int, Sequence[NonFinite]]
 
 
+@dataclass(slots=True)
+class Group:
+    """Rows of one decoding that belong to one model, with their positions in the fetched batch."""
+
+    model: str
+    decoded: Decoded
+    rows: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    def batch(self) -> Batch:
+        non_finite = self.decoded.non_finite
+        if non_finite:
+            non_finite = {i: non_finite[row] for i, row in enumerate(self.rows) if row in non_finite}
+        return Batch(Columns.of(self.decoded, self.rows), self.positions, non_finite)
+
+    def without(self, left_out: Container[int]) -> "Group":
+        """Return the group without some of its rows, by their place in it."""
+        kept = [i for i in range(len(self.rows)) if i not in left_out]
+        rows, positions = [self.rows[i] for i in kept], [self.positions[i] for i in kept]
+        return Group(self.model, self.decoded, rows, positions)
+
+
 def decode_by_model(
     policies: PolicySet, raws: Sequence[bytes | None], *, approved: bool = False
 ) -> tuple[list[tuple[str, Batch]], dict[int, Malformed]]:
@@ -33,60 +55,72 @@ def decode_by_model(
     An event belongs to the shape that its model's policy reads; the contract's own shape is tried first. `approved`:
     all of it was judged before, and let through.
     """
-    groups: dict[tuple[int, str], list[int]] = {}
+    first = policies.shapes[0].decode(raws, approved=approved)
+    if (only := _of_one_model(policies, first)) is not None:
+        return [only], {}
+    groups, flaws = _group(policies, raws, first, approved=approved)
+    result: list[tuple[str, Batch]] = []
+    for group in groups:
+        batch = group.batch()
+        if group.model in policies.policies and (misnamed := _misnamed(batch.columns)):
+            # Routes and tallies could not name them.
+            flaws |= {group.positions[i]: found for i, found in misnamed.items()}
+            rest = group.without(misnamed)
+            if not rest.rows:
+                continue
+            batch = rest.batch()
+        result.append((group.model, batch))
+    return result, flaws
+
+
+def _of_one_model(policies: PolicySet, decoded: Decoded) -> tuple[str, Batch] | None:
+    """The whole batch where there is one shape, one model, and nothing malformed; else None."""
+    models = decoded.columns["model"]
+    if len(policies.shapes) > 1 or decoded.malformed or decoded.ambiguous or not models:
+        return None
+    if models.count(models[0]) != len(models):
+        return None
+    columns = Columns(decoded)
+    if models[0] in policies.policies and _misnamed(columns):
+        return None
+    return models[0], Batch(columns, range(len(models)), decoded.non_finite)
+
+
+def _group(
+    policies: PolicySet, raws: Sequence[bytes | None], first: Decoded, *, approved: bool
+) -> tuple[Iterable[Group], dict[int, Malformed]]:
+    """Give each event to the shape that its model's policy reads; by position, why there is none.
+
+    `first` is the decoding by the first shape. Each further shape decodes what no shape before it was given.
+    """
+    groups: dict[tuple[int, str], Group] = {}
     flaws: dict[int, Malformed] = {}
-    told: dict[int, int] = {}
-    decodings: list[Decoded] = []
+    ranks: dict[int, int] = {}
     left: Sequence[int] = range(len(raws))
-    places: list[dict[int, int]] = []
     for number, shape in enumerate(policies.shapes):
-        decoded = shape.decode(raws if number == 0 else [raws[position] for position in left], approved=approved)
-        decodings.append(decoded)
-        places.append({} if number == 0 else {position: row for row, position in enumerate(left)})
-        models = decoded.columns["model"]
-        plain = not decoded.malformed and not decoded.ambiguous
-        if len(policies.shapes) == 1 and plain and models and models.count(models[0]) == len(models):
-            columns = Columns(decoded)
-            if models[0] not in policies.policies or not _misnamed(columns):
-                return [(models[0], Batch(columns, range(len(raws)), decoded.non_finite))], {}
-        undecided: list[int] = []
+        decoded = first if number == 0 else shape.decode([raws[position] for position in left], approved=approved)
+        models, undecided = decoded.columns["model"], list[int]()
         for row, position in enumerate(left):
-            if row in decoded.malformed:
-                found = decoded.malformed[row]
-            else:
-                model = models[row]
-                if policies.shape_of_model.get(model, 0) == number:
-                    flaws.pop(position, None)
-                    if row in decoded.ambiguous and policies.refuses_ambiguous(model):
-                        flaws[position] = decoded.ambiguous[row]
-                        continue
-                    groups.setdefault((number, model), []).append(position)
+            model, found = models[row], decoded.malformed.get(row)
+            if found is None and policies.shape_of_model.get(model, 0) == number:
+                flaws.pop(position, None)
+                if row in decoded.ambiguous and policies.refuses_ambiguous(model):
+                    flaws[position] = decoded.ambiguous[row]
                     continue
-                found = _of_another_shape(policies, shape, model, raws[position])
+                group = groups.get((number, model)) or groups.setdefault((number, model), Group(model, decoded))
+                group.rows.append(row)
+                group.positions.append(position)
+                continue
             undecided.append(position)
+            found = found or _of_another_shape(policies, shape, model, raws[position])
             # Of several reasons the one of the shape that the event is most likely of.
             rank = _rank(policies, number, found)
-            if rank > told.get(position, -1):
-                told[position], flaws[position] = rank, found
+            if rank > ranks.get(position, -1):
+                ranks[position], flaws[position] = rank, found
         left = undecided
         if not left:
             break
-    result: list[tuple[str, Batch]] = []
-    for (number, model), positions in groups.items():
-        decoded, place = decodings[number], places[number]
-        rows = [place.get(position, position) for position in positions]
-        columns = Columns.of(decoded, rows)
-        if model in policies.policies and (misnamed := _misnamed(columns)):
-            # Routes and tallies could not name them.
-            kept = [i for i in range(len(rows)) if i not in misnamed]
-            flaws |= {positions[i]: found for i, found in misnamed.items()}
-            positions, rows = [positions[i] for i in kept], [rows[i] for i in kept]
-            columns = Columns.of(decoded, rows)
-            if not rows:
-                continue
-        non_finite = {i: decoded.non_finite[row] for i, row in enumerate(rows) if row in decoded.non_finite}
-        result.append((model, Batch(columns, positions, non_finite)))
-    return result, flaws
+    return groups.values(), flaws
 
 
 def _rank(policies: PolicySet, number: int, found: Malformed) -> int:
