@@ -53,13 +53,13 @@ class Columns:
     def values(self, name: str) -> list[Any]:
         """(n,) the field as it was decoded; None where it is absent."""
         if name.startswith("outputs."):
-            self.once(name, lambda: _outputs(self.values("outputs"), name.removeprefix("outputs.")))
+            self._once(name, lambda: _outputs(self.values("outputs"), name.removeprefix("outputs.")))
         column: list[Any] = self._made[name]
         return column
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(n,) float64; NaN where the field is absent or is no single number."""
-        made: NDArray[np.float64] = self.once(_key_of_numbers(name), lambda: as_numbers(self.values(name)))
+        made: NDArray[np.float64] = self._once(_key_of_numbers(name), lambda: as_numbers(self.values(name)))
         return made
 
     def has(self, name: str) -> bool:
@@ -69,7 +69,7 @@ class Columns:
         values = self.values(name)
         return values.count(None) < len(values)
 
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, made when it is asked for the first time."""
         if key not in self._made:
             self._made[key] = make()

@@ -1,5 +1,6 @@
 """What was approved before, for the checks that hold an output against it."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -41,6 +42,9 @@ class Entities:
         self._learned = np.zeros(1, dtype=np.int64)
         self._turn = 0
         self._free: list[int] = []
+        # The slots of the batch that was looked at last: each check with a memory asks for them.
+        self._found_in: weakref.ref[Columns] | None = None
+        self._found = np.zeros(0, dtype=np.intp)
         self._rows: WeakKeyDictionary[Table, NDArray[np.int32]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
@@ -49,8 +53,9 @@ class Entities:
     def find(self, columns: Columns) -> NDArray[np.intp]:
         """(n,) the slot of each row's entity; -1: not known."""
         entities = columns.values("entity_id")
-        slots: NDArray[np.intp] = columns.once("slots", lambda: self._find(entities))
-        return slots
+        if self._found_in is None or self._found_in() is not columns:
+            self._found_in, self._found = weakref.ref(columns), self._find(entities)
+        return self._found
 
     def _find(self, entities: Sequence[str]) -> NDArray[np.intp]:
         find = self._slots.get
