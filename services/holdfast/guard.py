@@ -271,7 +271,7 @@ class GuardWork:
             Write(
                 self._settings.topics.audit,
                 partition_for(audit.model, self._guard.audit_partitions),
-                [(None, audit.model.encode(), audit.to_json(), [])],
+                [Out.now(audit.model.encode(), audit.to_json())],
             )
             for audit in audits
         ]
@@ -360,7 +360,7 @@ class GuardWork:
                 Write(
                     topics.control,
                     partition_for(model, self._guard.control_partitions),
-                    [(None, model.encode(), fit_tally(one), [])],
+                    [Out.now(model.encode(), fit_tally(one))],
                 )
                 for model, tallies in told.items()
                 for one in tallies
@@ -420,7 +420,7 @@ class GuardWork:
         if tries > 2:
             # Where even this is refused, the reason and the place are what is left.
             key, value, theirs = key and key[:CUT_BYTES], value and value[:CUT_BYTES], []
-        return stamp, key, value, with_theirs(theirs, ours)
+        return Out(stamp, key, value, with_theirs(theirs, ours))
 
     def _reasons_of_refused(self, records: Sequence[Record]) -> dict[int, Malformed]:
         return {

@@ -344,24 +344,24 @@ class SwitchWork:
             Write(
                 self._topics.state,
                 self._partition,
-                [(None, model.encode(), encoded, source) for model, encoded in self._encoded.items()],
+                [Out.now(model.encode(), encoded, source) for model, encoded in self._encoded.items()],
             ),
             Write(self._topics.malformed, 0, aside),
         ]
         for decision in self._decisions:
             if (route := decision.route) is not None:
                 to = partition_for(route.model, counts["routes"])
-                writes.append(Write(self._topics.routes, to, [(None, route.model.encode(), route.to_json(), [])]))
+                writes.append(Write(self._topics.routes, to, [Out.now(route.model.encode(), route.to_json())]))
             for incident in decision.incidents:
                 to = partition_for(incident.incident_id, counts["incidents"])
                 key = incident.incident_id.encode()
-                writes.append(Write(self._topics.incidents, to, [(None, key, fit_incident(incident), [])]))
+                writes.append(Write(self._topics.incidents, to, [Out.now(key, fit_incident(incident))]))
             for reference in decision.references:
                 to = partition_for(reference.model, counts["references"])
-                writes.append(Write(self._topics.references, to, [(None, reference.key, reference.to_json(), [])]))
+                writes.append(Write(self._topics.references, to, [Out.now(reference.key, reference.to_json())]))
             for audit in decision.audits:
                 to = partition_for(audit.model, counts["audit"])
-                writes.append(Write(self._topics.audit, to, [(None, audit.model.encode(), audit.to_json(), [])]))
+                writes.append(Write(self._topics.audit, to, [Out.now(audit.model.encode(), audit.to_json())]))
         return [write for write in writes if write.records]
 
     def _put_aside(self, record: Record, reason: str) -> Out:
@@ -369,7 +369,7 @@ class SwitchWork:
         log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
         key, value, theirs = writable(record)
-        return record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)]
+        return Out(record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)])
 
     async def prepare(self, records: Sequence[Record]) -> None:
         """Nobody else changes what it knows."""

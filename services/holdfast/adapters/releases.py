@@ -450,13 +450,13 @@ class ReleaseWork:
         to = partition_for(audits[0].model, self._releases.counts["audit"])
         if through is not None:
             audits = [one.model_copy(update={"through": through.value}) for one in audits]
-        return Write(self._topics.audit, to, [(None, one.model.encode(), one.to_json(), []) for one in audits])
+        return Write(self._topics.audit, to, [Out.now(one.model.encode(), one.to_json()) for one in audits])
 
     def _set_aside(self, record: Record, reason: str) -> Out:
         log.warning("not a request for releases", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.releases}/{self._partition}/{record.offset}"
         key, value, theirs = writable(record)
-        return record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)]
+        return Out(record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)])
 
     def refused(self, refusals: Sequence[Refusal]) -> bool:
         """Remember what the approved topic does not take; what else is refused ends the command."""
@@ -530,7 +530,7 @@ def _approved(command: ReleaseCommand, one: Judged, policy_id: str) -> Out:
     if one.findings:
         ours.append(findings_header(to_json(one.findings, exclude_none=True)))
     headers = with_theirs(record.headers, ours, keep=[Header.PRODUCED_AT])
-    return record.timestamp, record.key, record.value, headers
+    return Out(record.timestamp, record.key, record.value, headers)
 
 
 def _reference(command: ReleaseCommand, one: Judged, taught: tuple[str, str, float], now: datetime) -> Out:
@@ -547,7 +547,7 @@ def _reference(command: ReleaseCommand, one: Judged, taught: tuple[str, str, flo
         command_id=command.command_id,
         source=one.source,
     )
-    return None, reference.key, reference.to_json(), []
+    return Out.now(reference.key, reference.to_json())
 
 
 def _audit_of(command: ReleaseCommand, one: Judged, epoch: int, now: datetime) -> AuditRecord:

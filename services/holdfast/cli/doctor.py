@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import GroupCoordinatorNotAvailableError, IncompatibleBrokerVersion, KafkaError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
 from pydantic import ValidationError
 
 from holdfast.adapters import at_rest
@@ -34,6 +34,7 @@ from holdfast.core.version_budget import ADVICE as VERSIONS_ADVICE
 from holdfast.kafka.counterparts import Counterparts
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
+from holdfast.kafka.offsets import look_at_group
 from holdfast.kafka.open_transactions import held_partitions
 from holdfast.kafka.reading import bounds, read_latest
 from holdfast.kafka.retention import ROLES as VERDICT_ROLES
@@ -454,13 +455,7 @@ async def _old_timestamps(described: Described, admin: AIOKafkaAdminClient) -> A
 async def _group(
     settings: Settings, admin: AIOKafkaAdminClient, service: str, group: str, topic: str, partitions: int
 ) -> AsyncIterator[Diagnosis]:
-    try:
-        (response,) = await admin.describe_consumer_groups([group])
-        members = len(response.groups[0][5])
-        offsets = await admin.list_consumer_group_offsets(group)
-    except GroupCoordinatorNotAvailableError:
-        # A new cluster has no coordinator before the first group comes.
-        members, offsets = 0, {}
+    members, offsets = await look_at_group(admin, group)
     of = f" --input {settings.input}" if settings.input is not None else ""
     if members:
         yield Diagnosis(service, Health.OK, f"{members} in the group {group}")
@@ -518,12 +513,7 @@ async def _releases(
 ) -> AsyncIterator[Diagnosis]:
     """Whether guards answer those who ask for releases."""
     group = settings.release_group
-    try:
-        (response,) = await admin.describe_consumer_groups([group])
-        members = len(response.groups[0][5])
-        offsets = await admin.list_consumer_group_offsets(group)
-    except GroupCoordinatorNotAvailableError:
-        members, offsets = 0, {}
+    members, offsets = await look_at_group(admin, group)
     starts, ends = await bounds(settings.kafka, tps, None, "read_uncommitted")
     waits = sum(ends[tp] - max(starts[tp], offsets[tp].offset if tp in offsets else 0) for tp in tps)
     if not members:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, repeat
+from typing import NamedTuple
 
 import numpy as np
 from crc32c import crc32c
@@ -17,8 +18,20 @@ from numpy.typing import NDArray
 
 from holdfast.core.verdict_headers import Headers
 
-Out = tuple[int | None, bytes | None, bytes | None, Headers]
-"""One record to write: timestamp (ms since the epoch; None: now), key, value, headers."""
+
+class Out(NamedTuple):
+    """One record to write."""
+
+    timestamp: int | None
+    """Milliseconds since the epoch; None: now."""
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @classmethod
+    def now(cls, key: bytes | None, value: bytes, headers: Headers | None = None) -> "Out":
+        """Make a record of the time when it is written."""
+        return cls(None, key, value, headers or [])
 
 
 @dataclass(frozen=True, slots=True)

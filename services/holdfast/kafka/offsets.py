@@ -1,10 +1,14 @@
 """What a consumer group has committed, read with care."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import NotCoordinatorForGroupError, for_code
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.structs import OffsetAndMetadata
 
 from holdfast.core.progress import Committed
 
@@ -37,3 +41,22 @@ async def committed_offset(consumer: AIOKafkaConsumer, tp: TopicPartition) -> in
     """The same, without what the commit says of itself."""
     committed = await committed_progress(consumer, tp)
     return None if committed is None else committed.offset
+
+
+class GroupNow(NamedTuple):
+    """A consumer group as the broker describes it."""
+
+    members: int
+    offsets: Mapping[TopicPartition, OffsetAndMetadata]
+
+
+async def look_at_group(admin: AIOKafkaAdminClient, group: str) -> GroupNow:
+    """Count the members of a group, and read what it has committed. Raises KafkaError."""
+    try:
+        (response,) = await admin.describe_consumer_groups([group])
+        offsets = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:
+        # A new cluster has no coordinator before the first group comes.
+        return GroupNow(0, {})
+    _, _, _, _, _, members, *_ = response.groups[0]
+    return GroupNow(len(members), offsets)
