@@ -1,6 +1,6 @@
 """The API: what people and pipelines read, and command, over HTTP; and the console page.
 
-What is read comes from the board, which follows the topics. A command is written to `holdfast.control` and answered
+What is read comes from the read model, which follows the topics. A command is written to `holdfast.control` and answered
 with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is whose token
 came with it (`api/entry.py`). Every answer that is no success is a problem document.
 """

@@ -86,7 +86,7 @@ class ModelState(Contract):
     others_at: UtcTime | None = None
     """When the last of them were counted."""
     asked: dict[str, Asked] = {}
-    """CommandTurn that wait for a second person, by what is asked for, the latest last."""
+    """Commands that wait for a second person, by what is asked for, the latest last."""
     commands: dict[str, AuditRecord] = {}
     """The outcomes of the latest commands, by command id: the same command again changes nothing."""
 
