@@ -6,7 +6,7 @@ STAMP := .venv/installed
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 LOCK := $(BIN)/python -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --quiet
 
-# Every command starts processes: each would compile all modules anew.
+# Every command starts processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test check bench fuzz faults soak pictures schemas lock audit sbom clean
@@ -41,11 +41,11 @@ faults: $(STAMP) ## break it in every way for an hour; figures to benchmarks/res
 soak: $(STAMP) ## half of what the machine can do, and nothing grows: make soak ARGS="--minutes 60 --rate 3500"
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
-pictures: $(STAMP) ## draw docs/*.png of the console anew
+pictures: $(STAMP) ## draw docs/*.png of the console
 	@mkdir -p docs
 	@HOLDFAST_TEST_PICTURES=docs $(BIN)/python -m pytest tests/e2e/test_console.py -k picture
 
-schemas: $(STAMP) ## write schemas/v1 anew
+schemas: $(STAMP) ## write schemas/v1
 	$(BIN)/holdfast schemas schemas/v1
 
 audit: $(STAMP) ## known vulnerabilities in the locked dependencies; HOLDFAST_AUDIT_REQUIRED=1: fails where they cannot be looked up

@@ -58,11 +58,11 @@ SETTLED_AFTER = 10.0
 """Seconds after the first answer until which an epoch that is far from it is followed: the switch overwrites what it
 has not written within a second or two."""
 STOP_POLL = 0.2
-"""Seconds after which the thread notices that it shall stop."""
+"""Seconds after which the thread notices that it must stop."""
 FIRST_BACKOFF = 0.1
 LAST_BACKOFF = 1.0
 SILENT_POLLS = 3
-"""Polls after which a channel that answers no ping is opened anew."""
+"""Polls after which a channel that answers no ping is opened again."""
 
 LOOK_UP_EVERY = 30.0
 """Seconds after which the connections are opened again: the name of Redis may have moved away from a server that
@@ -359,7 +359,7 @@ class SyncRouteReader(_Follower):
         self._close()
 
     def wait_for(self, model: str, timeout: float) -> CurrentRoute:
-        """Wait up to `timeout` seconds until a route of `model` is known, be it held. Raises TimeoutError."""
+        """Wait up to `timeout` seconds until a route of `model` is known, held or not. Raises TimeoutError."""
         return self._wait_for(model, timeout)
 
 
@@ -379,7 +379,7 @@ class RouteReader(_Follower):
         await asyncio.to_thread(self._close)
 
     async def wait_for(self, model: str, timeout: float) -> CurrentRoute:  # noqa: ASYNC109 - as in the other
-        """Wait up to `timeout` seconds until a route of `model` is known, be it held. Raises TimeoutError."""
+        """Wait up to `timeout` seconds until a route of `model` is known, held or not. Raises TimeoutError."""
         return await asyncio.to_thread(self._wait_for, model, timeout)
 
 

@@ -354,7 +354,7 @@ class GuardWork:
             Write(
                 topics.malformed,
                 self._partition,
-                [self._put_aside(records[i], flaw, to_blame.get(i, []), now) for i, flaw in sorted(flaws.items())],
+                [self._dead_letter(records[i], flaw, to_blame.get(i, []), now) for i, flaw in sorted(flaws.items())],
             ),
             *(
                 Write(
@@ -407,7 +407,7 @@ class GuardWork:
             ],
         )
 
-    def _put_aside(self, record: Record, flaw: Malformed, to_blame: Headers, now: datetime) -> Out:
+    def _dead_letter(self, record: Record, flaw: Malformed, to_blame: Headers, now: datetime) -> Out:
         ours = [*error_headers(flaw.reason, flaw.kind.value), *to_blame, source_header(self._source(record))]
         key, value, theirs = writable(record)
         stamp, tries = record.timestamp, self._refused.get(record.offset, _NOT_REFUSED).tries
@@ -461,7 +461,7 @@ class GuardWork:
         self._keyless, self._misplaced, self._others = Counter(), Counter(), Counter()
         self._told_of_policies = ()
         self._said, self._deleted, self._not_allowed = _Said([record.offset], [None], [None], [0]), 0, 0
-        out = self._put_aside(record, flaw, [], utc_now())
+        out = self._dead_letter(record, flaw, [], utc_now())
         return [Write(self._settings.topics.malformed, self._partition, [out])]
 
     async def committed(self, written: Mapping[TopicPartition, int]) -> None:

@@ -56,7 +56,7 @@ class _Secret(str):
 
 
 def renewable(make: Callable[[], T]) -> T:
-    """What `make` gives now, with a note of how it is made anew. Raises what `make` raises."""
+    """What `make` gives now, with a note of how it is made again. Raises what `make` raises."""
     value = make()
     noted: Any = _Secret(value) if isinstance(value, str) else value
     vars(noted)["renew"] = make
@@ -64,7 +64,7 @@ def renewable(make: Callable[[], T]) -> T:
 
 
 def renewed(value: T, failed: Callable[[ValueError], None]) -> T:
-    """A renewable value made anew, any other as it is; where that fails, as it was made last, and `failed` is told."""
+    """A renewable value made again, any other as it is; where that fails, as it was made last, and `failed` is told."""
     if (make := getattr(value, "renew", None)) is None:
         return value
     try:

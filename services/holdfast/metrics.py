@@ -81,7 +81,11 @@ STATE_FULL = Counter(
     ["model"],
     registry=REGISTRY,
 )
-POISON = Counter("holdfast_poison_records_total", "Records put aside after three failed attempts.", registry=REGISTRY)
+POISON = Counter(
+    "holdfast_poison_records_total",
+    "Records written to the malformed topic after three failed attempts.",
+    registry=REGISTRY,
+)
 BATCH_SECONDS = Histogram(
     "holdfast_batch_judge_seconds", "Time to judge one batch.", buckets=_SECONDS, registry=REGISTRY
 )
@@ -110,7 +114,7 @@ POLICIES_IN_FORCE = Gauge(
 READY = Gauge("holdfast_ready", "1 while this process does its work.", ["service"], registry=REGISTRY)
 PROGRESS = Gauge(
     "holdfast_progress_timestamp_seconds",
-    "When a partition was opened, or last had a turn that went well, be it one without records.",
+    "When a partition was opened, or last had a turn that went well, with or without records.",
     ["service", "partition"],
     registry=REGISTRY,
 )
@@ -197,7 +201,7 @@ UNSENT_INCIDENTS = Gauge(
 )
 LAST_NOTIFICATION = Gauge(
     "holdfast_last_notification_timestamp_seconds",
-    "When the Alertmanager last took what it was sent, be it that nothing is open; 0 before the first time.",
+    "When the Alertmanager last took what it was sent, open incidents or none; 0 before the first time.",
     ["alertmanager"],
     registry=REGISTRY,
 )

@@ -58,10 +58,10 @@ class Incidents:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Incident] = {}
-        self._put_aside: set[tuple[int, int]] = set()
+        self._skipped: set[tuple[int, int]] = set()
 
     def decode(self, records: Sequence[ConsumerRecord], order: KeyOrder) -> dict[str, Incident]:
-        """The latest readable state of each incident. A record that cannot be read is put aside.
+        """The latest readable state of each incident. A record that cannot be read is skipped.
 
         The records are of one partition; `order` leaves out what is older than a record of another one.
         """
@@ -98,12 +98,12 @@ class Incidents:
 
     def _report_broken(self, record: ConsumerRecord, error: ValidationError) -> None:
         where = record.partition, record.offset
-        if where in self._put_aside:
+        if where in self._skipped:
             return  # Met again on a new reading from the start.
-        self._put_aside.add(where)
+        self._skipped.add(where)
         metrics.BAD_INCIDENTS.inc()
         log.error(
-            "incident record put aside, nobody is told of it",
+            "incident record skipped; no alert was sent",
             reason=first_flaw(error),
             source=f"{record.topic}/{record.partition}/{record.offset}",
             key=(record.key or b"").decode("utf-8", "replace"),
@@ -343,7 +343,7 @@ class Notify:
             await asyncio.wait_for(follower.catch_up(), CAUGHT_UP_WITHIN)
         except TimeoutError:
             raise KafkaUnavailable(
-                "Kafka answers, but the incidents are not read to their end. They are read anew from the start."
+                "Kafka answers, but the incidents are not read to their end. They are read again from the start."
             ) from None
 
     def _take(self, latest: Mapping[str, Incident]) -> None:

@@ -374,7 +374,7 @@ class GuardSettings(_Section):
     """Of entities that a guard with every partition may remember: each partition has its share of it, at about 256
     bytes for an entity."""
     release_max_age: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(hours=1)
-    """An older prediction is never released, whoever asks: an hour-old price is no price."""
+    """An older prediction is never released, whoever asks: an hour-old price is not a price."""
     partitioner: Literal["murmur2", "other"] = "murmur2"
     """What the producers of predictions choose partitions by. With `other`, the same one for all of them, keys are not
     held against murmur2."""
@@ -442,7 +442,7 @@ class NotifySettings(_Section):
     password_file: Path | None = None
     bearer_token: SecretStr | None = None
     bearer_token_file: Path | None = None
-    """Files are read anew for each request, so that a secret may be renewed."""
+    """Files are read again for each request, so that a secret may be renewed."""
     ssl_ca_file: Path | None = None
     """Of the Alertmanagers; the system's authorities without it."""
     ssl_cert_file: Path | None = None

@@ -232,11 +232,11 @@ class SwitchWork:
                 reason = f"not a control record: {first_flaw(error)}"
                 if isinstance(record, UnreadableBatch):
                     reason = record.reason
-                aside.append(self._put_aside(record, reason))
+                aside.append(self._dead_letter(record, reason))
                 continue
             if record.key != event.model.encode():
                 aside.append(
-                    self._put_aside(record, f"the key is not the model {event.model!r}, so its order is not kept")
+                    self._dead_letter(record, f"the key is not the model {event.model!r}, so its order is not kept")
                 )
                 continue
             if isinstance(event, Command) and (verifier := self._switch.verifier) is not None:
@@ -364,9 +364,9 @@ class SwitchWork:
                 writes.append(Write(self._topics.audit, to, [Out.now(audit.model.encode(), audit.to_json())]))
         return [write for write in writes if write.records]
 
-    def _put_aside(self, record: Record, reason: str) -> Out:
+    def _dead_letter(self, record: Record, reason: str) -> Out:
         metrics.BAD_CONTROL.inc()
-        log.warning("control record put aside", reason=reason, offset=record.offset, partition=self._partition)
+        log.warning("control record skipped", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.control}/{self._partition}/{record.offset}"
         key, value, theirs = writable(record)
         return Out(record.timestamp, key, value, [*theirs, *error_headers(reason), source_header(source)])
@@ -387,7 +387,7 @@ class SwitchWork:
         metrics.POISON.inc()
         self._pending, self._encoded, self._decisions = {}, {}, []
         reason = f"could not be processed in three attempts: {describe(error)}"
-        return [Write(self._topics.malformed, 0, [self._put_aside(record, reason)])]
+        return [Write(self._topics.malformed, 0, [self._dead_letter(record, reason)])]
 
     async def committed(self, _: Mapping[TopicPartition, int]) -> None:
         self._states.update(self._pending)

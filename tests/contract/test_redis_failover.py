@@ -33,7 +33,7 @@ from redis_servers import (
 GENEROUS = 30.0
 """Seconds for a failover."""
 NEVER = 3600.0
-"""Seconds between polls where only the channel shall tell."""
+"""Seconds between polls where only the channel must tell."""
 
 
 @contextlib.asynccontextmanager

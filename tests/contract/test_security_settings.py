@@ -23,7 +23,7 @@ def configured(tmp_path: Path, text: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_CONFIG", "")  # load_settings sets it, and it shall not outlive the test
+    monkeypatch.setenv("HOLDFAST_CONFIG", "")  # load_settings sets it, and it must not outlive the test
     monkeypatch.delenv("HOLDFAST_CONFIG")
 
 
@@ -177,7 +177,7 @@ def test_serving_code_is_held_to_the_same_rules() -> None:
 
 
 def test_check_prints_no_secret(tmp_path: Path) -> None:
-    """Neither as text nor as JSON, be it from the file or from the environment."""
+    """Neither as text nor as JSON, from the file and from the environment."""
     (tmp_path / "policies").mkdir()
     (tmp_path / "password").write_text(f"{SECRET}-file")
     config = tmp_path / "holdfast.toml"

@@ -42,7 +42,7 @@ RANGE = f'{HEAD}kind = "range"\nmin = 10\n'
         (f"{HEAD}min = 1", "checks[floor]", "a check needs `kind`; the kinds are range, max_change"),
         (f"{RANGE}mni = 1", "checks[floor].mni", "no such key; the keys here are currency, field, in_currency, kind"),
         (f'{RANGE}field = "price"', "checks[floor].field", "no field 'price'; the fields are prediction_id"),
-        (f'{RANGE}field = "currency"', "checks[floor].field", "is no number; value, outputs.<name>"),
+        (f'{RANGE}field = "currency"', "checks[floor].field", "is not a number; value, outputs.<name>"),
         (f'{RANGE}field = "features."', "checks[floor].field", "no field 'features.'"),
         (f"{RANGE}max = 9", "checks[floor]", "min 10 is above max 9"),
         (f"{RANGE}segment.a = {{max = 9}}", "checks[floor]", "for segment 'a' min 10 is above max 9"),

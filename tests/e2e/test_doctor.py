@@ -188,7 +188,7 @@ async def test_a_model_that_has_many_fenced_versions(stack):
 
 
 async def test_redis_behind_and_ahead_of_kafka(stack):
-    """Behind: a switch will mend it. Ahead: no switch can, since the epochs of Kafka have begun anew."""
+    """Behind: a switch will fix it. Ahead: no switch can, since the epochs of Kafka have started again."""
     (switch,) = await stack.start("switch")
     await stack.command("pricing", "promote", "v1")
     await stack.until(lambda: stack.route("pricing"))

@@ -382,7 +382,7 @@ async def test_a_broken_record_is_put_aside(stack: Stack, alertmanager: Alertman
     await publish(stack, late)
     await stack.until(lambda: receiver.pages(early) and receiver.pages(late), "both pages")
     assert notify.metric("holdfast_incidents_malformed_total") == 1 + 2 * len(BROKEN)
-    lines = notify.told("incident record put aside, nobody is told of it")
+    lines = notify.told("incident record skipped; no alert was sent")
     assert len(lines) == 1 + 2 * len(BROKEN)
     assert {"severity: Input should be 'critical', 'error', 'warning' or 'info'"} <= {line["reason"] for line in lines}
     assert len(known(alertmanager)) == 2

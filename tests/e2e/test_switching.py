@@ -247,7 +247,7 @@ async def test_of_a_command_that_no_topic_takes_with_a_reason_the_beginning_is_p
     producer = AIOKafkaProducer(bootstrap_servers=stack.kafka.bootstrap, max_request_size=16_000_000)
     async with producer:
         await producer.send_and_wait(stack.topic("control"), b"{" * 190_000, key=key, headers=[("h", header)])
-    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is put aside")
+    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is in the malformed topic")
     out = stack.seen["malformed"][-1]
     assert (len(out.key), len(out.value), len(headers(out)["holdfast-error"]) > 0) == (
         min(len(key), 2**18),

@@ -199,7 +199,7 @@ async def test_of_a_value_that_no_topic_takes_the_beginning_is_put_aside(stack):
     )
     async with producer:
         sent = await producer.send_and_wait(stack.topic("predictions"), raw, key=b"long", partition=1)
-    await stack.until(lambda: [r for r in stack.seen["malformed"] if r.key == b"long"], "it is put aside")
+    await stack.until(lambda: [r for r in stack.seen["malformed"] if r.key == b"long"], "it is in the malformed topic")
     (out,) = [r for r in stack.seen["malformed"] if r.key == b"long"]
     assert out.value == raw[:MAX_VALUE_BYTES]
     assert headers(out)["holdfast-source"] == f"{stack.topic('predictions')}/1/{sent.offset}".encode()
@@ -220,7 +220,7 @@ async def test_what_is_too_long_beside_the_value_is_put_aside(stack, key, beside
     before = len(stack.seen["malformed"])
     event = json.dumps(stack.prediction("pricing", "v42", "SKU-1", 129.0)).encode()
     await stack.send([event], key=key, headers=beside, partition=1)
-    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is put aside")
+    await stack.until(lambda: len(stack.seen["malformed"]) > before, "it is in the malformed topic")
     out = stack.seen["malformed"][-1]
     assert (out.value, out.key, headers(out)["holdfast-error"]) == (event, key[: 256 * 1024], reason)
     await verdict(stack, stack.prediction("pricing", "v42", "SKU-1", 129.0), "approved", partition=1)

@@ -41,8 +41,8 @@ class Grant:
 def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> list[Grant]:
     """Everything that the parties need, and nothing more.
 
-    Kafka lets whoever may read or write a topic describe it, and lets whoever may write one do so idempotently. A
-    group of consumers must have a name that begins like the consumer's principal without its `User:`.
+    In Kafka, a right to read or write a topic includes describing it, and a right to write includes writing
+    idempotently. A group of consumers must have a name that begins like the consumer's principal without its `User:`.
 
     Each of `inputs` has a producer and a consumer of its own, whose logins begin with its name, as
     User:prices-holdfast-producer: so a producer is bound to the models of its input.

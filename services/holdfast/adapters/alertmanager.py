@@ -106,7 +106,7 @@ class _Login(httpx.Auth):
         if token is not None:
             # Refused here, because a client that refuses it would quote it.
             if not token.isprintable() or not token.isascii():
-                raise AlertmanagerError("notify.bearer_token is not one line of ASCII text. Write it anew.")
+                raise AlertmanagerError("notify.bearer_token is not one line of ASCII text. Write it as one line.")
             return f"Bearer {token}"
         if password is not None:
             return "Basic " + base64.b64encode(f"{s.username}:{password}".encode()).decode()

@@ -106,7 +106,7 @@ class CommandWriter:
         try:
             await producer.start()
         except BaseException:
-            # Also when whoever asked waits no longer: each attempt has connections of its own.
+            # Also when the caller waits no longer: each attempt has connections of its own.
             await close(producer)
             raise
         return producer

@@ -307,7 +307,7 @@ _given: set[int] = set()
 
 
 def redis_answers(port: int, password_needed: bool = False) -> bool:
-    """Whether a Redis at 127.0.0.1 answers a PING, be it with a refusal when a login is needed."""
+    """Whether a Redis at 127.0.0.1 answers a PING, if only with a refusal because a login is needed."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
             connection.sendall(b"PING\r\n")

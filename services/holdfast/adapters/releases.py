@@ -413,7 +413,7 @@ class ReleaseWork:
         prepared = self._prepared[record.offset]
         command = prepared.command
         if command is None:
-            return [Write(self._topics.malformed, self._partition, [self._set_aside(record, prepared.flaw)])]
+            return [Write(self._topics.malformed, self._partition, [self._dead_letter(record, prepared.flaw)])]
         if prepared.refusal:
             return self._refuse(record, command, prepared.refusal)
         if prepared.rules is None or (self._ledger is not None and command.command_id in self._ledger.answered):
@@ -452,7 +452,7 @@ class ReleaseWork:
             audits = [one.model_copy(update={"through": through.value}) for one in audits]
         return Write(self._topics.audit, to, [Out.now(one.model.encode(), one.to_json()) for one in audits])
 
-    def _set_aside(self, record: Record, reason: str) -> Out:
+    def _dead_letter(self, record: Record, reason: str) -> Out:
         log.warning("not a request for releases", reason=reason, offset=record.offset, partition=self._partition)
         source = f"{self._topics.releases}/{self._partition}/{record.offset}"
         key, value, theirs = writable(record)
@@ -481,7 +481,7 @@ class ReleaseWork:
         if command is not None:
             return self._refuse(record, command, reason)
         self._judged, self._written = [], None
-        return [Write(self._topics.malformed, self._partition, [self._set_aside(record, reason)])]
+        return [Write(self._topics.malformed, self._partition, [self._dead_letter(record, reason)])]
 
     async def committed(self, _: Mapping[TopicPartition, int]) -> None:
         if self._written is None:

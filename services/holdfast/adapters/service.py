@@ -101,7 +101,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _keep_memory() -> None:
-    """Let the C library keep what a batch has freed for the next one: asking for pages anew is a twentieth of the work.
+    """Let the C library keep what a batch has freed for the next one: new pages would take a twentieth of the time.
 
     Only glibc has this; elsewhere nothing changes.
     """
@@ -154,7 +154,7 @@ async def run_service(
         reason = ready()
         return AsgiResponse((reason or "ready").encode() + b"\n", status_code=503 if reason else 200)
 
-    # Whoever reaches the port sees it: it does not say where the brokers are.
+    # Everybody who reaches the port sees it: it does not say where the brokers are.
     document = asyncapi.without_servers(asyncapi.document(settings))
     described, page = json.dumps(document).encode(), asyncapi.page(document).encode()
 

@@ -32,8 +32,8 @@ def bind_private(path: Path) -> socket.socket:
         raise SocketUnusable(f"The folder {folder} cannot be used: {error.strerror}. Check api.unix_socket.") from None
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise SocketUnusable(
-            f"The folder {folder} is open to other users, and whoever opens the socket in it acts as you. Make it your "
-            "own, with mode 0700."
+            f"The folder {folder} is open to other users, and every user who opens the socket in it acts as you. "
+            "Make it your own, with mode 0700."
         )
     listener = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)

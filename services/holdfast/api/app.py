@@ -1,8 +1,8 @@
 """The API: what people and pipelines read, and command, over HTTP; and the console page.
 
-What is read comes from the read model, which follows the topics. A command is written to `holdfast.control` and answered
-with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is whose token
-came with it (`api/entry.py`). Every answer that is no success is a problem document.
+Reads are answered from the read model, which follows the topics. A command is written to `holdfast.control` and
+answered with its audit record: applied 200, refused 409, and 504 when no switch answered in time. Its actor is the
+owner of the token that came with it (`api/entry.py`). Every answer that is not a success is a problem document.
 """
 
 from fastapi import FastAPI

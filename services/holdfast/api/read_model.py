@@ -30,7 +30,7 @@ log = structlog.get_logger("holdfast.board")
 HISTORY = 60
 """Seconds of rates that are kept."""
 COUNTS_EVERY = 5.0
-"""Seconds after which a model whose counts alone have changed is shown anew."""
+"""Seconds after which a model whose counts alone have changed is shown again."""
 TAKE_UP_WITHIN = timedelta(minutes=1)
 """How long guards may go on with the policy before, and how long it is told that one of them did."""
 STEADY = 5

@@ -547,7 +547,8 @@ async def _redis(settings: Settings, routes: dict[str, Route]) -> AsyncIterator[
             yield Diagnosis(
                 "redis",
                 Health.FAILED,
-                f"holds a newer route than Kafka for {', '.join(newer)}: the topics were made anew, or are not its own",
+                f"holds a newer route than Kafka for {', '.join(newer)}: the topics were created again, or belong to "
+                "another installation",
                 "A running switch takes it back within seconds; see its log, and find out who else can write to Redis. "
                 "If the topics were made again, restart the serving code: a reader never goes back to a lower epoch.",
             )

@@ -91,4 +91,4 @@ def as_numbers(values: Sequence[Any]) -> NDArray[np.float64]:
 
 
 _NUMBERS = frozenset((float, int, type(None)))
-"""Exactly these: True is no number, and neither is a text that looks like one."""
+"""Exactly these: True is not a number, and neither is a text that looks like one."""

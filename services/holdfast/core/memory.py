@@ -29,7 +29,7 @@ class Table:
 class Entities:
     """What is known of one model's entities: each has a slot, and is found once for each prediction.
 
-    All arrays have one element more than there are slots: it belongs to the slot -1 of whoever is not known.
+    All arrays have one element more than there are slots: it belongs to the slot -1, that of unknown entities.
     """
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ class Memory:
                 of_model.keep(level)
 
     def of(self, model: str) -> Entities:
-        """What is known of the model's entities, be it nothing."""
+        """What is known of the model's entities; an empty memory for an unknown model."""
         return self.entities.get(model) or _NOBODY
 
 

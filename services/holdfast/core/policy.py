@@ -76,8 +76,8 @@ class Policy(BaseModel):
 
     model: Name
     mode: Mode = "enforce"
-    """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Numbers that are none, fences and
-    holds block in every mode."""
+    """`shadow`: every finding is reported and no check blocks; `off`: no check runs. Non-finite values, negative zero,
+    fences and holds block in every mode."""
     mode_until: UtcTime | None = None
     """When `shadow` or `off` ends by itself: from then on the policy enforces."""
     runbook_url: str = ""

@@ -74,7 +74,7 @@ def time_of(timestamp: int) -> datetime:
 
 
 def writable(record: Record) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-    """Key, value and headers of a record that is put aside, as far as every topic takes them.
+    """Key, value and headers of a record for the malformed topic, as far as every topic takes them.
 
     Of a key or value that is too long the beginning, and of headers that are too long none.
     """

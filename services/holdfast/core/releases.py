@@ -202,7 +202,7 @@ def _judge_one(
         if not found.cut and (flaws[0].identity.model or command.model) != command.model:
             return None, None
         return say(Answer.STILL_MALFORMED, _flaw(MALFORMED, found.cut or flaws[0].reason))
-    # Cheapest first, and before what fails today: whoever repeats a release must read that it was done.
+    # Cheapest first, and before what fails today: a repeated release must be told that it was done.
     if source in known.released or source in done:
         return say(Answer.ALREADY_RELEASED)
     if source in known.unclear:

@@ -158,7 +158,7 @@ class Trips(RouteMoves):
     def _hold_for_too_many(self, name: str, cause: str, reason: str, *, policy: str) -> None:
         """Versions without end are no versions: the producer puts something else into that field."""
         if standing(self.state) in (Standing.HELD, Standing.HELD_BY_PERSON):
-            return  # What it says is blocked; it trips anew once the route is resumed.
+            return  # What it says is blocked; it trips again once the route is resumed.
         window = self.version(name).window
         why = f"{MAX_FENCED} versions are fenced already; unfence those that nobody sends any more"
         self._move(None, RouteState.HELD, reason=f"{reason}; {why}", actor=HOLDFAST, incident_id=self._new_id)

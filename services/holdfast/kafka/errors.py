@@ -12,4 +12,4 @@ class PartitionStopped(KafkaUnavailable):
 
 
 class TopicsMismatch(KafkaUnavailable):
-    """The topics' partitions do not go together; only a person can mend it."""
+    """The topics' partitions do not go together; only a person can fix it."""

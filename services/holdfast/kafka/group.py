@@ -194,7 +194,7 @@ class TransactionalLoop:
                     self.fail(failure)
             for worker in list(self.workers.values()):
                 worker.look_for_open_transaction()
-            # Whoever polls no more is thrown out of the group.
+            # A consumer that stops polling is removed from the group.
             with contextlib.suppress(KafkaError):
                 await self.consumer.getmany(timeout_ms=1000)
 
@@ -277,7 +277,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 async def end_membership(consumer: AIOKafkaConsumer, worker: str) -> None:
-    """Take out of the consumer's group whoever has this worker's name: it was killed, and this one is in its place.
+    """Remove the member with this worker's name from the consumer's group: it was killed, and this one is in its place.
 
     Else the group would wait until its session is over before anybody gets its partitions. A living one of the same
     name, which nobody should have started, joins again. Where the group cannot be asked, it waits.

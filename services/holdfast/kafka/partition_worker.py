@@ -1,7 +1,7 @@
 """The transactional loop: consume, process, produce and commit offsets, all or nothing, by partition.
 
 Each assigned partition has a worker of its own: one task, one producer. The producer's transactional id is made
-of the group and the partition, so that whoever is assigned the partition next fences the one before: aiokafka
+of the group and the partition, so that the next worker of the partition fences the one before: aiokafka
 sends no group generation with the offsets, hence the group alone would not.
 
 A worker opens by (1) starting its producer, which ends whatever transaction its predecessor left, (2) reading
@@ -70,7 +70,7 @@ class Work(Protocol):
     """Set before `restore`: Kafka's id of the topic; None where the broker tells none."""
 
     async def restore(self) -> None:
-        """Called before the first batch, and again whenever the worker opens anew."""
+        """Called before the first batch, and again whenever the worker opens again."""
 
     async def prepare(self, records: Sequence[Record]) -> None:
         """Called before each batch: what it is judged by must be up to date. Raises where it cannot be."""

@@ -570,7 +570,7 @@ class Auditor:
             for record in records:
                 if self._is_past(record.value or b""):
                     continue
-                # What is no control record the switch has put aside; commands are not compared.
+                # The switch has skipped records that are not control records; commands are not compared.
                 with contextlib.suppress(ValidationError):
                     event = parse_control(record.value or b"")
                     if isinstance(event, Tally):

@@ -90,7 +90,7 @@ class OneFieldCheck(Check):
     @classmethod
     def _field_is_a_number(cls, name: str) -> str:
         if not is_number_field(known_field(name)):
-            raise ValueError(f"the field {name!r} is no number; value, outputs.<name> and features.<name> are")
+            raise ValueError(f"the field {name!r} is not a number; value, outputs.<name> and features.<name> are")
         return name
 
     def numbers(self) -> tuple[str, ...]:
