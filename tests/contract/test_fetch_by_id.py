@@ -35,7 +35,7 @@ async def consumer_of(kafka, topic):
     consumer = reader(KafkaSettings(bootstrap_servers=kafka.bootstrap), auto_offset_reset="none")
     await consumer.start()
     try:
-        ids = fetch_by_id(consumer, await topic_ids(consumer._client, [topic]))
+        ids = fetch_by_id(consumer, await topic_ids(consumer, [topic]))
         consumer.assign([TopicPartition(topic, 0)])
         consumer.seek(TopicPartition(topic, 0), 0)
         yield consumer, ids
@@ -59,9 +59,9 @@ async def test_ids_tell_topics_of_one_name_apart(kafka, unique):
     consumer = reader(KafkaSettings(bootstrap_servers=kafka.bootstrap))
     await consumer.start()
     try:
-        first = await topic_ids(consumer._client, [unique, f"{unique}-nowhere"])
+        first = await topic_ids(consumer, [unique, f"{unique}-nowhere"])
         await kafka.remake_topic(unique, 1)
-        second = await topic_ids(consumer._client, [unique])
+        second = await topic_ids(consumer, [unique])
     finally:
         await close(consumer)
     assert first.keys() == second.keys() == {unique}

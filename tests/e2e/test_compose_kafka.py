@@ -16,8 +16,8 @@ from commands import holdfast
 
 import backends
 from holdfast.adapters.acls import grants, monitor_grants
-from holdfast.adapters.acls_on_broker import grant_all
 from holdfast.adapters.embedded import free_port
+from holdfast.kafka.access_lists import grant_all
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.topics import create_topics, describe_topics
 from holdfast.settings import KafkaSettings, Settings

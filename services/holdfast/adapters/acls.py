@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.core.grants import Grant
 from holdfast.kafka.topic_settings import compacted_roles
 from holdfast.settings import Settings
 from holdfast_schemas import TOPICS, Party, redis_route_key, redis_state_key
@@ -14,28 +15,9 @@ from holdfast_schemas.topics import PEOPLE
 PRINCIPALS: dict[Party, str] = {party: f"User:holdfast-{party}" for party in Party}
 """The login of each party, unless another is named."""
 
+
 _OF_AN_INPUT = frozenset((Party.PRODUCER, Party.CONSUMER, Party.SWITCH))
 """The parties whose login is for one input, and the switch, which puts malformed control records into one topic."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One party may do these operations on these resources; `prefixed`: on all whose names begin so."""
-
-    party: Party | Literal["monitor"]
-    principal: str
-    kind: Literal["topic", "group", "transactional-id"]
-    names: tuple[str, ...]
-    operations: tuple[str, ...]
-    prefixed: bool = False
-
-    def command(self, bootstrap_servers: str, command_config: str) -> str:
-        """The line for a shell that grants it."""
-        words = ["kafka-acls.sh", "--bootstrap-server", bootstrap_servers, "--command-config", command_config]
-        words += ["--add", "--allow-principal", self.principal]
-        words += [word for operation in self.operations for word in ("--operation", operation)]
-        words += [word for name in self.names for word in (f"--{self.kind}", name)]
-        return shlex.join([*words, "--resource-pattern-type", "prefixed" if self.prefixed else "literal"])
 
 
 def grants(settings: Settings, principals: Mapping[Party, str] = PRINCIPALS) -> list[Grant]:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, Grant, grants, monitor_grants
+from holdfast.adapters.acls import PRINCIPALS, REDIS_USERS, grants, monitor_grants
 from holdfast.cli.terminal import ConfigOption, JsonOption, Refused, perform, run, show
+from holdfast.core.grants import Grant
 from holdfast.settings import Settings, load_settings
 from holdfast_schemas import Party
 
@@ -47,7 +48,7 @@ def acls_kafka(
             raise Refused(f"--monitor {monitor} names no login. Write it as User:NAME.")
         found = grants(settings, principals) + (monitor_grants(monitor) if monitor is not None else [])
         if apply:
-            from holdfast.adapters.acls_on_broker import grant_all
+            from holdfast.kafka.access_lists import grant_all
 
             run(grant_all(settings.kafka, found))
         return settings, found

@@ -64,7 +64,7 @@ class Follower:
         await self.caught_up.wait()
         assert self._consumer is not None  # noqa: S101  follow() made it
         asked_at, partitions = time.monotonic(), list(self._consumer.assignment())
-        ids = await topic_ids(self._consumer._client, {tp.topic for tp in partitions})
+        ids = await topic_ids(self._consumer, {tp.topic for tp in partitions})
         for tp, end in (await end_offsets(self._kafka, partitions)).items():
             # follow() moves it.
             while not self._reads(tp, ids) or await self._consumer.position(tp) < end:  # noqa: ASYNC110
@@ -109,7 +109,7 @@ class Follower:
         try:
             for client in {consumer, prober}:
                 await client.start()
-            self._ids = fetch_by_id(consumer, await topic_ids(consumer._client, partitions))
+            self._ids = fetch_by_id(consumer, await topic_ids(consumer, partitions))
             _assign(consumer, ends)
             self.caught_up.set()
             while True:
@@ -143,7 +143,7 @@ class Follower:
         try:
             async with asyncio.timeout(PROBE_WITHIN):
                 refused = set(self._ids.refused)
-                ids = await topic_ids(consumer._client, refused) if refused else {}
+                ids = await topic_ids(consumer, refused) if refused else {}
                 for topic, topic_id in ids.items():
                     log.warning(
                         "the topic was deleted and made again, it is followed from its first record", topic=topic
@@ -162,7 +162,7 @@ class Follower:
         # aiokafka asserts that it knows a broker, and one that has just restarted names none.
         with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
             asked_at = time.monotonic()
-            ids = await asyncio.wait_for(topic_ids(consumer._client, {tp.topic for tp in partitions}), PROBE_WITHIN)
+            ids = await asyncio.wait_for(topic_ids(consumer, {tp.topic for tp in partitions}), PROBE_WITHIN)
             for tp, end in (await asyncio.wait_for(prober.end_offsets(partitions), PROBE_WITHIN)).items():
                 if self._reads(tp, ids) and await consumer.position(tp) >= end:
                     self._heard(tp, asked_at)

@@ -140,7 +140,7 @@ class TransactionalLoop:
 
     async def commit_begin(self, begins: Mapping[TopicPartition, Committed]) -> None:
         """Commit where partitions of the topic begin, all or none; also of partitions that others are assigned."""
-        topic_id = (await topic_ids(self.consumer._client, [self.topic])).get(self.topic)
+        topic_id = (await topic_ids(self.consumer, [self.topic])).get(self.topic)
         offsets = {
             tp: OffsetAndMetadata(begin.offset, begin._replace(topic_id=topic_id).metadata())
             for tp, begin in begins.items()

@@ -283,7 +283,7 @@ class PartitionWorker:
             await self.loop.committed_all()
             committed = await committed_progress(self.loop.consumer, self.tp)
             await self.consumer.start()
-            ids = await topic_ids(self.consumer._client, [self.tp.topic])
+            ids = await topic_ids(self.consumer, [self.tp.topic])
             if self.tp.topic not in ids:
                 raise UnknownTopicOrPartitionError(self.tp.topic)
             self._topic_id, self._ids = ids[self.tp.topic], fetch_by_id(self.consumer, ids)

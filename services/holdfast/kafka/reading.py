@@ -46,7 +46,7 @@ async def read_to_end(
     consumer = reader(kafka, auto_offset_reset="none", **options)
     await consumer.start()
     try:
-        ids = fetch_by_id(consumer, await topic_ids(consumer._client, {tp.topic for tp in partitions}))
+        ids = fetch_by_id(consumer, await topic_ids(consumer, {tp.topic for tp in partitions}))
         consumer.assign(list(partitions))
         starts, ends = await bounds(kafka, partitions, since, "read_uncommitted" if complete else "read_committed")
         left = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IncompatibleBrokerVersion, for_code
 from aiokafka.protocol.abstract import AbstractType
@@ -111,11 +112,14 @@ class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc]
         return super().prepare(versions)
 
 
-async def topic_ids(client: AIOKafkaClient, topics: Iterable[str], *, node: int | None = None) -> dict[str, str | None]:
+async def topic_ids(
+    asks: AIOKafkaConsumer | AIOKafkaClient, topics: Iterable[str], *, node: int | None = None
+) -> dict[str, str | None]:
     """The id of each topic: None where the broker tells none, and no entry where the topic does not exist.
 
-    `node`: the broker to ask; any without it. Raises KafkaError.
+    `asks` is started. `node`: the broker to ask; any without it. Raises KafkaError.
     """
+    client = getattr(asks, "_client", asks)
     wanted = list(topics)
     try:
         answer = await client.send(client.get_random_node() if node is None else node, _MetadataRequest(wanted))

@@ -33,7 +33,7 @@ async def topic_id_of(kafka: KafkaSettings, topic: str) -> str | None:
     consumer = reader(kafka)
     await consumer.start()
     try:
-        return (await topic_ids(consumer._client, [topic])).get(topic)
+        return (await topic_ids(consumer, [topic])).get(topic)
     finally:
         await close(consumer)
 

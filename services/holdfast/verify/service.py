@@ -248,7 +248,7 @@ class Auditor:
         await self._reader.start()
         topics = self._settings.topics
         names = [*self._streams.values(), topics.control, topics.routes, topics.audit]
-        self._ids = fetch_by_id(self._reader, await topic_ids(self._reader._client, names))
+        self._ids = fetch_by_id(self._reader, await topic_ids(self._reader, names))
 
     async def follow(self) -> None:
         """Compare for good; an outage, or records that are gone, only delay it."""

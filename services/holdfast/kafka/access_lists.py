@@ -7,7 +7,7 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import CreateAclsRequest, CreateAclsRequest_v1
 from aiokafka.protocol.api import Request
 
-from holdfast.adapters.acls import Grant
+from holdfast.core.grants import Grant
 from holdfast.kafka.errors import KafkaUnavailable
 from holdfast.kafka.login import explain
 from holdfast.settings import KafkaSettings
