@@ -53,6 +53,6 @@ def test_no_policy_of_the_repository_leaves_anything_open():
     """They are what people copy."""
     shipped = [ROOT / "policies", ROOT / "deploy/kubernetes/policies"]
     policies = [one for folder in shipped for one in load_policies(folder).policies.values()]
-    policies.append(load_policy(ROOT / "services/holdfast/demo/pricing.toml"))
+    policies.append(load_policy(ROOT / "services/holdfast/cli/demo/pricing.toml"))
     assert len(policies) >= 3
     assert [open_ends(one) for one in policies] == [[]] * len(policies)
