@@ -12,6 +12,8 @@ import pytest
 
 from backends import GENEROUS
 
+pytestmark = pytest.mark.timeout(400)
+
 DEMO = [sys.executable, "-m", "holdfast.cli", "demo"]
 
 
@@ -19,7 +21,7 @@ def run_demo(*arguments, tmp_path):
     """The finished process; its temporary files are under `tmp_path`."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     return subprocess.run(
-        [*DEMO, *arguments], capture_output=True, text=True, timeout=170, env=environment, check=False
+        [*DEMO, *arguments], capture_output=True, text=True, timeout=370, env=environment, check=False
     )
 
 

@@ -50,7 +50,7 @@ GOOD, BAD = "v1", "v2"
 STONES = 2000
 """How many of the stones are offered, again and again."""
 TICK = 0.02
-DEADLINE = 120.0
+DEADLINE = 300.0
 """Seconds after which the demo gives up."""
 QUIET = 10.0
 """Seconds without a new verdict, after which no more are waited for."""
