@@ -59,6 +59,7 @@ class SecureKafka(RealKafka):
     """
 
     def __init__(self, certificates: Certificates, jwks: Path) -> None:
+        self.certificates = certificates
         sasl, mtls = free_port(), free_port()
         self.sasl, self.mtls = f"127.0.0.1:{sasl}", f"127.0.0.1:{mtls}"
         cert, key = certificates.issue("broker", "127.0.0.1")
@@ -109,6 +110,18 @@ class SecureKafka(RealKafka):
         users = [f"{kind}=[name=holdfast-{party},password={password(party)}]" for party in Party for kind in _SCRAM]
         users += [f"{kind}=[name={user},password={password(user)}]" for user in OF_AN_INPUT for kind in _SCRAM]
         self.format_arguments = tuple(word for user in users for word in ("--add-scram", user))
+
+    def login(self, party: str, **changes: Any) -> dict[str, Any]:
+        """The section `kafka` of a party's configuration: SCRAM over TLS; a change to None leaves the key out."""
+        whole = {
+            "bootstrap_servers": self.sasl,
+            "security_protocol": "SASL_SSL",
+            "ssl_ca_file": str(self.certificates.ca),
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_username": f"holdfast-{party}",
+            "sasl_password": password(party),
+        } | changes
+        return {key: value for key, value in whole.items() if value is not None}
 
 
 OF_AN_INPUT = ("prices-holdfast-producer", "prices-holdfast-consumer")

@@ -29,10 +29,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from backends import GENEROUS, Kafka, ServerProcess
+from e2e.secure import SecureKafka
+from holdfast.adapters.acls import grants
 from holdfast.adapters.embedded import free_port
 from holdfast.core.policy_events import POLICY_ACTIONS
+from holdfast.kafka.access_lists import grant_all
 from holdfast.kafka.reading import close
-from holdfast.settings import Settings, load_settings
+from holdfast.settings import KafkaSettings, Settings, load_settings
 from holdfast_schemas import TOPICS
 from holdfast_schemas.route import redis_route_key, redis_state_key
 
@@ -121,6 +124,9 @@ class Stack:
     """See the module. `settings` go over the configuration, by section: `{"guard": {"delivery": "at_least_once"}}`.
 
     With `create=False` the topics are the caller's to create. `follow` are the roles that `seen` keeps.
+
+    On a broker with logins each service and the producer of predictions has its own, and the rights that
+    `holdfast acls kafka` names; what the stack itself looks at and commands needs no rights there.
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class Stack:
         follow: Iterable[str] = tuple(TOPICS),
     ) -> None:
         self.kafka, self.folder = kafka, folder
+        self._secure = kafka if isinstance(kafka, SecureKafka) and create else None
         self.run = f"e{uuid.uuid4().hex[:8]}"
         self.policies = folder / "policies"
         self.policies.mkdir()
@@ -170,15 +177,18 @@ class Stack:
     async def __aenter__(self) -> Self:
         if self._create:
             await self.kafka.create_topics(self.settings)
+        if self._secure is not None:
+            await grant_all(self.settings.kafka, grants(self.settings))
         # A route that another test left there would be one of somebody else's. Some tests start without Redis.
         with contextlib.suppress(RedisError):
             for model in self._models:
                 await self.redis.delete(redis_route_key(model), redis_state_key(model))
-        # Idempotent: what a test sends is there once, also when the broker restarts meanwhile.
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self.kafka.bootstrap, enable_idempotence=True, linger_ms=5, max_request_size=2**24
-        )
+        self._producer = self._make_producer(self.settings.kafka)
         await self._producer.start()
+        self._predicts = self._producer
+        if self._secure is not None:
+            self._predicts = self._make_producer(KafkaSettings(**self._secure.login("producer")))
+            await self._predicts.start()
         self._follower = self._consumer("read_committed")
         self._following = asyncio.create_task(self._follow())
         return self
@@ -186,10 +196,15 @@ class Stack:
     async def __aexit__(self, *_: object) -> None:
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
-        for client in (self._follower, self._producer):
+        for client in {self._follower, self._producer, self._predicts}:
             await close(client)
         await self.redis.aclose()
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
+
+    @staticmethod
+    def _make_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
+        # Idempotent: what a test sends is there once, also when the broker restarts meanwhile.
+        return AIOKafkaProducer(enable_idempotence=True, linger_ms=5, max_request_size=2**24, **kafka.client_options())
 
     def write_policy(self, model: str, text: str) -> Path:
         """Write the policy of one model, in one step, as a deployment would."""
@@ -223,6 +238,8 @@ class Stack:
             port_name = "port" if service == "api" else "health_port"
             port, number = (settings or {}).get(service, {}).get(port_name) or free_port(), len(self.workers)
             changes: dict[str, Any] = {"worker": f"{service}-{number}", service: {port_name: port}}
+            if self._secure is not None:
+                changes["kafka"] = self._secure.login("auditor" if service == "audit" else service)
             for section, values in (settings or {}).items():
                 changes[section] = {**changes.get(section, {}), **values} if isinstance(values, Mapping) else values
             worker = Worker(service, self.write_config(f"{service}-{number}", changes), port, program)
@@ -266,13 +283,14 @@ class Stack:
     ) -> list[tuple[int, int]]:
         """Write records; `(partition, offset)` of each. A dict is keyed by its entity, or its model on `control`."""
         pending = []
+        producer = self._predicts if role == "predictions" else self._producer
         for value in values:
             this = key
             if this is None and isinstance(value, dict):
                 this = str(value["entity_id" if role == "predictions" else "model"]).encode()
             raw = json.dumps(value).encode() if isinstance(value, dict) else value
             pending.append(
-                await self._producer.send(
+                await producer.send(
                     self.topic(role),
                     raw,
                     key=this,

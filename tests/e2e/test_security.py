@@ -54,16 +54,7 @@ class Site(NamedTuple):
     token_url: str
 
     def login(self, party: str, **changes: Any) -> dict[str, Any]:
-        """The section `kafka` of a party's configuration; a change to None leaves the key out."""
-        whole = {
-            "bootstrap_servers": self.kafka.sasl,
-            "security_protocol": "SASL_SSL",
-            "ssl_ca_file": str(self.certificates.ca),
-            "sasl_mechanism": "SCRAM-SHA-512",
-            "sasl_username": f"holdfast-{party}",
-            "sasl_password": password(party),
-        } | changes
-        return {key: value for key, value in whole.items() if value is not None}
+        return self.kafka.login(party, **changes)
 
     def token_login(self, party: str, **changes: Any) -> dict[str, Any]:
         return {
