@@ -45,11 +45,12 @@ def unknown_command(words: list[str]) -> str | None:
     """The first of `words` that the command line does not have; what follows a whole command is its arguments."""
     command: Any = typer.main.get_command(app)
     for word in words:
-        if not hasattr(command, "commands"):
+        if not hasattr(command, "get_command"):
             return None
-        if word not in command.commands:
+        found = command.get_command(None, word)
+        if found is None:
             return word
-        command = command.commands[word]
+        command = found
     return None
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import click
 import pytest
 import typer
 from rich.table import Table
@@ -27,9 +26,9 @@ TERMINALS = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "
 
 def commands(command, *path):
     """Every command of the tree, as the words that call it."""
-    if isinstance(command, click.Group) or hasattr(command, "commands"):
-        for name, below in command.commands.items():
-            yield from commands(below, *path, name)
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(None):
+            yield from commands(command.get_command(None, name), *path, name)
     yield path
 
 

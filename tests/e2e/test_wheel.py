@@ -19,7 +19,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedPr
 
 
 def test_the_demo_runs_from_the_wheel(tmp_path: Path) -> None:
-    """Its name is that of the distribution; the command and the import name are `holdfast`."""
+    """Its name is that of the distribution; the command is `holdfast`, and the extra brings the embedded servers."""
     built = run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path, cwd=ROOT)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("holdfast_guard-*.whl")
@@ -31,7 +31,8 @@ def test_the_demo_runs_from_the_wheel(tmp_path: Path) -> None:
         (*uv, "venv", "--quiet", "--python", sys.executable, environment),
         (*uv, "pip", "install", "--quiet", "--python", environment / "bin" / "python"),
     ):
-        more = ("--constraint", ROOT / "requirements.lock", wheel) if "install" in command else ()
+        ours = f"holdfast-guard[embedded] @ {wheel.as_uri()}"
+        more = ("--constraint", ROOT / "requirements.lock", ours) if "install" in command else ()
         done = run(*command, *more)
         assert done.returncode == 0, done.stderr
     # Not in the checkout: nothing of it may be needed.
