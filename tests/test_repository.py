@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 import backends
 from holdfast.adapters.policies import load_policies
-from holdfast.cli.main import app
+from holdfast.cli.main import COMMANDS, app
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks.base import Check
 from holdfast.core.duration import format_duration
@@ -52,6 +52,13 @@ def unknown_command(words: list[str]) -> str | None:
             return word
         command = found
     return None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    """The list is printed without importing the commands."""
+    group: Any = typer.main.get_command(app)
+    assert " ".join(group.get_command(None, name).help.partition("\n\n")[0].split()) == COMMANDS[name].summary
 
 
 def test_the_readme_names_only_commands_that_exist() -> None:

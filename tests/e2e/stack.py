@@ -301,9 +301,10 @@ class Stack:
             )
         return [(done.partition, done.offset) for done in await asyncio.gather(*pending)]
 
-    async def command(self, model: str, action: str, version: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Send a command and return its audit record, as JSON."""
-        document = {
+    @staticmethod
+    def command_record(model: str, action: str, version: str | None = None, **fields: Any) -> dict[str, Any]:
+        """A command as it stands in the control topic, with an id of its own."""
+        return {
             "type": "command",
             "command_id": uuid.uuid4().hex,
             "model": model,
@@ -313,6 +314,10 @@ class Stack:
             **({"version": version} if version else {}),
             **fields,
         }
+
+    async def command(self, model: str, action: str, version: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Send a command and return its audit record, as JSON."""
+        document = self.command_record(model, action, version, **fields)
         await self.send([document], role="control")
         return await self.until(
             lambda: next((a for a in self.audits(model) if a.get("command_id") == document["command_id"]), None),

@@ -12,7 +12,6 @@ import os
 import random
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -157,14 +156,7 @@ class Load:
         """The next bad version, and the score model held or resumed."""
         self._bad += 1
         self._held = not self._held
-        command = {
-            "type": "command",
-            "command_id": uuid.uuid4().hex,
-            "model": "score",
-            "action": "hold" if self._held else "resume",
-            "actor": "campaign",
-            "reason": "a test",
-        }
+        command = Stack.command_record("score", "hold" if self._held else "resume", actor="campaign")
         await self._send(producer, "control", b"score", json.dumps(command).encode())
 
     def _prediction(self) -> tuple[bytes, bytes]:

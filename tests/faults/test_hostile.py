@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -85,14 +84,7 @@ async def measured(stack: Stack, seconds: float) -> tuple[list[float], list[floa
             sent[event["prediction_id"]] = time.monotonic()
             await stack.send([event])
             if len(sent) % 10 == 1:
-                command = {
-                    "type": "command",
-                    "command_id": uuid.uuid4().hex,
-                    "model": "probe",
-                    "action": "unpin" if len(commands) % 2 else "pin",
-                    "actor": "tester",
-                    "reason": "a test",
-                }
+                command = stack.command_record("probe", "unpin" if len(commands) % 2 else "pin")
                 commands[command["command_id"]] = time.monotonic()
                 await stack.send([command], role="control")
             await asyncio.sleep(0.05)

@@ -56,9 +56,6 @@ SHADOW_WITHIN = 20.0
 SHADOW_AT_ONCE = 2
 
 
-# The service
-
-
 class Api:
     """What the endpoints work with."""
 

@@ -26,9 +26,6 @@ from holdfast_schemas import (
 T = TypeVar("T")
 
 
-# What is asked and answered
-
-
 class RouteNow(Route):
     """A route, and when its pin or hold ends by itself."""
 

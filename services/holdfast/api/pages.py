@@ -31,7 +31,6 @@ from holdfast.metrics import HTTP_REFUSED
 from holdfast_schemas import utc_now
 
 pages = APIRouter(include_in_schema=False)
-# The console
 UPDATE_EVERY = 0.2
 """Seconds between two updates of a page at least."""
 SeenBy = Annotated[View, Query()]

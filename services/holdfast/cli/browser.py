@@ -9,9 +9,7 @@ import urllib.request
 import webbrowser
 
 from holdfast.api.tokens import login_link
-
-# Without the proxy of the environment: it does not reach this machine's own ports.
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+from holdfast.cli.own_ports import open_here
 
 
 def show_in_browser(host: str, port: int, token: str | None) -> None:
@@ -31,5 +29,5 @@ def one_use_code(host: str, port: int, token: str) -> str:
     request = urllib.request.Request(  # noqa: S310  our own address
         login_link(host, port) + "/code", method="POST", headers={"Authorization": f"Bearer {token}"}
     )
-    with _open(request, timeout=5) as answer:
+    with open_here(request, timeout=5) as answer:
         return str(json.load(answer)["code"])

@@ -23,6 +23,7 @@ _SERVICES = {
 
 
 def start(service: str, config: Path | None, input_name: str | None = None) -> None:
+    """Run a service until it is told to stop, and end with a sentence where it fails."""
     # What only services need is imported where one runs: the other commands start sooner.
     from holdfast.adapters.service import ServiceError, configure_logging
 

@@ -26,35 +26,28 @@ from holdfast_schemas import Route, RouteState, Severity
 
 
 def block_non_finite(batch: Batch, result: Judgement, policy: Policy | None) -> None:
+    """Block rows with numbers that are not finite where these decide, and rows with a negative zero as an output."""
     if batch.non_finite:
         decides = _fields_that_decide(policy)
         for row, found in batch.non_finite.items():
             worst = next((one for one in found if decides is None or one.name in decides), None)
             if worst is None:
                 # Nothing reads it, so it says nothing about the output.
-                add_finding(result, row, "non_finite", Severity.WARNING, False, found[0].field, found[0].seen, _FINITE)
+                warn_row(result, row, "non_finite", found[0].field, found[0].seen, _FINITE)
                 continue
-            block_row(result, row, "non_finite", worst.field, worst.seen, _FINITE)
-            result.approved[row] = False
-            result.failed[row] = True
+            _fail_row(result, row, "non_finite", worst.field, worst.seen, _FINITE)
     values = batch.columns.numbers("value")
     zero = values == 0.0
     if zero.any():
         for row in np.flatnonzero(zero & np.signbit(values)).tolist():
-            _block_negative_zero(result, row, "value")
+            _fail_row(result, row, "negative_zero", "value", "-0.0", _POSITIVE_ZERO)
     given = batch.columns.values("outputs")
     for row, outputs in enumerate(given if given.count(None) < len(given) else ()):
         for name, output in (outputs or {}).items():
             parts = output if isinstance(output, list) else (output,)
             if 0.0 in parts and any(part == 0.0 and math.copysign(1.0, part) < 0 for part in parts):
-                _block_negative_zero(result, row, f"outputs.{name}")
+                _fail_row(result, row, "negative_zero", f"outputs.{name}", "-0.0", _POSITIVE_ZERO)
                 break  # one is enough: an event may hold thousands, and a record has no room for as many findings
-
-
-def _block_negative_zero(result: Judgement, row: int, field_name: str) -> None:
-    block_row(result, row, "negative_zero", field_name, "-0.0", "a number that is not negative zero")
-    result.approved[row] = False
-    result.failed[row] = True
 
 
 def block_by_route(columns: Columns, route: Route | None, result: Judgement) -> Mask:
@@ -101,7 +94,7 @@ def note_unpromoted(columns: Columns, route: Route | None, policy: Policy, resul
     def explain(rows: list[int]) -> Explanations:
         return repeat("model_version"), [versions[row] for row in rows], repeat(wanted(route, policy.versions))
 
-    # That nobody promoted it is no failure of the version: its breaker counts what its checks find.
+    # A version that nobody promoted has not failed by that: its breaker counts what its checks find.
     nowhere = np.zeros(len(columns), dtype=np.bool_)
     apply_result(result, BuiltIn(NOT_PROMOTED), policy.mode == "enforce", CheckResult(found, None, explain), nowhere)
 
@@ -109,6 +102,7 @@ def note_unpromoted(columns: Columns, route: Route | None, policy: Policy, resul
 def block_unlisted(
     columns: Columns, listed: frozenset[str], policy: Policy, result: Judgement, countable: Mask
 ) -> None:
+    """Block rows of segments that the policy does not list."""
     segments = columns.values("segment")
     found = unlisted(segments, listed)
     if found is None:
@@ -164,6 +158,7 @@ def doubt(
 
 
 _FINITE = "a finite number"
+_POSITIVE_ZERO = "a number that is not negative zero"
 
 
 def _fields_that_decide(policy: Policy | None) -> frozenset[str | None] | None:
@@ -177,11 +172,24 @@ def _fields_that_decide(policy: Policy | None) -> frozenset[str | None] | None:
     return frozenset(("value", "outputs", *read))
 
 
+def _fail_row(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
+    """Block one row, as a failure that the breaker counts."""
+    block_row(result, row, check, field_name, seen, limit)
+    result.approved[row] = False
+    result.failed[row] = True
+
+
 def block_row(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
-    add_finding(result, row, check, Severity.ERROR, True, field_name, seen, limit)
+    """Add the finding that blocks one row; the caller takes its approval away."""
+    _add_finding(result, row, check, Severity.ERROR, True, field_name, seen, limit)
 
 
-def add_finding(
+def warn_row(result: Judgement, row: int, check: str, field_name: str, seen: Any, limit: Any) -> None:
+    """Add a finding that blocks nothing."""
+    _add_finding(result, row, check, Severity.WARNING, False, field_name, seen, limit)
+
+
+def _add_finding(
     result: Judgement, row: int, check: str, severity: Severity, enforced: bool, field_name: str, seen: Any, limit: Any
 ) -> None:
     found = Found(check, severity, enforced, jsonable(field_name), jsonable(seen), jsonable(limit))
@@ -192,6 +200,7 @@ def add_finding(
 def apply_result(
     result: Judgement, check: Check | BuiltIn, enforced: bool, outcome: CheckResult, countable: Mask
 ) -> None:
+    """Take a check's answers into the judgement; `countable` are the rows that the breaker may count."""
     failed = outcome.failed
     if outcome.unknown is not None and outcome.unknown.any():
         result.unknown[check.name] = outcome.unknown

@@ -11,7 +11,6 @@ from holdfast.core.arrays import Mask, Numbers
 from holdfast.core.built_in import (
     ENOUGH_SEGMENTS,
     BuiltIn,
-    add_finding,
     apply_result,
     block_by_route,
     block_non_finite,
@@ -21,6 +20,7 @@ from holdfast.core.built_in import (
     explain_record_keys,
     note_unpromoted,
     off_key_rows,
+    warn_row,
 )
 from holdfast.core.checks.base import CheckResult
 from holdfast.core.checks.freshness import FreshnessCheck
@@ -38,7 +38,7 @@ from holdfast.core.recent import Segments, learn_recent
 from holdfast.core.record_keys import CHECK as OFF_KEY
 from holdfast.core.record_keys import Keys
 from holdfast.core.segments import UNREMEMBERED, unlisted
-from holdfast_schemas import Route, Severity
+from holdfast_schemas import Route
 
 
 def judge(
@@ -130,7 +130,7 @@ def judge(
         outcomes = both.changes
         for row in both.unremembered:
             segment = columns.values("segment")[row]
-            add_finding(result, row, UNREMEMBERED, Severity.WARNING, False, "segment", segment, ENOUGH_SEGMENTS)
+            warn_row(result, row, UNREMEMBERED, "segment", segment, ENOUGH_SEGMENTS)
     for (change, _), outcome in zip(changes, outcomes, strict=True):
         if doubted is not None:
             doubt(change, outcome, doubted, explain_keys)
@@ -140,12 +140,12 @@ def judge(
             # A guard that reads the record back knows by this that it is no reference.
             (seen,), (limit,) = explain_keys([row])[1:]
             if all(one.check != OFF_KEY for one in result.findings.get(row, ())):
-                add_finding(result, row, OFF_KEY, Severity.WARNING, False, "key", seen, limit)
+                warn_row(result, row, OFF_KEY, "key", seen, limit)
     if result.unpromoted is not None and policy.versions == "any" and policy.checks_with_memory():
         for row in np.flatnonzero(result.unpromoted & result.approved).tolist():
             # As with a key: who reads the record back knows by this that it is no reference.
             version = columns.values("model_version")[row]
-            add_finding(result, row, NOT_PROMOTED, Severity.WARNING, False, "model_version", version, PROMOTED)
+            warn_row(result, row, NOT_PROMOTED, "model_version", version, PROMOTED)
     if waiting:
         result.used = used_by(waiting, result.last, columns)
     return result

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from holdfast.core.breaker import BreakerPolicy
 from holdfast.core.checks import AnyCheck
-from holdfast.core.checks.base import Check, Mode
+from holdfast.core.checks.base import Check, Mode, known_field
 from holdfast.core.checks.max_change import MaxChangeCheck
 from holdfast.core.checks.outlier import OutlierCheck
 from holdfast.core.checks.range import RangeCheck
 from holdfast.core.decode import Shape
 from holdfast.core.end_of_switch import end_of_switch
 from holdfast.core.errors import HoldfastError
-from holdfast.core.field_names import field_names_hint, is_field, is_number_field
+from holdfast.core.field_names import is_number_field
 from holdfast.core.mapping import TIMES, FieldMapping, Mapped, Reading, parse_path
 from holdfast.core.memory import Table
 from holdfast.core.promoted import CHECK as NOT_PROMOTED
@@ -127,8 +127,8 @@ class Policy(BaseModel):
         if not isinstance(fields, dict):
             raise ValueError("write a table: field name = path")
         for name, mapped in fields.items():
-            if not is_field(name) and name != "features":
-                raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
+            if name != "features":
+                known_field(name)
             if isinstance(mapped, FieldMapping):
                 continue
             if isinstance(mapped, str):

@@ -88,9 +88,9 @@ class RouteMoves(IncidentBook):
         pin_is_over = pin_ends_at is not None and pin_ends_at <= self.now
         if name is None or name != self.state.resume_to or not self.state.pinned_before or pin_is_over:
             self._move(name, RouteState.AUTO, reason=reason, actor=actor)
-            return serves_again(name)
+            return _serves_again(name)
         self._move(name, RouteState.PINNED, reason=reason, actor=actor, ends_at=pin_ends_at)
-        return f"{serves_again(name)}, pinned as before{until(pin_ends_at)}"
+        return f"{_serves_again(name)}, pinned as before{until(pin_ends_at)}"
 
     def _end_pin_or_hold(self) -> None:
         if standing(self.state) is Standing.PINNED:
@@ -129,7 +129,7 @@ class RouteMoves(IncidentBook):
         )
 
 
-def serves_again(name: str | None) -> str:
+def _serves_again(name: str | None) -> str:
     return f"{name} serves again" if name is not None else "the model is without a version, as it was before"
 
 

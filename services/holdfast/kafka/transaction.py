@@ -68,7 +68,7 @@ def pack(
     # A partition takes one batch at a time: those with few records must not wait for the others.
     groups = sorted(
         (
-            numbered(
+            _numbered(
                 *place,
                 batches_of(
                     Outs.of(records),
@@ -83,7 +83,7 @@ def pack(
     return [packed for group in groups for packed in group]
 
 
-def numbered(topic: str, partition: int, batches: Iterable[RecordBatch]) -> list[Packed]:
+def _numbered(topic: str, partition: int, batches: Iterable[RecordBatch]) -> list[Packed]:
     packed: list[Packed] = []
     first = 0
     for batch in batches:
@@ -118,7 +118,7 @@ async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict
             # A batch behind one that was refused has a number that the broker does not expect.
             consequences = BatchRefused | OutOfOrderSequenceNumber
             other = next((e for _, e in failed if e is not None and not isinstance(e, consequences)), None)
-            raise other or records_refused(refused)
+            raise other or _records_refused(refused)
         for future, one in zip(futures, sent, strict=True):
             stored = future.result()
             end = stored.offset + one.batch.record_count()
@@ -128,7 +128,7 @@ async def send_all(producer: AIOKafkaProducer, packed: Iterable[Packed]) -> dict
     return written
 
 
-def records_refused(refused: Sequence[tuple[Packed, BatchRefused]]) -> RecordsRefused:
+def _records_refused(refused: Sequence[tuple[Packed, BatchRefused]]) -> RecordsRefused:
     refusals: list[Refusal] = []
     too_large: list[tuple[str, int]] = []
     for one, error in refused:

@@ -78,6 +78,7 @@ class Check(BaseModel):
 
 
 def known_field(name: str) -> str:
+    """Return the name of a field. Raises ValueError where there is no such field."""
     if not is_field(name):
         raise ValueError(f"there is no field {name!r}; the fields are {field_names_hint()}")
     return name
