@@ -128,7 +128,7 @@ def off_key_rows(keys: Keys, columns: Columns, policy: Policy, known: Known) -> 
 
 
 def explain_record_keys(keys: Keys | None, columns: Columns, policy: Policy, rows: list[int]) -> Explanations:
-    """What is said of records that have not the key that they must have."""
+    """Say which key each of these records has, and which one it should have."""
     values = columns.values(policy.key.field)
     told = [keys.words(row, policy.key, values[row]) for row in rows] if keys is not None else []
     return repeat("key"), [jsonable(seen) for seen, _ in told], [limit for _, limit in told]

@@ -58,7 +58,7 @@ class Columns:
         return column
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """(n,) float64; NaN where the field is absent or is no single number."""
+        """(n,) float64; NaN where the field is absent or is not a single number."""
         made: NDArray[np.float64] = self._once(_key_of_numbers(name), lambda: as_numbers(self.values(name)))
         return made
 

@@ -7,7 +7,7 @@ command does there is in `_REFUSED_IN` of `commands`; trips and fences work in a
 A version is `candidate` first, `good` once it has served as active long enough, and `fenced` when its breaker
 trips or somebody says so; only an `unfence` ends a fence. When the active version is fenced the route moves to the
 *last good*: the latest version that served as active, earned `good`, is not fenced and is not the one being left.
-Where there is none, or where too many switches came in a while, the route is `held`: never "stay".
+If there is no such version, or if there were too many switches in a while, the route is `held`: never "stay".
 
 A held route remembers why. A hold by a person ends by a `resume` or at its own end; a hold by the breaker also ends
 when a version is promoted, and is there again when a person's hold over it comes to its end. A pin that a person's hold

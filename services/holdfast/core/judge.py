@@ -137,13 +137,13 @@ def judge(
         apply_result(result, change, policy.enforces(change), outcome, countable)
     if off is not None:
         for row in np.flatnonzero(off & result.approved).tolist():
-            # A guard that reads the record back knows by this that it is no reference.
+            # A guard that reads the record back knows by this that it is not a reference.
             (seen,), (limit,) = explain_keys([row])[1:]
             if all(one.check != OFF_KEY for one in result.findings.get(row, ())):
                 warn_row(result, row, OFF_KEY, "key", seen, limit)
     if result.unpromoted is not None and policy.versions == "any" and policy.checks_with_memory():
         for row in np.flatnonzero(result.unpromoted & result.approved).tolist():
-            # As with a key: who reads the record back knows by this that it is no reference.
+            # As with a key: a guard that reads the record back knows by this that it is not a reference.
             version = columns.values("model_version")[row]
             warn_row(result, row, NOT_PROMOTED, "model_version", version, PROMOTED)
     if waiting:

@@ -156,7 +156,7 @@ class Trips(RouteMoves):
         return detail
 
     def _hold_for_too_many(self, name: str, cause: str, reason: str, *, policy: str) -> None:
-        """Versions without end are no versions: the producer puts something else into that field."""
+        """Hold the route: with so many versions, the producer puts something else into that field."""
         if standing(self.state) in (Standing.HELD, Standing.HELD_BY_PERSON):
             return  # What it says is blocked; it trips again once the route is resumed.
         window = self.version(name).window

@@ -17,7 +17,7 @@ from holdfast_schemas import Severity
 Mode = Literal["enforce", "shadow", "off"]
 Unknown = Literal["pass", "fail"]
 Number = Annotated[float, Field(strict=True)]
-"""As TOML writes numbers: `"1.5"` and `true` are none."""
+"""A number as TOML writes it; `"1.5"` and `true` are not numbers."""
 Rows = list[int]
 Explanations = tuple[Iterable[str | None], Iterable[Any], Iterable[Any]]
 """Columns, as JSON can hold them: field, seen, limit. What is the same in all rows may be repeated without end."""

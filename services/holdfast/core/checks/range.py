@@ -82,7 +82,7 @@ class RangeCheck(OneFieldCheck):
                     bounds.max if bounds.max is not None else self.max,
                 )
             )
-        # Those by currency follow; -1 is no currency, and -2 one without bounds.
+        # Then the rows by currency; -1 stands for no currency, and -2 for a currency without bounds.
         if self.in_currency is not None:
             self._currencies[self.in_currency] = 0
         for name, bounds in self.currency.items():
